@@ -1,0 +1,118 @@
+"""The values that cross rooms, and the letters for their dimensions.
+
+Every einsum and every shape comment in the project uses these letters only:
+
+  Q  questions            P  prompt slots         L  layers
+  G  samples a question   C  completion slots     D  embed
+  B  rows, Q * G          T  slots, P + C         F  feed-forward
+  M  minibatches          S  cache slots          V  vocabulary
+  b  rows a minibatch                             N  query heads
+                                                  K  key/value heads
+                                                  R  N / K
+                                                  H  head size
+
+A row is one prompt and one completion in T = P + C slots. Prompts are padded
+on the left, so that every completion begins at slot P; completions are padded
+on the right. Masks come from lengths and never from comparing tokens with a
+pad id: some models have no pad token, some use EOS for it, and EOS is trained.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+  """One question, on the host.
+
+  Attributes:
+    prompt: the question's own text, before any chat template.
+    answer: the final answer that a reply is compared with.
+    uid: an integer in [0, 2**31) that names the question within its source. It
+      seeds the question's random keys, so it does not change between runs.
+    solution: worked reasoning that ends in the answer, or '' if there is none.
+      Supervised fine-tuning trains on it.
+  """
+
+  prompt: str
+  answer: str
+  uid: int
+  solution: str = ''
+
+
+def _pytree(cls):
+  """Makes a frozen dataclass whose fields are all pytree children."""
+  cls = dataclasses.dataclass(frozen=True)(cls)
+  return jax.tree_util.register_dataclass(
+    cls, data_fields=[f.name for f in dataclasses.fields(cls)], meta_fields=[]
+  )
+
+
+@_pytree
+class PromptBatch:
+  """Q encoded prompts, padded on the left.
+
+  Attributes:
+    tokens: i32[Q, P]; the last `lengths[q]` slots are the prompt.
+    lengths: i32[Q], 1 <= lengths <= P.
+    uids: i32[Q], `Question.uid`.
+  """
+
+  tokens: jax.Array | np.ndarray
+  lengths: jax.Array | np.ndarray
+  uids: jax.Array | np.ndarray
+
+
+@_pytree
+class Rollouts:
+  """B = Q * G sampled rows; the G rows of a question are neighbours.
+
+  Attributes:
+    tokens: i32[B, T].
+    mask: bool[B, T], True on prompt and completion tokens, EOS included.
+    completion_mask: bool[B, T], True on completion tokens, EOS included.
+    logprobs: f32[B, T], log-probability of each completion token under the
+      distribution it was really sampled from (after temperature, top_p and
+      top_k); 0 where `completion_mask` is False.
+    truncated: bool[B], True where the row ran out of slots before a stop id.
+    policy_step: i32[B], optimizer steps taken by the weights that sampled it.
+  """
+
+  tokens: jax.Array | np.ndarray
+  mask: jax.Array | np.ndarray
+  completion_mask: jax.Array | np.ndarray
+  logprobs: jax.Array | np.ndarray
+  truncated: jax.Array | np.ndarray
+  policy_step: jax.Array | np.ndarray
+
+
+@_pytree
+class Minibatches:
+  """Rows to train on, cut into M minibatches of b rows.
+
+  Attributes:
+    rollouts: every field with leading dimensions [M, b].
+    advantages: f32[M, b].
+    weight: f32[M, b], 1 on rows to train on and 0 on filler rows.
+  """
+
+  rollouts: Rollouts
+  advantages: jax.Array | np.ndarray
+  weight: jax.Array | np.ndarray
+
+
+@_pytree
+class TrainState:
+  """What an optimizer step changes.
+
+  Attributes:
+    step: i32[], optimizer steps taken.
+    params: the model's weights, one plain nested dict.
+    opt_state: optax state for `params`.
+  """
+
+  step: jax.Array
+  params: dict
+  opt_state: tuple
