@@ -1,0 +1,264 @@
+"""Stopping and going on: checkpoints, the run's configuration, signals.
+
+The life of a checkpoint:
+  1. `save` copies the arrays off the devices and returns; Orbax writes them
+     behind the next steps to checkpoints/<step>, and commits them last. A
+     process that is killed in between leaves the checkpoint before it.
+  2. Beside the arrays lies one JSON object, `meta`: the phase and whatever else
+     the training loop needs to go on at the next question.
+  3. `restore` reads the newest committed step onto the mesh of now, which need
+     not be the mesh of then.
+
+A workdir belongs to one configuration: `check_config` refuses another one, and
+so keeps a run from going on with other hyper-parameters unseen.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+
+import jax
+import orbax.checkpoint as ocp
+
+from dash_jax import batches
+from dash_jax.runs import jsonl
+
+CONFIG_NAME = 'config.json'
+
+
+class Checkpoints:
+  """The checkpoints of one run; a context that waits for the last save.
+
+  In a job of several processes each of them makes one, on a folder that they
+  share, and makes the same calls.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, keep: int):
+    """Opens `workdir`/checkpoints, and removes what killed saves left there.
+
+    Args:
+      workdir: the run's folder.
+      keep: how many of the newest checkpoints stay.
+
+    Raises:
+      ValueError: `keep` is below 1.
+    """
+    if keep < 1:
+      raise ValueError(f'keep is {keep}; at least 1 checkpoint must stay')
+    self._folder = pathlib.Path(workdir).absolute() / 'checkpoints'
+    self._manager = ocp.CheckpointManager(
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=keep, cleanup_tmp_directories=True
+      ),
+      # Named here, so that shapes can be read before anything is restored.
+      item_handlers={
+        'state': ocp.StandardCheckpointHandler(),
+        'meta': ocp.JsonCheckpointHandler(),
+      },
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc_info):
+    self.close()
+
+  def save(self, step: int, state: batches.TrainState, meta: dict) -> None:
+    """Starts to save; returns when the arrays may be donated or changed.
+
+    Args:
+      step: optimizer steps taken, in all phases.
+      state: any shapes and shardings.
+      meta: what JSON can hold.
+
+    Raises:
+      ValueError: `step` is not after the newest checkpoint.
+      TypeError: JSON cannot hold `meta`.
+    """
+    latest = self.latest_step()
+    if latest is not None and step <= latest:
+      raise ValueError(
+        f'step {step} is not after step {latest}, the newest checkpoint in '
+        f'{self._folder}'
+      )
+    # Copied now: Orbax turns it into text later, in the background.
+    meta = json.loads(json.dumps(meta))
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(_to_dict(state)),
+        meta=ocp.args.JsonSave(meta),
+      ),
+    )
+
+  def restore(
+    self, abstract_state: batches.TrainState
+  ) -> tuple[batches.TrainState, dict] | None:
+    """Returns the newest state and its meta, or None if nothing was saved.
+
+    Args:
+      abstract_state: a jax.ShapeDtypeStruct with a concrete sharding for each
+        array: where it goes, on any mesh.
+
+    Raises:
+      ValueError: the checkpoint's arrays have other names, shapes or dtypes;
+        the message names them.
+    """
+    self.wait()
+    step = self.latest_step()
+    if step is None:
+      return None
+    wanted = _to_dict(abstract_state)
+    self._check_arrays(step, wanted)
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(wanted),
+        meta=ocp.args.JsonRestore(),
+      ),
+    )
+    return batches.TrainState(**restored.state), restored.meta
+
+  def latest_step(self) -> int | None:
+    """Returns the newest saved step, one still being written included."""
+    return self._manager.latest_step()
+
+  def wait(self) -> None:
+    """Returns when every save is on disk; raises what a save raised."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for every save and frees the writers."""
+    self._manager.close()
+
+  def _check_arrays(self, step, wanted):
+    # Orbax casts other dtypes in silence, and names no field of other shapes.
+    stored = _describe(self._manager.item_metadata(step).state.tree)
+    now = _describe(wanted)
+    differing = [
+      f'  {name}: {stored.get(name, "absent")} in the checkpoint, '
+      f'{now.get(name, "absent")} in this run'
+      for name in sorted(stored.keys() | now.keys())
+      if stored.get(name) != now.get(name)
+    ]
+    if differing:
+      raise ValueError(
+        f'{self._folder / str(step)} holds other arrays than this run needs '
+        '(use the configuration it was made with, or a new workdir):\n'
+        + '\n'.join(differing)
+      )
+
+
+def save_config(workdir: str | os.PathLike, config: dict) -> None:
+  """Writes config.json; the last of its readers sees what the run does now.
+
+  Raises:
+    TypeError: a value cannot be written as JSON.
+  """
+  text = json.dumps(config, indent=2, sort_keys=True)
+  jsonl.replace(pathlib.Path(workdir) / CONFIG_NAME, text + '\n')
+
+
+def check_config(
+  workdir: str | os.PathLike, config: dict, ignore: tuple[str, ...] = ()
+) -> None:
+  """Checks that `workdir` is new or belongs to `config`.
+
+  Args:
+    workdir: the run's folder.
+    config: nested dicts of what JSON can hold.
+    ignore: beginnings of dotted field names that may differ, such as 'log.' or
+      'algorithm.num_steps'.
+
+  Raises:
+    ValueError: other fields differ; the message names each with both values.
+  """
+  path = pathlib.Path(workdir) / CONFIG_NAME
+  if not path.exists():
+    return
+  stored = _flatten(json.loads(path.read_text(encoding='utf-8')))
+  # Through JSON, so that a tuple equals the list that it was written as.
+  now = _flatten(json.loads(json.dumps(config)))
+  differing = [
+    f'  {name}: {_show(stored, name)} there, {_show(now, name)} now'
+    for name in sorted(stored.keys() | now.keys())
+    if _show(stored, name) != _show(now, name) and not name.startswith(ignore)
+  ]
+  if differing:
+    raise ValueError(
+      f'{path} belongs to a run with another configuration (go on with that '
+      'one, or use a new workdir):\n' + '\n'.join(differing)
+    )
+
+
+class Stop:
+  """Turns SIGTERM and Ctrl-C into a request to stop after this step; a context.
+
+  A second Ctrl-C raises KeyboardInterrupt at once. Each process sees its own
+  signals only: in a job of several, all must agree before they act on one.
+  """
+
+  def __init__(self):
+    self._requested = False
+    self._interrupted = False
+    self._previous = {}
+
+  @property
+  def requested(self) -> bool:
+    """Whether a signal has asked for a stop."""
+    return self._requested
+
+  def __enter__(self):
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._previous[number] = signal.signal(number, self._receive)
+    return self
+
+  def __exit__(self, *exc_info):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _receive(self, number, frame):
+    del frame
+    if number == signal.SIGINT and self._interrupted:
+      raise KeyboardInterrupt
+    self._requested = True
+    self._interrupted |= number == signal.SIGINT
+    # Not print: a handler may run inside another write to the same stream.
+    os.write(2, b'\nStopping after this step. Ctrl-C twice stops at once.\n')
+
+
+def _to_dict(state):
+  # Not dataclasses.asdict: it would copy arrays and open optax's tuples.
+  return {
+    field.name: getattr(state, field.name)
+    for field in dataclasses.fields(state)
+  }
+
+
+def _describe(tree):
+  """Returns e.g. {'params.embed': 'bfloat16[8, 4]'} for a tree of arrays."""
+  # Orbax's metadata has None for an empty optimizer state, which is no leaf.
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): (
+      f'{leaf.dtype}{list(leaf.shape)}'
+    )
+    for path, leaf in leaves
+  }
+
+
+def _flatten(config, prefix=''):
+  fields = {}
+  for key, value in config.items():
+    if isinstance(value, dict) and value:
+      fields |= _flatten(value, f'{prefix}{key}.')
+    else:
+      fields[prefix + key] = value
+  return fields
+
+
+def _show(fields, name):
+  return json.dumps(fields[name]) if name in fields else 'absent'

@@ -1,0 +1,80 @@
+"""Files of one JSON object per line, and files that appear whole or not at all.
+
+JSON has no word for numbers that are not finite, and a file that some readers
+refuse is a loss just when a run has gone wrong. They are written as the strings
+'nan', 'inf' and '-inf', which `float` reads back.
+"""
+
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+
+
+def encode(row: dict) -> str:
+  """Returns `row` as one line of valid JSON, with its newline.
+
+  Args:
+    row: strings, booleans, None, and Python, NumPy or JAX scalars by name.
+
+  Raises:
+    TypeError: a value is none of these; the message names its key.
+  """
+  values = {key: _plain(key, value) for key, value in row.items()}
+  return json.dumps(values, ensure_ascii=False, allow_nan=False) + '\n'
+
+
+def _plain(key, value):
+  if value is None or isinstance(value, str | bool | int):
+    return value
+  if isinstance(value, float):
+    return value if math.isfinite(value) else str(value)
+  if getattr(value, 'shape', None) == ():
+    return _plain(key, np.asarray(value).item())
+  raise TypeError(
+    f'{key} is {type(value).__name__}; a value in a JSON line is a string, '
+    'a boolean, None or one number'
+  )
+
+
+def read(path: str | os.PathLike) -> list[dict]:
+  """Returns the objects of `path` in order, without a torn last line.
+
+  A last line without its newline is one that was being written when the
+  process died, or is being written now.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: any other line is not a JSON object.
+  """
+  # Not str.splitlines: it also cuts at characters that JSON text may hold.
+  lines = pathlib.Path(path).read_text(encoding='utf-8').split('\n')
+  rows = []
+  for number, line in enumerate(lines[:-1], start=1):
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError as error:
+      raise ValueError(f'{path}:{number} is not JSON: {error}') from error
+    if not isinstance(row, dict):
+      raise ValueError(f'{path}:{number} is not a JSON object')
+    rows.append(row)
+  return rows
+
+
+def write(path: str | os.PathLike, rows: list[dict]) -> None:
+  """Replaces `path` by `rows`, whole or not at all."""
+  replace(path, ''.join(encode(row) for row in rows))
+
+
+def replace(path: str | os.PathLike, text: str) -> None:
+  """Replaces the text of `path`; a crash leaves the old or the new text."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'{path.name}.tmp')
+  with open(temporary, 'w', encoding='utf-8', newline='\n') as f:
+    f.write(text)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)

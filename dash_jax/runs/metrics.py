@@ -1,0 +1,190 @@
+"""What a run measured: one JSON line per optimizer step, and TensorBoard.
+
+The life of a number:
+  1. The training loop calls `write(step, values)` once per optimizer step.
+     Steps count optimizer updates of all phases together; `values['phase']` is
+     'sft' or 'rl'.
+  2. The line goes to metrics.jsonl at once, so that a killed run loses none.
+  3. The same values go to TensorBoard as '<phase>/<key>'.
+  4. A run that resumes at step s cuts every later line off both files before
+     it writes, so that no step appears twice.
+
+Numbers that are not finite are the strings 'nan', 'inf' and '-inf' in the files
+(see jsonl.py) and floats again in what `read` returns.
+"""
+
+import os
+import pathlib
+
+import tensorboardX
+
+from dash_jax.runs import jsonl
+
+METRICS_NAME = 'metrics.jsonl'
+EVALS_NAME = 'evals.jsonl'
+
+PHASES = ('sft', 'rl')
+
+EVAL_KEYS = (
+  'step',
+  'phase',
+  'split',
+  'num_questions',
+  'accuracy',
+  'accuracy_low',
+  'accuracy_high',
+  'completion_len_mean',
+  'eval_s',
+)
+
+# The only keys whose values are text.
+_TEXT_KEYS = ('phase', 'split')
+
+
+class MetricsWriter:
+  """Writes metrics.jsonl, evals.jsonl and TensorBoard events; a context.
+
+  In a job of several processes only one of them makes a writer.
+  """
+
+  def __init__(self, workdir: str | os.PathLike, resume_step: int = 0):
+    """Opens the files of `workdir`, which is made if it is missing.
+
+    Args:
+      workdir: the run's folder.
+      resume_step: optimizer steps that the run has behind it. Lines of later
+        steps belong to work that will be done again, and are cut off.
+    """
+    self._workdir = pathlib.Path(workdir)
+    self._workdir.mkdir(parents=True, exist_ok=True)
+    kept = _cut(self._workdir / METRICS_NAME, resume_step)
+    self._last_step = kept[-1]['step'] if kept else None
+    kept = _cut(self._workdir / EVALS_NAME, resume_step)
+    self._evals = {_eval_key(row) for row in kept}
+    self._metrics_file = _append(self._workdir / METRICS_NAME)
+    self._evals_file = _append(self._workdir / EVALS_NAME)
+    self._board = tensorboardX.SummaryWriter(
+      logdir=str(self._workdir / 'tensorboard'),
+      # Hides the events of an earlier process from this step on.
+      purge_step=resume_step + 1,
+    )
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc_info):
+    self._metrics_file.close()
+    self._evals_file.close()
+    self._board.close()
+
+  def write(self, step: int, values: dict[str, float | int | str]) -> None:
+    """Writes one optimizer step.
+
+    Args:
+      step: optimizer steps taken so far, in all phases; grows with each call.
+      values: one number per key, and 'phase', which is 'sft' or 'rl'.
+
+    Raises:
+      ValueError: `step` does not grow, the phase is missing or unknown, or
+        `values` holds a step of its own.
+      TypeError: a value is not one number; the message names its key.
+    """
+    if self._last_step is not None and step <= self._last_step:
+      raise ValueError(
+        f'step {step} follows step {self._last_step} in '
+        f'{self._workdir / METRICS_NAME}: steps must grow, over all phases'
+      )
+    if 'step' in values:
+      raise ValueError("values holds 'step': it is the first argument")
+    phase = _check_phase(values)
+    _emit(self._metrics_file, {'step': step, **values})
+    self._last_step = step
+    for key, value in values.items():
+      if key != 'phase':
+        self._board.add_scalar(f'{phase}/{key}', float(value), step)
+
+  def write_eval(self, values: dict[str, float | int | str]) -> None:
+    """Writes one evaluation: at least `EVAL_KEYS`.
+
+    Raises:
+      ValueError: a key is missing, the phase is unknown, or this split was
+        already evaluated at this step of this phase.
+      TypeError: a value is not one number; the message names its key.
+    """
+    missing = [key for key in EVAL_KEYS if key not in values]
+    if missing:
+      raise ValueError(f'an evaluation needs {", ".join(missing)} too')
+    phase = _check_phase(values)
+    if _eval_key(values) in self._evals:
+      raise ValueError(
+        f'split {values["split"]!r} is already evaluated at step '
+        f'{values["step"]} of phase {phase!r}: ask has_eval first'
+      )
+    _emit(self._evals_file, values)
+    self._evals.add(_eval_key(values))
+    for key, value in values.items():
+      if key not in ('step', *_TEXT_KEYS):
+        tag = f'{phase}/{values["split"]}_{key}'
+        self._board.add_scalar(tag, float(value), values['step'])
+
+  def has_eval(self, step: int, phase: str, split: str) -> bool:
+    """Returns whether evals.jsonl holds this evaluation already.
+
+    A run that died between an evaluation and the next step resumes before the
+    evaluation, and need not repeat it.
+    """
+    return (step, phase, split) in self._evals
+
+
+def read(path: str | os.PathLike) -> list[dict]:
+  """Returns the lines of a metrics.jsonl or evals.jsonl, oldest first.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: a line before the last is not a JSON object.
+  """
+  return [
+    {
+      key: float(value)
+      if isinstance(value, str) and key not in _TEXT_KEYS
+      else value
+      for key, value in row.items()
+    }
+    for row in jsonl.read(path)
+  ]
+
+
+def _cut(path, last_step):
+  """Drops lines after `last_step` and a torn one; returns the lines left."""
+  if not path.exists():
+    return []
+  kept = [row for row in jsonl.read(path) if row['step'] <= last_step]
+  jsonl.write(path, kept)
+  return kept
+
+
+def _append(path):
+  return open(path, 'a', encoding='utf-8', newline='\n')
+
+
+def _emit(file, values):
+  file.write(jsonl.encode(_check_numbers(values)))
+  file.flush()
+
+
+def _check_numbers(values):
+  for key, value in values.items():
+    if key not in _TEXT_KEYS and (value is None or isinstance(value, str)):
+      raise TypeError(f'{key} is {value!r}, not one number')
+  return values
+
+
+def _check_phase(values):
+  phase = values.get('phase')
+  if phase not in PHASES:
+    raise ValueError(f'phase is {phase!r}; valid: {", ".join(PHASES)}')
+  return phase
+
+
+def _eval_key(row):
+  return row['step'], row['phase'], row['split']

@@ -1,0 +1,235 @@
+"""A run that stops, by request or by force, goes on where it was."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from dash_jax import batches
+from dash_jax.runs import checkpoint
+
+
+def _state(scale=1.0):
+  params = {
+    'embed': jnp.arange(32, dtype=jnp.bfloat16).reshape(8, 4) * scale,
+    'layers': {'w': jnp.full((2, 4), scale)},
+  }
+  optimizer = optax.chain(
+    optax.clip_by_global_norm(1.0),
+    optax.adamw(optax.linear_schedule(1e-3, 0.0, 10)),
+  )
+  opt_state = optimizer.init(params)
+  _, opt_state = optimizer.update(params, opt_state, params)
+  return batches.TrainState(
+    step=jnp.int32(3), params=params, opt_state=opt_state
+  )
+
+
+def _abstract(state):
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state
+  )
+
+
+def _assert_equal(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_latest_state_and_meta_come_back(tmp_path):
+  """Bit for bit, with optax's own types, by another process's manager."""
+  meta = {'phase': 'sft', 'cursor': [1, 2]}
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.restore(_abstract(_state())) is None
+    checkpoints.save(1, _state(1.0), {'phase': 'sft'})
+    checkpoints.save(2, _state(2.0), meta)
+    meta['phase'] = 'changed after the call'
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.latest_step() == 2
+    state, meta = checkpoints.restore(_abstract(_state()))
+  _assert_equal(state, _state(2.0))
+  assert meta == {'phase': 'sft', 'cursor': [1, 2]}
+
+
+def test_only_the_newest_stay(tmp_path):
+  """The disk does not fill up with the length of a run."""
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    for step in (1, 2, 5):
+      checkpoints.save(step, _state(), {})
+    checkpoints.wait()
+  kept = sorted(p.name for p in (tmp_path / 'checkpoints').iterdir())
+  assert kept == ['2', '5']
+
+
+def test_saved_arrays_may_be_donated(tmp_path):
+  """The next update overwrites the weights while Orbax still writes."""
+  negate = jax.jit(lambda x: -x, donate_argnums=0)
+  weight = jnp.arange(1 << 20)
+  state = batches.TrainState(
+    step=jnp.int32(0), params={'w': weight}, opt_state=()
+  )
+  abstract = _abstract(state)
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(1, state, {})
+    negate(weight).block_until_ready()
+    restored, _ = checkpoints.restore(abstract)
+  np.testing.assert_array_equal(restored.params['w'], np.arange(1 << 20))
+
+
+def test_bad_calls_are_refused(tmp_path):
+  """Orbax alone skips an old step, and reports bad meta steps later."""
+  with pytest.raises(ValueError, match='keep is 0'):
+    checkpoint.Checkpoints(tmp_path, keep=0)
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    checkpoints.save(4, _state(), {})
+    with pytest.raises(ValueError, match='step 4 is not after step 4'):
+      checkpoints.save(4, _state(), {})
+    with pytest.raises(TypeError, match='JSON'):
+      checkpoints.save(5, _state(), {'phase': object()})
+    assert checkpoints.latest_step() == 4
+
+
+def test_other_arrays_are_named(tmp_path):
+  """Orbax alone would cast the dtype in silence."""
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    checkpoints.save(1, _state(), {})
+    wanted = _abstract(_state())
+    sharding = wanted.step.sharding
+    params = {
+      'embed': jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=sharding),
+      'layers': {'v': wanted.params['layers']['w']},
+    }
+    with pytest.raises(ValueError, match='other arrays') as error:
+      checkpoints.restore(dataclasses.replace(wanted, params=params))
+  message = str(error.value)
+  assert (
+    'params.embed: bfloat16[8, 4] in the checkpoint, float32[8, 4] in this run'
+  ) in message
+  assert 'params.layers.v: absent in the checkpoint' in message
+  assert 'params.layers.w: float32[2, 4] in the checkpoint, absent' in message
+  assert 'opt_state' not in message
+
+
+_KILLED = textwrap.dedent("""
+  import os, pathlib, signal, sys, threading
+  import jax, jax.numpy as jnp
+  from dash_jax import batches
+  from dash_jax.runs import checkpoint
+
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', 4)
+  mesh = jax.make_mesh((2, 2), ('data', 'fsdp'))
+  sharding = jax.NamedSharding(mesh, jax.P('fsdp', 'data'))
+
+  def state(seed):
+    w = jax.random.normal(jax.random.key(seed), (1024, 4096))
+    return batches.TrainState(
+      step=jnp.int32(seed), params={'w': jax.device_put(w, sharding)},
+      opt_state=())
+
+  folder = pathlib.Path(sys.argv[1]) / 'checkpoints'
+  checkpoints = checkpoint.Checkpoints(sys.argv[1], keep=2)
+  checkpoints.save(1, state(1), {'phase': 'sft'})
+  checkpoints.wait()
+  second = state(2)
+
+  def kill():
+    while not list(folder.glob('2*')):
+      pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+  threading.Thread(target=kill).start()
+  checkpoints.save(2, second, {'phase': 'rl'})
+  checkpoints.wait()
+""")
+
+
+def test_kill_during_a_save_leaves_the_step_before(tmp_path):
+  """kill -9 after step 2's folder appears; step 1 restores on another mesh.
+
+  The killed process had its array on a 2x2 mesh and this one puts it on one
+  device, so the checkpoint does not depend on the mesh either.
+  """
+  child = subprocess.run(
+    [sys.executable, '-c', _KILLED, str(tmp_path)],
+    # The child chooses its own number of devices.
+    env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert child.returncode == -signal.SIGKILL, child.stderr
+  folder = tmp_path / 'checkpoints'
+  assert any(p.name.startswith('2') for p in folder.iterdir())
+  expected = jax.random.normal(jax.random.key(1), (1024, 4096))
+  state = batches.TrainState(
+    step=jnp.int32(1), params={'w': expected}, opt_state=()
+  )
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.latest_step() == 1
+    restored, meta = checkpoints.restore(_abstract(state))
+    _assert_equal(restored, state)
+    assert meta == {'phase': 'sft'}
+    # What the killed save left behind does not stand in the way.
+    checkpoints.save(2, state, {'phase': 'rl'})
+  assert sorted(p.name for p in folder.iterdir()) == ['1', '2']
+
+
+def test_config_of_another_run_is_refused(tmp_path):
+  """Every differing field is named with both values; the rest may differ."""
+  config = {
+    'seed': 0,
+    'optim': {'learning_rate': 1e-5, 'betas': (0.9, 0.99)},
+    'log': {'every': 1},
+    'model': {'name': 'tiny'},
+  }
+  checkpoint.check_config(tmp_path, config)  # a new workdir suits any config
+  checkpoint.save_config(tmp_path, config)
+  checkpoint.check_config(tmp_path, config)
+  config['log']['every'] = 5
+  checkpoint.check_config(tmp_path, config, ignore=('log.',))
+  config['optim']['learning_rate'] = 1e-6
+  config['algorithm'] = {'kl_coef': 0.0}
+  del config['model']
+  with pytest.raises(ValueError, match='another configuration') as error:
+    checkpoint.check_config(tmp_path, config, ignore=('log.',))
+  assert str(error.value).splitlines()[1:] == [
+    '  algorithm.kl_coef: absent there, 0.0 now',
+    '  model.name: "tiny" there, absent now',
+    '  optim.learning_rate: 1e-05 there, 1e-06 now',
+  ]
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_one_signal_asks_for_a_stop(number):
+  """The step in progress is finished, and old handlers come back."""
+  before = signal.getsignal(number)
+  with checkpoint.Stop() as stop:
+    assert not stop.requested
+    os.kill(os.getpid(), number)
+    assert stop.requested
+  assert signal.getsignal(number) is before
+
+
+def test_second_interrupt_stops_at_once():
+  """Somebody who presses Ctrl-C twice does not want to wait."""
+  with checkpoint.Stop() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGINT)
+    assert stop.requested
+    with pytest.raises(KeyboardInterrupt):
+      os.kill(os.getpid(), signal.SIGINT)
