@@ -1,0 +1,163 @@
+"""Questions to arrays of prompt ids, and solutions to rows for SFT.
+
+  1. Each question goes through `chat.encode_prompt`.
+  2. A prompt that is longer than its slots is an error that says how many would
+     do: a prompt that lost its beginning asks another question. A caller that
+     would rather lose questions asks `drop_too_long` first, and gets a count.
+  3. `encode` pads prompts on the left; `encode_solutions` also puts each
+     solution and EOS behind its prompt, as if the policy had sampled it.
+
+Padding is id 0 and means nothing: masks come from lengths.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dash_jax import batches
+from dash_jax.data import chat, tokenizer
+
+
+def encode(
+  questions: Sequence[batches.Question],
+  tokenizer: tokenizer.Tokenizer,
+  *,
+  template: str,
+  max_prompt_len: int,
+  add_bos: bool = False,
+  system: str = '',
+) -> batches.PromptBatch:
+  """Returns the questions' prompts, as NumPy arrays.
+
+  Args:
+    questions: Q of them, at least one.
+    tokenizer: turns text into ids.
+    template: 'chat' or a format string: see `chat.encode_prompt`.
+    max_prompt_len: P, the prompt slots.
+    add_bos: see `chat.encode_prompt`.
+    system: see `chat.encode_prompt`.
+
+  Raises:
+    ValueError: a prompt is empty, or longer than P.
+  """
+  prompts = _encode_prompts(questions, tokenizer, template, add_bos, system)
+  _check_prompt_lengths(questions, prompts, max_prompt_len)
+  tokens = np.zeros((len(prompts), max_prompt_len), np.int32)
+  for row, prompt in zip(tokens, prompts, strict=True):
+    row[max_prompt_len - len(prompt) :] = prompt
+  return batches.PromptBatch(
+    tokens=tokens,
+    lengths=np.array([len(p) for p in prompts], np.int32),
+    uids=np.array([q.uid for q in questions], np.int32),
+  )
+
+
+def drop_too_long(
+  questions: Sequence[batches.Question],
+  tokenizer: tokenizer.Tokenizer,
+  *,
+  template: str,
+  max_prompt_len: int,
+  add_bos: bool = False,
+  system: str = '',
+) -> tuple[list[batches.Question], int]:
+  """Returns the questions that fit in P slots, and how many did not."""
+  prompts = _encode_prompts(questions, tokenizer, template, add_bos, system)
+  kept = [
+    question
+    for question, prompt in zip(questions, prompts, strict=True)
+    if len(prompt) <= max_prompt_len
+  ]
+  return kept, len(questions) - len(kept)
+
+
+def encode_solutions(
+  questions: Sequence[batches.Question],
+  tokenizer: tokenizer.Tokenizer,
+  *,
+  template: str,
+  max_prompt_len: int,
+  max_completion_len: int,
+  add_bos: bool = False,
+  system: str = '',
+) -> batches.Rollouts:
+  """Returns rows that end in the questions' solutions and EOS, for SFT.
+
+  One row a question: B = Q. EOS is the first of the tokenizer's stop ids.
+  `logprobs` and `policy_step` are 0: no policy sampled these.
+
+  Raises:
+    ValueError: a prompt is empty or longer than P, a question has no solution,
+      or a solution with EOS is longer than C.
+  """
+  batch = encode(
+    questions,
+    tokenizer,
+    template=template,
+    max_prompt_len=max_prompt_len,
+    add_bos=add_bos,
+    system=system,
+  )
+  for question in questions:
+    if not question.solution:
+      raise ValueError(f'question {question.uid} has no solution to train on')
+  completions = [
+    [*tokenizer.encode(q.solution), tokenizer.stop_ids[0]] for q in questions
+  ]
+  lengths = np.array([len(c) for c in completions])
+  longest = int(lengths.argmax())
+  if lengths[longest] > max_completion_len:
+    num_over = int((lengths > max_completion_len).sum())
+    raise ValueError(
+      f'the solution of question {questions[longest].uid} has '
+      f'{lengths[longest]} tokens with EOS, over max_completion_len '
+      f'{max_completion_len} ({num_over} of {len(questions)} are over); '
+      f'{lengths[longest]} would fit all'
+    )
+  num_rows = len(questions)
+  tokens = np.zeros((num_rows, max_completion_len), np.int32)
+  for row, completion in zip(tokens, completions, strict=True):
+    row[: len(completion)] = completion
+  prompt_slots = np.arange(max_prompt_len)
+  in_prompt = prompt_slots >= max_prompt_len - batch.lengths[:, None]
+  in_completion = np.arange(max_completion_len) < lengths[:, None]
+  completion_mask = np.concatenate(
+    [np.zeros_like(in_prompt), in_completion], axis=1
+  )
+  return batches.Rollouts(
+    tokens=np.concatenate([batch.tokens, tokens], axis=1),
+    mask=np.concatenate([in_prompt, in_completion], axis=1),
+    completion_mask=completion_mask,
+    logprobs=np.zeros(completion_mask.shape, np.float32),
+    truncated=np.zeros(num_rows, bool),
+    policy_step=np.zeros(num_rows, np.int32),
+  )
+
+
+def _encode_prompts(
+  questions, tokenizer, template, add_bos, system
+) -> list[list[int]]:
+  if not questions:
+    raise ValueError('there are no questions to encode')
+  prompts = [
+    chat.encode_prompt(
+      q.prompt, tokenizer, template, add_bos=add_bos, system=system
+    )
+    for q in questions
+  ]
+  for question, prompt in zip(questions, prompts, strict=True):
+    if not prompt:
+      raise ValueError(f'the prompt of question {question.uid} is empty')
+  return prompts
+
+
+def _check_prompt_lengths(questions, prompts, max_prompt_len: int) -> None:
+  longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+  length = len(prompts[longest])
+  if length > max_prompt_len:
+    num_over = sum(len(p) > max_prompt_len for p in prompts)
+    raise ValueError(
+      f'the prompt of question {questions[longest].uid} has {length} tokens, '
+      f'over data.max_prompt_len {max_prompt_len} ({num_over} of '
+      f'{len(prompts)} are over); data.max_prompt_len={length} would fit all'
+    )
