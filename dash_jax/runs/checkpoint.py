@@ -153,7 +153,9 @@ class Checkpoints:
 
 
 def save_config(workdir: str | os.PathLike, config: dict) -> None:
-  """Writes config.json; the last of its readers sees what the run does now.
+  """Writes config.json, which states what the run does from now on.
+
+  Comes after `check_config`, and so replaces fields that may differ only.
 
   Raises:
     TypeError: a value cannot be written as JSON.

@@ -1,0 +1,74 @@
+"""A step's rollouts can be browsed: each row by its own question."""
+
+import numpy as np
+import pytest
+
+from dash_jax import batches
+from dash_jax.runs import jsonl, rollouts
+
+_QUESTIONS = [
+  batches.Question(prompt='1 + 1?', answer='2', uid=7),
+  batches.Question(prompt='2 + 3?', answer='5', uid=9),
+]
+# Line ends of every kind, and text that looks like a number that is none.
+_COMPLETIONS = ['2\nyes', 'nan', 'a\u2028b\x85c\r\n', 'é "5"']
+
+
+def _columns(**changes):
+  return {
+    'rewards': np.float32([1, 0, 0, 1]),
+    'advantages': np.float32([0.5, -0.5, 0.0, np.nan]),
+    'kept': np.array([True, True, False, False]),
+    'completion_lens': np.int32([3, 1, 4, 5]),
+    'truncated': np.array([False, False, True, False]),
+    'logprob_sums': np.float32([-1, -2, -3, -4]),
+    **changes,
+  }
+
+
+def test_each_row_comes_back_with_its_question(tmp_path):
+  """Neighbours share a question; text survives as it was."""
+  path = rollouts.write(tmp_path, 12, _QUESTIONS, _COMPLETIONS, **_columns())
+  assert path == tmp_path / 'rollouts' / 'step_000012.jsonl'
+  rows = jsonl.read(path)
+  assert [row['completion'] for row in rows] == _COMPLETIONS
+  assert [(row['uid'], row['sample']) for row in rows] == [
+    (7, 0),
+    (7, 1),
+    (9, 0),
+    (9, 1),
+  ]
+  assert rows[2] == {
+    'step': 12,
+    'uid': 9,
+    'sample': 0,
+    'prompt': '2 + 3?',
+    'answer': '5',
+    'completion': _COMPLETIONS[2],
+    'reward': 0.0,
+    'advantage': 0.0,
+    'kept': False,
+    'completion_len': 4,
+    'truncated': True,
+    'logprob_sum': -3.0,
+  }
+  assert rows[3]['advantage'] == 'nan'
+
+
+def test_a_step_done_again_replaces_its_file(tmp_path):
+  """After a resume the folder shows what happened, and nothing beside it."""
+  rollouts.write(tmp_path, 1, _QUESTIONS, ['a', 'b', 'c', 'd'], **_columns())
+  rollouts.write(tmp_path, 1, _QUESTIONS, ['e', 'f', 'g', 'h'], **_columns())
+  (path,) = (tmp_path / 'rollouts').iterdir()
+  assert [row['completion'] for row in jsonl.read(path)] == list('efgh')
+
+
+def test_lengths_that_disagree_are_named(tmp_path):
+  """A column that is short would put rewards beside other replies."""
+  with pytest.raises(ValueError, match=r'kept has shape \(3,\); valid: \(4,\)'):
+    rollouts.write(
+      tmp_path, 1, _QUESTIONS, _COMPLETIONS, **_columns(kept=np.ones(3, bool))
+    )
+  with pytest.raises(ValueError, match='3 completions do not divide'):
+    rollouts.write(tmp_path, 1, _QUESTIONS, _COMPLETIONS[:3], **_columns())
+  assert not list(tmp_path.iterdir())
