@@ -35,7 +35,7 @@ class Progress:
     """Shows on `console`, which is standard output if left out."""
     self._console = console or rich.console.Console()
     self._bars = None
-    if self._console.is_terminal:
+    if self._console.is_terminal and not self._console.is_dumb_terminal:
       self._bars = rich.progress.Progress(
         rich.progress.TextColumn('{task.description}'),
         rich.progress.BarColumn(bar_width=16),

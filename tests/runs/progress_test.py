@@ -18,8 +18,9 @@ def _console(is_terminal):
   )
 
 
-def test_terminal_shows_a_bar_with_live_values():
+def test_terminal_shows_a_bar_with_live_values(monkeypatch):
   """All of it fits on 80 columns, so nothing is cut off with an ellipsis."""
+  monkeypatch.setenv('TERM', 'xterm')
   console = _console(is_terminal=True)
   with progress.Progress(console) as shown:
     phase = shown.phase('DASH', 80)
