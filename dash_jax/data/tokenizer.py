@@ -184,8 +184,8 @@ def train_sentencepiece(
       bos_id=1,
       eos_id=2,
       pad_id=-1,
-      # Longer ones would be skipped.
-      max_sentence_length=max(len(line.encode()) for line in lines) + 1,
+      # The most there can be: longer lines would be skipped.
+      max_sentence_length=1 << 30,
       shuffle_input_sentence=False,
       num_threads=1,
       minloglevel=2,
