@@ -42,15 +42,15 @@ class Question:
   solution: str = ''
 
 
-def _pytree(cls):
-  """Makes a frozen dataclass whose fields are all pytree children."""
+def pytree(cls):
+  """Makes `cls` a frozen dataclass whose fields are all pytree children."""
   cls = dataclasses.dataclass(frozen=True)(cls)
   return jax.tree_util.register_dataclass(
     cls, data_fields=[f.name for f in dataclasses.fields(cls)], meta_fields=[]
   )
 
 
-@_pytree
+@pytree
 class PromptBatch:
   """Q encoded prompts, padded on the left.
 
@@ -65,7 +65,7 @@ class PromptBatch:
   uids: jax.Array | np.ndarray
 
 
-@_pytree
+@pytree
 class Rollouts:
   """B = Q * G sampled rows; the G rows of a question are neighbours.
 
@@ -88,14 +88,15 @@ class Rollouts:
   policy_step: jax.Array | np.ndarray
 
 
-@_pytree
+@pytree
 class Minibatches:
   """Rows to train on, cut into M minibatches of b rows.
 
   Attributes:
     rollouts: every field with leading dimensions [M, b].
     advantages: f32[M, b].
-    weight: f32[M, b], 1 on rows to train on and 0 on filler rows.
+    weight: f32[M, b], what each of the row's tokens counts in the loss, its
+      denominator included; 0 on filler rows.
   """
 
   rollouts: Rollouts
@@ -103,7 +104,7 @@ class Minibatches:
   weight: jax.Array | np.ndarray
 
 
-@_pytree
+@pytree
 class TrainState:
   """What an optimizer step changes.
 

@@ -1,0 +1,306 @@
+"""The parts of a run, built from its config.
+
+  1. Processes join (if the launcher says so) and devices form a mesh.
+  2. The tokenizer is read, or trained on the training questions.
+  3. Questions are loaded, and those that cannot fit are errors or counted.
+  4. Weights are made or read, straight into the layout they rest in.
+
+`train.py` and `evaluate.py` start here; nothing below sees a ConfigDict.
+"""
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from absl import logging
+
+from dash_jax import batches, sharding
+from dash_jax import config as config_lib
+from dash_jax.data import prompts, questions, tokenizer
+from dash_jax.learning import optim
+from dash_jax.model import gguf, hf, llama, presets
+from dash_jax.rewards import workers
+
+TOKENIZER_NAME = 'tokenizer.model'
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+  """How questions become prompt tokens; see data/prompts.py."""
+
+  tokenizer: tokenizer.Tokenizer
+  template: str
+  system: str
+  add_bos: bool
+  max_prompt_len: int
+  max_completion_len: int
+
+  def _options(self):
+    return {
+      'template': self.template,
+      'system': self.system,
+      'add_bos': self.add_bos,
+      'max_prompt_len': self.max_prompt_len,
+    }
+
+  def encode(self, asked: list[batches.Question]) -> batches.PromptBatch:
+    return prompts.encode(asked, self.tokenizer, **self._options())
+
+  def encode_solutions(
+    self, asked: list[batches.Question]
+  ) -> batches.Rollouts:
+    return prompts.encode_solutions(
+      asked,
+      self.tokenizer,
+      **self._options(),
+      max_completion_len=self.max_completion_len,
+    )
+
+  def drop_too_long(self, asked: list[batches.Question]):
+    return prompts.drop_too_long(asked, self.tokenizer, **self._options())
+
+  def decode(self, rollouts: batches.Rollouts) -> list[str]:
+    """Returns each row's completion as text, without its stop token."""
+    C = self.max_completion_len
+    return [
+      self.tokenizer.decode(tokens[mask].tolist())
+      for tokens, mask in zip(
+        rollouts.tokens[:, -C:], rollouts.completion_mask[:, -C:], strict=True
+      )
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """What a run is made of."""
+
+  config: ml_collections.ConfigDict
+  workdir: pathlib.Path
+  encoding: Encoding
+  model: llama.Llama
+  stop_ids: np.ndarray
+  train_questions: list[batches.Question]
+  test_questions: list[batches.Question]
+  pool: workers.Pool
+
+
+def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
+  """Joins the job's processes if `mesh.multi_host`, and returns the mesh.
+
+  On TPU pods, Slurm and similar launchers jax finds the others by itself;
+  elsewhere COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID name them.
+  """
+  if config.mesh.multi_host and not jax.distributed.is_initialized():
+    address = os.environ.get('COORDINATOR_ADDRESS')
+    if address:
+      jax.distributed.initialize(
+        address,
+        int(os.environ['NUM_PROCESSES']),
+        int(os.environ['PROCESS_ID']),
+      )
+    else:
+      jax.distributed.initialize()
+  mesh = sharding.make_mesh(
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+  )
+  config_lib.check_mesh(
+    config, sharding.num_batch_shards(mesh), jax.process_count()
+  )
+  return mesh
+
+
+def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
+  """Returns the parts of a checked config; weights come from `load_params`.
+
+  Raises:
+    ValueError, FileNotFoundError: names the field and what would be valid.
+  """
+  folder = pathlib.Path(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
+  train = _load_questions(config, 'train', config.data.num_train)
+  test = _load_questions(config, 'test', config.eval.num_questions)
+  tok = _load_tokenizer(config, folder, train)
+  encoding = Encoding(
+    tokenizer=tok,
+    template=config.data.template,
+    system=config.data.system,
+    add_bos=config.data.add_bos,
+    max_prompt_len=config.data.max_prompt_len,
+    max_completion_len=config.sampling.max_completion_len,
+  )
+  train, test = (
+    _fit(config, encoding, split, asked)
+    for split, asked in (('train', train), ('test', test))
+  )
+  if config.algorithm.sft_steps and not all(q.solution for q in train):
+    raise ValueError(
+      f'algorithm.sft_steps={config.algorithm.sft_steps}, but some training'
+      ' questions have no solution: set data.solution_field, or sft_steps=0'
+    )
+  architecture = model_config(config)
+  if tok.vocab_size > architecture.vocab_size:
+    raise ValueError(
+      f'the tokenizer has {tok.vocab_size} ids, the model'
+      f' ({config.model.preset}) {architecture.vocab_size}: choose the'
+      " model's own data.tokenizer"
+    )
+  config_lib.check_model_on_mesh(architecture, config.mesh.tensor)
+  return Parts(
+    config=config,
+    workdir=folder,
+    encoding=encoding,
+    model=llama.Llama(
+      architecture,
+      dtype=jnp.dtype(config.model.dtype),
+      param_dtype=jnp.dtype(config.model.param_dtype),
+      remat=config.model.remat,
+    ),
+    stop_ids=_stop_ids(tok, config.data.stop_text),
+    train_questions=train,
+    test_questions=test,
+    pool=workers.Pool(
+      config.reward.function,
+      kwargs={'style': config.reward.style},
+      num_workers=config.reward.num_workers,
+      timeout_s=config.reward.timeout_s,
+    ),
+  )
+
+
+def model_config(config: ml_collections.ConfigDict) -> llama.LlamaConfig:
+  """Returns the architecture; a file of weights must have the preset's.
+
+  Raises:
+    ValueError: the file's architecture is another.
+  """
+  preset = presets.PRESETS[config.model.preset]
+  kind, path = _weights_source(config)
+  if not kind:
+    return preset
+  found = (gguf if kind == 'gguf' else hf).read_config(path)
+  if found != preset:
+    differing = [
+      f'{field.name} is {getattr(found, field.name)} there,'
+      f' {getattr(preset, field.name)} in the preset'
+      for field in dataclasses.fields(preset)
+      if getattr(found, field.name) != getattr(preset, field.name)
+    ]
+    raise ValueError(
+      f'model.weights={config.model.weights!r} is not a'
+      f' {config.model.preset}: {"; ".join(differing)}'
+    )
+  return found
+
+
+def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
+  """Returns the weights a run starts from, in the TRAIN layout."""
+  kind, path = _weights_source(config)
+  if not kind:
+    key = jax.random.key(config.seed)
+    return llama.init_params(model.config, key, model.param_dtype)
+  read = (gguf if kind == 'gguf' else hf).read_weights
+  return jax.tree.map(
+    lambda like, x: jax.make_array_from_callback(
+      like.shape, like.sharding, lambda at: np.asarray(x[at], like.dtype)
+    ),
+    llama.abstract_params(model.config, model.param_dtype),
+    read(path, model.config),
+  )
+
+
+def make_optimizer(config, learning_rate, total_steps, warmup_steps):
+  """Returns the optimizer of a phase; all have the same state."""
+  return optim.make_optimizer(
+    optim.OptimConfig(
+      learning_rate=learning_rate,
+      schedule=config.optim.schedule,
+      warmup_steps=warmup_steps,
+      total_steps=total_steps,
+      weight_decay=config.optim.weight_decay,
+      max_grad_norm=config.optim.max_grad_norm,
+    )
+  )
+
+
+def _weights_source(config):
+  kind, _, path = config.model.weights.partition(':')
+  if kind == 'gguf':
+    path = gguf.resolve(path)
+  if kind:
+    config_lib.check_file('model.weights', path)
+  return kind, path
+
+
+def _load_questions(config, split, num):
+  data = config.data
+  # The held-out questions are the same for every seed.
+  return questions.load(
+    data.source,
+    split,
+    num=num or None,
+    seed=config.seed if split == 'train' else 0,
+    path=data.path,
+    data_dir=data.data_dir,
+    prompt_field=data.prompt_field,
+    answer_field=data.answer_field,
+    solution_field=data.solution_field,
+  )
+
+
+def _load_tokenizer(config, folder, train):
+  if config.data.tokenizer != 'trained':
+    return tokenizer.load(config.data.tokenizer, config.data.tokenizer_path)
+  path = folder / TOKENIZER_NAME
+  if path.exists():
+    return tokenizer.load('sentencepiece', str(path))
+  vocab_size = presets.PRESETS[config.model.preset].vocab_size
+  texts = [
+    config.data.template.format(question=q.prompt) + q.solution for q in train
+  ]
+  # Training is deterministic, so each process trains its own copy, and a
+  # rename keeps others from reading half a file.
+  with tempfile.TemporaryDirectory(dir=folder) as scratch:
+    made = pathlib.Path(scratch) / TOKENIZER_NAME
+    trained = tokenizer.train_sentencepiece(texts, vocab_size, str(made))
+    made.rename(path)
+  return trained
+
+
+def _fit(config, encoding, split, asked):
+  """Returns the questions whose prompts fit, under `data.too_long`."""
+  if config.data.too_long == 'error':
+    encoding.encode(asked)
+    return asked
+  kept, num_dropped = encoding.drop_too_long(asked)
+  if num_dropped:
+    logging.warning(
+      'data.too_long=drop: left out %d of %d %s questions with more than'
+      ' data.max_prompt_len=%d tokens',
+      num_dropped,
+      len(asked),
+      split,
+      config.data.max_prompt_len,
+    )
+  if not kept:
+    raise ValueError(
+      f'no {split} question fits data.max_prompt_len='
+      f'{config.data.max_prompt_len}: raise it'
+    )
+  return kept
+
+
+def _stop_ids(tok, stop_text):
+  ids = list(tok.stop_ids)
+  if stop_text:
+    extra = tok.encode(stop_text)
+    if len(extra) != 1:
+      raise ValueError(
+        f'data.stop_text={stop_text!r} is {len(extra)} tokens: it must be one'
+      )
+    ids += extra
+  return np.array(ids, np.int32)

@@ -1,0 +1,197 @@
+"""Where questions come from, and which of them each optimizer step gets.
+
+The life of a question:
+  1. `load` makes or reads the questions of one split of a source, once a run.
+  2. `draw` says which of them optimizer step t asks. It is a function of the
+     seed and t alone, so a resumed run goes on from its step number.
+"""
+
+import os
+
+import numpy as np
+
+from dash_jax import batches
+from dash_jax.data import addition, jsonl, word_problems
+
+SOURCES = ('word_problems', 'addition', 'gsm8k', 'jsonl')
+
+
+def _read_text(row, field, where, kinds):
+  value = row[field]
+  # bool is an int to Python; an answer true or false is a mistake here.
+  if not isinstance(value, kinds) or isinstance(value, bool):
+    wanted = ' or '.join(kind.__name__ for kind in kinds)
+    raise ValueError(
+      f'{where}: field {field!r} is {value!r}, but it must be {wanted}'
+    )
+  text = str(value)
+  if not text.strip():
+    raise ValueError(f'{where}: field {field!r} is empty')
+  return text
+
+
+def load_jsonl(
+  path: str | os.PathLike,
+  prompt_field: str,
+  answer_field: str,
+  solution_field: str = '',
+) -> list[batches.Question]:
+  """Returns the questions of a JSONL file, in order.
+
+  Args:
+    path: the file, one JSON object a line, in UTF-8; blank lines are allowed.
+    prompt_field: the field that holds the question.
+    answer_field: the field that holds the final answer, as text or a number.
+      Where '####' stands in it, the answer is what follows the last one.
+    solution_field: the field that holds the worked solution; '' for none.
+
+  Returns:
+    One Question a row; its uid is the number of its line, from 0.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: naming file:line, what is wrong there and what would be right; or
+      the file has no rows.
+  """
+  fields = (prompt_field, answer_field)
+  if solution_field:
+    fields += (solution_field,)
+  questions = []
+  for line_number, row in jsonl.read(path, fields):
+    where = f'{path}:{line_number}'
+    answer = _read_text(row, answer_field, where, (str, int, float))
+    answer = answer.rpartition('####')[2].strip()
+    if not answer:
+      raise ValueError(f'{where}: nothing after #### in field {answer_field!r}')
+    solution = ''
+    if solution_field:
+      solution = _read_text(row, solution_field, where, (str,))
+    questions.append(
+      batches.Question(
+        prompt=_read_text(row, prompt_field, where, (str,)),
+        answer=answer,
+        uid=line_number - 1,
+        solution=solution,
+      )
+    )
+  return questions
+
+
+def _load_source(source, split, num, seed, path, data_dir, fields):
+  if source == 'word_problems':
+    if num is None:
+      raise ValueError(
+        'word_problems: num must be given, from 1 to '
+        f'{word_problems.MAX_NUM.get(split, 0):,}; there is no end of them'
+      )
+    return word_problems.generate(num, split, seed)
+  if source == 'addition':
+    if num is None:
+      num = len(addition.pairs(split))
+    return addition.generate(num, split, seed)
+  if source == 'gsm8k':
+    # tensorflow_datasets takes most of a second to import, and the sources that
+    # the project makes itself do without it.
+    from dash_jax.data import gsm8k
+
+    return gsm8k.load(split, data_dir or '~/tensorflow_datasets', path or None)
+  if not path:
+    raise ValueError("jsonl: path is '', but it must name a file")
+  return load_jsonl(path.replace('{split}', split), *fields)
+
+
+def load(
+  source: str,
+  split: str,
+  *,
+  num: int | None = None,
+  seed: int = 0,
+  path: str = '',
+  data_dir: str = '',
+  prompt_field: str = 'question',
+  answer_field: str = 'answer',
+  solution_field: str = '',
+) -> list[batches.Question]:
+  """Returns the questions of one split of a source.
+
+  Args:
+    source: one of `SOURCES`.
+    split: 'train' or 'test'; for 'jsonl' whatever takes the place of '{split}'.
+    num: how many; None for all. Of a file, these are its first ones.
+      'word_problems' must be told.
+    seed: for 'word_problems' and 'addition', which questions in which order.
+    path: for 'jsonl' the file, in which '{split}' is replaced by the split; for
+      'gsm8k' the folder with train.jsonl and test.jsonl, '' to download them.
+    data_dir: for 'gsm8k', where the prepared data is kept; '' for
+      ~/tensorflow_datasets.
+    prompt_field, answer_field, solution_field: for 'jsonl', see `load_jsonl`.
+
+  Raises:
+    FileNotFoundError: a file named by `path` is not there.
+    ValueError: no such source or split, a bad row, or `num` is not from 1 to
+      the number of questions there are.
+  """
+  if source not in SOURCES:
+    raise ValueError(f'source {source!r} must be one of {SOURCES}')
+  fields = (prompt_field, answer_field, solution_field)
+  loaded = _load_source(source, split, num, seed, path, data_dir, fields)
+  if num is None:
+    return loaded
+  if not 1 <= num <= len(loaded):
+    raise ValueError(
+      f'{source}: num={num} must be from 1 to {len(loaded):,}, the number of '
+      f'questions of split {split!r}'
+    )
+  return loaded[:num]
+
+
+def _shuffle(size, num, seed, epoch):
+  """Returns int[size], the order in which an epoch asks the questions."""
+  if size < 2 * num:
+    # Two neighbouring epochs share more than they differ, so a step across them
+    # could not avoid a repetition. One order, gone round and round, has none.
+    return np.random.default_rng([seed, 0]).permutation(size)
+  order = np.random.default_rng([seed, epoch]).permutation(size)
+  num_before = epoch * size % num
+  if not num_before:
+    return order
+  # The first step also asks the last `num_before` of the epoch before: these are
+  # moved back here, yet not into this epoch's own last ones, which the next
+  # epoch relies on.
+  before = np.random.default_rng([seed, epoch - 1]).permutation(size)
+  num_last = (epoch + 1) * size % num
+  body, last = np.split(order, [size - num_last])
+  repeats = np.isin(body, before[size - num_before :])
+  return np.concatenate([body[~repeats], body[repeats], last])
+
+
+def draw(
+  questions: list[batches.Question], step: int, num: int, seed: int
+) -> list[batches.Question]:
+  """Returns the `num` questions of one optimizer step, all different.
+
+  Questions are asked in epochs, each in a fresh order and each question once;
+  a step may end one epoch and begin the next. (With fewer than 2 * num
+  questions every epoch has the same order.)
+
+  Args:
+    questions: all of them, in an order that does not change between runs.
+    step: optimizer step, from 0.
+    num: questions a step.
+    seed: not negative; orders the epochs.
+
+  Raises:
+    ValueError: `num` is not from 1 to the number of questions.
+  """
+  size = len(questions)
+  if not 1 <= num <= size:
+    raise ValueError(
+      f'num={num} questions a step must be from 1 to {size:,}, the number of '
+      'questions there are'
+    )
+  epoch, start = divmod(step * num, size)
+  drawn = _shuffle(size, num, seed, epoch)[start : start + num]
+  if len(drawn) < num:
+    rest = _shuffle(size, num, seed, epoch + 1)[: num - len(drawn)]
+    drawn = np.concatenate([drawn, rest])
+  return [questions[i] for i in drawn]

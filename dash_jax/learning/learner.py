@@ -1,0 +1,200 @@
+"""One optimizer step over the minibatches that carry signal.
+
+  1. A loop over the first n of M minibatches runs the reference (if the loss
+     has a KL term) and the policy, and adds up the gradient in float32. n is a
+     value of the program: no step compiles, and cost follows n.
+  2. The optimizer changes the weights once.
+
+The gradient is a plain sum over rows (see losses.py), so any minibatch size
+and any number of accumulation steps give the same update.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dash_jax import batches
+from dash_jax.learning import losses
+from dash_jax.model import llama
+from dash_jax.sampling import decoding as decoding_lib
+
+
+def init_state(params: dict, optimizer) -> batches.TrainState:
+  """Returns the state before the first step; moments take the weights' layout."""
+  return batches.TrainState(
+    step=jnp.int32(0), params=params, opt_state=jax.jit(optimizer.init)(params)
+  )
+
+
+def abstract_state(model: llama.Llama, optimizer) -> batches.TrainState:
+  """Returns the state's shapes and layouts, for a checkpoint to fill."""
+  params = llama.abstract_params(model.config, model.param_dtype)
+  replicated = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+  return batches.TrainState(
+    step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
+    params=params,
+    opt_state=jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape,
+        x.dtype,
+        sharding=NamedSharding(jax.sharding.get_mesh(), x.sharding.spec),
+      ),
+      jax.eval_shape(optimizer.init, params),
+    ),
+  )
+
+
+def completion_logprobs(
+  model: llama.Llama,
+  params: dict,
+  rollouts: batches.Rollouts,
+  decoding: decoding_lib.Decoding,
+  max_completion_len: int,
+):
+  """Returns f32[b, C], log-probabilities of the completion slots' tokens.
+
+  Logits are computed for completion slots alone. Slots after a row's end hold
+  arbitrary finite values.
+  """
+  C = max_completion_len
+  apply = functools.partial(model.apply, {'params': params})
+  hidden = apply(rollouts.tokens, rollouts.mask)
+  # Slot t's logits predict the token in slot t + 1.
+  logits = apply(hidden[:, -C - 1 : -1], method=llama.Llama.logits)
+  if decoding.restricted:
+    # top_p and top_k sort the vocabulary, which must then be whole.
+    rows = jax.typeof(hidden).sharding.spec
+    logits = jax.sharding.reshard(logits, rows)
+  return decoding_lib.token_logprobs(logits, rollouts.tokens[:, -C:], decoding)
+
+
+def minibatch_loss(
+  params, model, minibatch, ref_params, decoding, max_completion_len, objective
+):
+  """Returns the loss of one minibatch and sums for the metrics.
+
+  Args:
+    params: weights to differentiate.
+    model: the architecture.
+    minibatch: batches.Minibatches without the leading M.
+    ref_params: reference weights, used when objective.kl_coef > 0.
+    decoding: the distribution the rows were sampled from.
+    max_completion_len: C.
+    objective: what to minimise.
+  """
+  rollouts = minibatch.rollouts
+  C = max_completion_len
+  mask = rollouts.completion_mask[:, -C:] & (minibatch.weight[:, None] > 0)
+  logprobs = completion_logprobs(model, params, rollouts, decoding, C)
+  old = rollouts.logprobs[:, -C:]
+  if objective.supervised:
+    loss, clipped = -logprobs, jnp.zeros_like(mask)
+    old = jax.lax.stop_gradient(logprobs)
+  else:
+    loss, clipped = losses.clipped_policy_loss(
+      logprobs,
+      # Slots without a token must not overflow the ratio.
+      jnp.where(mask, old, jax.lax.stop_gradient(logprobs)),
+      minibatch.advantages,
+      objective.clip_low,
+      objective.clip_high,
+    )
+  kl = jnp.zeros_like(logprobs)
+  if objective.kl_coef:
+    ref = completion_logprobs(model, ref_params, rollouts, decoding, C)
+    kl = losses.k3_kl(logprobs, jax.lax.stop_gradient(ref))
+    loss = loss + objective.kl_coef * kl
+
+  def total(x):
+    return jnp.sum(jnp.where(mask, x, 0.0))
+
+  sums = {
+    'tokens': total(1.0),
+    'kl': total(kl),
+    'entropy': total(-logprobs),
+    'clipped': total(clipped.astype(jnp.float32)),
+    'gap': total(jnp.abs(logprobs - old)),
+  }
+  return total(loss * minibatch.weight[:, None]), sums
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('model', 'optimizer', 'max_completion_len', 'objective'),
+  donate_argnames=('state',),
+)
+def update(
+  state: batches.TrainState,
+  minibatches: batches.Minibatches,
+  num_minibatches: jax.Array,
+  ref_params: dict | None,
+  decoding: decoding_lib.Decoding,
+  *,
+  model: llama.Llama,
+  optimizer: optax.GradientTransformation,
+  max_completion_len: int,
+  objective: losses.Objective,
+) -> tuple[batches.TrainState, dict]:
+  """Takes one optimizer step.
+
+  Args:
+    state: donated.
+    minibatches: M minibatches, of which the first n hold rows to learn from.
+    num_minibatches: i32[], n.
+    ref_params: the reference policy; None when objective.kl_coef is 0.
+    decoding: the distribution the rows were sampled from.
+    model, optimizer, max_completion_len, objective: parts of the program.
+
+  Returns:
+    The new state, and f32[] metrics: loss, grad_norm, kl, entropy (Monte
+    Carlo: mean of -logprob over trained tokens), clip_fraction, logprob_gap.
+  """
+  grad_fn = jax.value_and_grad(minibatch_loss, has_aux=True)
+
+  def accumulate(i, carry):
+    def pick(x):
+      return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+    (loss, sums), grads = grad_fn(
+      state.params,
+      model,
+      jax.tree.map(pick, minibatches),
+      ref_params,
+      decoding,
+      max_completion_len,
+      objective,
+    )
+    grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    return jax.tree.map(jnp.add, carry, (loss, sums, grads))
+
+  zero = jnp.float32(0)
+  names = ('tokens', 'kl', 'entropy', 'clipped', 'gap')
+  loss, sums, grads = jax.lax.fori_loop(
+    0,
+    num_minibatches,
+    accumulate,
+    (
+      zero,
+      dict.fromkeys(names, zero),
+      jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.params),
+    ),
+  )
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  new_state = batches.TrainState(
+    step=state.step + 1,
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+  )
+  tokens = jnp.maximum(sums['tokens'], 1.0)
+  metrics = {
+    'loss': loss,
+    'grad_norm': optax.global_norm(grads),
+    'kl': sums['kl'] / tokens,
+    'entropy': sums['entropy'] / tokens,
+    'clip_fraction': sums['clipped'] / tokens,
+    'logprob_gap': sums['gap'] / tokens,
+  }
+  return new_state, metrics

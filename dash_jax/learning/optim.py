@@ -1,0 +1,55 @@
+"""The optimizer, from optax."""
+
+import dataclasses
+
+import optax
+
+SCHEDULES = ('constant', 'linear', 'cosine')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """AdamW and its schedule.
+
+  Attributes:
+    learning_rate: the peak.
+    schedule: constant, or linear or cosine decay to 0 over `total_steps`.
+    warmup_steps: steps of linear rise from 0 before the schedule begins.
+    total_steps: optimizer steps of the phase, warm-up included.
+    weight_decay: decoupled, on matrices only.
+    max_grad_norm: global-norm clip; 0 clips nothing.
+  """
+
+  learning_rate: float
+  schedule: str
+  warmup_steps: int
+  total_steps: int
+  weight_decay: float = 0.0
+  max_grad_norm: float = 1.0
+  b1: float = 0.9
+  b2: float = 0.999
+
+
+def make_schedule(config: OptimConfig) -> optax.Schedule:
+  """Returns the learning rate as a function of the steps taken."""
+  rest = max(config.total_steps - config.warmup_steps, 1)
+  after = {
+    'constant': optax.constant_schedule(config.learning_rate),
+    'linear': optax.linear_schedule(config.learning_rate, 0.0, rest),
+    'cosine': optax.cosine_decay_schedule(config.learning_rate, rest),
+  }[config.schedule]
+  rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+  return optax.join_schedules([rise, after], [config.warmup_steps])
+
+
+def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
+  """Returns AdamW with a global-norm clip in front, if asked for."""
+  adamw = optax.adamw(
+    make_schedule(config),
+    b1=config.b1,
+    b2=config.b2,
+    weight_decay=config.weight_decay,
+  )
+  if not config.max_grad_norm:
+    return adamw
+  return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)

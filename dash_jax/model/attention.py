@@ -1,0 +1,94 @@
+"""Rotary positions and grouped-query attention, the plain path.
+
+  1. `rotate` turns queries and keys by their positions.
+  2. `attend` is attention of whole rows, for the learner and for prefill.
+  3. `attend_cached` is attention of one new token a row: over the prompt that
+     its group shares and over the row's own completion, as one softmax.
+"""
+
+import jax
+import jax.numpy as jnp
+
+_MASKED = -1e30  # finite, so that a row with nothing to see is not NaN
+
+
+def rotate(x, positions, frequencies):
+  """Applies rotary embeddings to the pairs (i, i + H/2).
+
+  Args:
+    x: [..., T, heads, H].
+    positions: i32[..., T].
+    frequencies: f32[H/2], radians per position.
+
+  Returns:
+    The rotated array, in `x`'s dtype.
+
+  Source: arXiv 2104.09864, in the half-split order of Llama checkpoints.
+  """
+  angles = positions[..., None, None].astype(jnp.float32) * frequencies
+  sin, cos = jnp.sin(angles), jnp.cos(angles)
+  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+  return out.astype(x.dtype)
+
+
+def _softmax(scores, allowed, dtype):
+  return jax.nn.softmax(jnp.where(allowed, scores, _MASKED)).astype(dtype)
+
+
+def attend(q, k, v, mask):
+  """Causal attention within each row.
+
+  Args:
+    q: [B, T, K, R, H], already scaled by H**-0.5.
+    k: [B, T, K, H].
+    v: [B, T, K, H].
+    mask: bool[B, T], True on slots that hold a token.
+
+  Returns:
+    [B, T, K, R, H]; rows of slots without a token are arbitrary but finite.
+  """
+  T = q.shape[1]
+  scores = jnp.einsum(
+    'BTKRH,BSKH->BKRTS', q, k, preferred_element_type=jnp.float32
+  )
+  allowed = jnp.tril(jnp.ones((T, T), bool)) & mask[:, None, :]  # [B, T, S]
+  weights = _softmax(scores, allowed[:, None, None], v.dtype)
+  return jnp.einsum('BKRTS,BSKH->BTKRH', weights, v)
+
+
+def attend_cached(q, prompt, prompt_mask, own, slot):
+  """Attention of one token a row over its group's prompt and its own tokens.
+
+  Args:
+    q: [B, K, R, H], already scaled by H**-0.5.
+    prompt: (k, v), each [Q, K, P, H]; the G rows of a group are neighbours.
+    prompt_mask: bool[Q, P].
+    own: (k, v), each [B, K, C, H], filled up to and including `slot`.
+    slot: i32[], the completion slot of the token that asks.
+
+  Returns:
+    [B, K, R, H].
+  """
+  B, Q, P = q.shape[0], *prompt_mask.shape
+  grouped = q.reshape(Q, B // Q, *q.shape[1:])
+  over_prompt = jnp.einsum(
+    'QGKRH,QKPH->QGKRP', grouped, prompt[0], preferred_element_type=jnp.float32
+  )
+  over_prompt = jnp.where(prompt_mask[:, None, None, None], over_prompt, _MASKED)
+  over_own = jnp.einsum(
+    'BKRH,BKCH->BKRC', q, own[0], preferred_element_type=jnp.float32
+  )
+  seen = jnp.arange(over_own.shape[-1]) <= slot
+  over_own = jnp.where(seen, over_own, _MASKED)
+  scores = jnp.concatenate(
+    [over_prompt.reshape(B, *over_own.shape[1:-1], P), over_own], axis=-1
+  )
+  weights = jax.nn.softmax(scores).astype(q.dtype)
+  from_prompt = jnp.einsum(
+    'QGKRP,QKPH->QGKRH',
+    weights[..., :P].reshape(*grouped.shape[:-1], P),
+    prompt[1],
+  )
+  from_own = jnp.einsum('BKRC,BKCH->BKRH', weights[..., P:], own[1])
+  return from_prompt.reshape(q.shape) + from_own

@@ -1,0 +1,40 @@
+"""Eight virtual CPU devices, a tiny model, and meshes to run it on."""
+
+import os
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+
+import jax
+import pytest
+
+from dash_jax import sharding
+from dash_jax.model import llama
+
+TINY = llama.LlamaConfig(
+  vocab_size=64,
+  embed_dim=32,
+  num_layers=2,
+  num_heads=8,
+  num_kv_heads=4,
+  head_dim=8,
+  ffw_dim=48,
+)
+
+
+def _one_device_mesh():
+  return jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
+
+
+@pytest.fixture
+def mesh():
+  """One device, with the axes every program names."""
+  with jax.set_mesh(_one_device_mesh()) as mesh:
+    yield mesh
+
+
+@pytest.fixture
+def tiny() -> llama.LlamaConfig:
+  return TINY
