@@ -1,7 +1,7 @@
 """GSM8K, prepared and read through tensorflow_datasets, without TensorFlow.
 
 The life of a question:
-  1. The public train.jsonl and test.jsonl come from a folder, or are downloaded.
+  1. The public train.jsonl and test.jsonl come from a folder or the network.
   2. `GradeSchoolMath` checks every row and writes it, with its place in the
      file, as ArrayRecord files below `data_dir`, once.
   3. `load` reads a split back. Preparation shuffles rows, so they are put back

@@ -18,8 +18,8 @@ def read(
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: naming file:line, what is wrong there and what would be right; or
-      the file has no rows.
+    ValueError: naming file:line, what is wrong there and what would be right;
+      or the file has no rows.
   """
   path = os.path.expanduser(path)
   rows = []

@@ -50,8 +50,8 @@ def load_jsonl(
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: naming file:line, what is wrong there and what would be right; or
-      the file has no rows.
+    ValueError: naming file:line, what is wrong there and what would be right;
+      or the file has no rows.
   """
   fields = (prompt_field, answer_field)
   if solution_field:
@@ -75,29 +75,6 @@ def load_jsonl(
       )
     )
   return questions
-
-
-def _load_source(source, split, num, seed, path, data_dir, fields):
-  if source == 'word_problems':
-    if num is None:
-      raise ValueError(
-        'word_problems: num must be given, from 1 to '
-        f'{word_problems.MAX_NUM.get(split, 0):,}; there is no end of them'
-      )
-    return word_problems.generate(num, split, seed)
-  if source == 'addition':
-    if num is None:
-      num = len(addition.pairs(split))
-    return addition.generate(num, split, seed)
-  if source == 'gsm8k':
-    # tensorflow_datasets takes most of a second to import, and the sources that
-    # the project makes itself do without it.
-    from dash_jax.data import gsm8k
-
-    return gsm8k.load(split, data_dir or '~/tensorflow_datasets', path or None)
-  if not path:
-    raise ValueError("jsonl: path is '', but it must name a file")
-  return load_jsonl(path.replace('{split}', split), *fields)
 
 
 def load(
@@ -133,8 +110,29 @@ def load(
   """
   if source not in SOURCES:
     raise ValueError(f'source {source!r} must be one of {SOURCES}')
-  fields = (prompt_field, answer_field, solution_field)
-  loaded = _load_source(source, split, num, seed, path, data_dir, fields)
+  if source == 'word_problems':
+    if num is None:
+      raise ValueError(
+        'word_problems: num must be given, because there is no end of them; '
+        f'at most {word_problems.MAX_NUM}'
+      )
+    return word_problems.generate(num, split, seed)
+  if source == 'addition':
+    if num is None:
+      num = len(addition.pairs(split))
+    return addition.generate(num, split, seed)
+  if source == 'gsm8k':
+    # tensorflow_datasets takes most of a second to import, and the sources that
+    # the project makes itself do without it.
+    from dash_jax.data import gsm8k
+
+    data_dir = data_dir or '~/tensorflow_datasets'
+    loaded = gsm8k.load(split, data_dir, path or None)
+  else:
+    if not path:
+      raise ValueError("jsonl: path is '', but it must name a file")
+    path = path.replace('{split}', split)
+    loaded = load_jsonl(path, prompt_field, answer_field, solution_field)
   if num is None:
     return loaded
   if not 1 <= num <= len(loaded):
@@ -155,8 +153,8 @@ def _shuffle(size, num, seed, epoch):
   num_before = epoch * size % num
   if not num_before:
     return order
-  # The first step also asks the last `num_before` of the epoch before: these are
-  # moved back here, yet not into this epoch's own last ones, which the next
+  # The first step also asks the last `num_before` of the epoch before: these
+  # are moved back here, yet not into this epoch's own last ones, which the next
   # epoch relies on.
   before = np.random.default_rng([seed, epoch - 1]).permutation(size)
   num_last = (epoch + 1) * size % num
