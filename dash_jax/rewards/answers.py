@@ -12,6 +12,7 @@ Styles: 'gsm8k' is the last `#### n`, 'boxed' the last \boxed{...}, and
 'last_number' the last number in the text.
 """
 
+import collections
 import re
 
 from dash_jax.rewards import rationals
@@ -58,13 +59,11 @@ def extract(text: str, style: str) -> str | None:
     return next((r for r in rests[::-1] if _STARTS_AS_NUMBER.match(r)), None)
   if style == 'boxed':
     return _last_box(tail)
-  last = None
-  for last in _NUMBER.finditer(tail):
-    pass
+  last = collections.deque(_NUMBER.finditer(tail), maxlen=1)
   # A number at the cut may be the end of a longer one.
-  if last is None or (last.start() == 0 and len(text) > len(tail)):
+  if not last or (last[0].start() == 0 and len(text) > len(tail)):
     return None
-  return last[0]
+  return last[0][0]
 
 
 def equal(given: str, gold: str, style: str) -> bool:
@@ -87,7 +86,10 @@ def equal(given: str, gold: str, style: str) -> bool:
   _check(style)
   if not gold.strip():
     raise ValueError('gold is empty; it must be the right answer')
-  if len(given) > rationals.MAX_ANSWER_LEN or len(gold) > rationals.MAX_ANSWER_LEN:
+  if (
+    len(given) > rationals.MAX_ANSWER_LEN
+    or len(gold) > rationals.MAX_ANSWER_LEN
+  ):
     return given.strip() == gold.strip()
   if style == 'boxed':
     # Imported here, since SymPy takes half a second that numbers can do without.
@@ -103,7 +105,9 @@ def equal(given: str, gold: str, style: str) -> bool:
   return rationals.read(rationals.tidy(given), plain_units=True) == gold_value
 
 
-def score_one(completion: str, answer: str, truncated: bool, style: str) -> float:
+def score_one(
+  completion: str, answer: str, truncated: bool, style: str
+) -> float:
   """Scores one completion.
 
   Args:

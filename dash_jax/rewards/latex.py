@@ -10,10 +10,10 @@ The life of a pair here:
 
 math-verify alone would accept more than is right. It reads 50\% as 0.5 and as
 50, rounds to 6 digits, takes the set {1, 5} for the interval (1, 5), strips a
-trailing variable that is also a unit (2t is 2), and works out a sum or an
-integral that merely restates the question. So it sees scalars, relations and
-unions only, without percent signs and units, with decimals as fractions, and
-never a sum that is left to compute.
+trailing variable that is also a unit (2t is 2), takes R for r, and works out a
+sum or an integral that merely restates the question. So it sees scalars,
+relations and unions only, without percent signs and units, with decimals as
+fractions, and never a sum that is left to compute.
 """
 
 import dataclasses
@@ -39,6 +39,7 @@ _EXTRACTION = (
 )
 
 _MAX_PARTS = 64
+_MAX_SYMBOLIC_LEN = 400
 _MAX_DEPTH = 12
 _TOKEN = re.compile(
   r'\\(?:begin|end) ?\{[^{}]*\}|\\[A-Za-z]+|\\.|[<>!:]=|.', re.DOTALL
@@ -62,6 +63,7 @@ _TEXT = re.compile(r'\(? ?\\text\{([^{}]*)\} ?\)?')
 _WORDS = re.compile(r'[ (\'"]*[A-Za-z][A-Za-z .,\'"()-]*')
 _THOUSANDS = re.compile(r'(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])')
 _DECIMAL = re.compile(r'(?<![0-9.])([0-9]*)\.([0-9]+)(?![0-9.])')
+_NOT_VARIABLES = re.compile(r'\\[A-Za-z]+|[^A-Za-z]')
 # What is left to compute, and numbers that take long: towers of powers, powers
 # and factorials of numbers with five digits, very long integers.
 _REFUSED = re.compile(
@@ -117,7 +119,10 @@ def _equal(given: str, gold: str, depth: int) -> bool:
   for text in (given, gold):
     if _TEXT.fullmatch(text) and _words(text):
       return _words(given) == _words(gold)
-  given, gold = _TEXT.sub(_only_if_whole, given), _TEXT.sub(_only_if_whole, gold)
+  given, gold = (
+    _TEXT.sub(_only_if_whole, given),
+    _TEXT.sub(_only_if_whole, gold),
+  )
   numbers = (
     rationals.read(given, plain_units=True),
     rationals.read(gold, plain_units=False),
@@ -137,9 +142,9 @@ def _equal_forms(given: _Form, gold: _Form, depth: int) -> bool:
   if 'equation' in kinds:
     return _equal_equations(given, gold, depth)
   if kinds == ('union', 'union'):
-    return _equal_unordered(
-      given.parts, gold.parts, depth
-    ) or _equal_symbolic(given, gold)
+    return _equal_unordered(given.parts, gold.parts, depth) or _equal_symbolic(
+      given, gold
+    )
   if given.is_points and gold.is_points and given.kind != gold.kind:
     # Of two different pairs of brackets one has an end that the other lacks.
     is_bracketed = given.kind[0] in '([' and gold.kind[0] in '(['
@@ -188,8 +193,14 @@ def _equal_based(given, gold, bases) -> bool:
 
 
 def _equal_symbolic(given: _Form, gold: _Form) -> bool:
+  if max(len(given.text), len(gold.text)) > _MAX_SYMBOLIC_LEN:
+    return False
   texts = [_DECIMAL.sub(_as_fraction, form.text) for form in (given, gold)]
-  if any(_REFUSED.search(text) for text in texts):
+  if any(_REFUSED.search(text) or _is_tangled(text) for text in texts):
+    return False
+  # math-verify lowers every letter, but R and r are two variables.
+  mine, golds = (set(_NOT_VARIABLES.sub('', text)) for text in texts)
+  if {letter.swapcase() for letter in mine - golds} & (golds - mine):
     return False
   given_value, gold_value = (
     math_verify.parse(
@@ -220,8 +231,6 @@ def _take_apart(text: str) -> _Form:
   parts = _split(text, ('=',))
   if len(parts) > 1:
     return _Form('equation', parts, text)
-  if len(_signs(text)) > 1:
-    return _Form('list', _signs(text), text)
   parts = _split(text, (r'\cup',))
   if len(parts) > 1:
     return _Form('union', parts, text)
@@ -243,6 +252,8 @@ def _take_apart(text: str) -> _Form:
       return _Form(brackets, parts, text)
     if brackets == '()':
       return _take_apart(inner)
+  if len(_signs(text)) > 1:
+    return _Form('list', _signs(text), text)
   if len(_split(text, _RELATIONS)) > 1:
     return _Form('relation', [text], text)
   parts = _split(text, (':',))
@@ -295,6 +306,16 @@ def _outer_brackets(text: str) -> tuple[str, str] | None:
   names = {r'\lbrace': '{', r'\rbrace': '}', r'\langle': '<', r'\rangle': '>'}
   brackets = ''.join(names.get(t, t.removeprefix('\\')) for t in (first, last))
   return brackets, text[tokens[0].end() : tokens[-1].start()].strip()
+
+
+def _is_tangled(text: str) -> bool:
+  """Says whether brackets do not match or nest deeper than people write."""
+  depth = 0
+  for found in _TOKEN.finditer(text):
+    depth += (found[0] in _OPENING) - (found[0] in _CLOSING)
+    if not 0 <= depth <= _MAX_DEPTH:
+      return True
+  return depth != 0
 
 
 def _unwrap(text: str) -> str:

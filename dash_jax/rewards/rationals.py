@@ -18,7 +18,9 @@ from fractions import Fraction
 
 MAX_ANSWER_LEN = 1000  # Characters. Longer is not an answer, and costs time.
 
-_MINUS_SIGNS = dict.fromkeys(map(ord, '\u2212\u2010\u2011\u2012\u2013\uff0d'), '-')
+_MINUS_SIGNS = dict.fromkeys(
+  map(ord, '\u2212\u2010\u2011\u2012\u2013\uff0d'), '-'
+)
 _SYMBOLS = _MINUS_SIGNS | {
   ord(symbol): latex
   for symbol, latex in {
@@ -52,8 +54,12 @@ _TIDY = [
     (r'\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])\.?', ''),
     (r'\\(?:displaystyle|textstyle|limits)(?![A-Za-z])', ''),
     (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'),
+    (r'\u221a ?([0-9]+|[A-Za-z])', r'\\sqrt{\1}'),
     (r'\\(?:boxed|fbox)(?![A-Za-z])', ''),
-    (r'\\(?:mbox|hbox|mathrm|mathbf|operatorname|text(?:rm|bf|it|normal))\s*\{', r'\\text{'),
+    (
+      r'\\(?:mbox|hbox|mathrm|mathbf|operatorname|text(?:rm|bf|it|normal))\s*\{',
+      r'\\text{',
+    ),
     (r'\\text\s+\{', r'\\text{'),
     (r'\^\{? ?\\circ ?\}?|\\degree(?![A-Za-z])|\u00b0', ''),
     (r'\\text\{ ?per ?cent(?:age)? ?\}|(?<![A-Za-z])per ?cent(?![A-Za-z])', ''),
@@ -67,6 +73,9 @@ _SPACED = r'[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?'
 _TERM = rf'[0-9]|\{{ ?[-+]? ?(?:{_PLAIN}) ?\}}'
 _DECIMAL = re.compile(
   rf'(?P<number>{_PLAIN}|{_SPACED})(?:[eE](?P<exponent>[-+]?[0-9]{{1,3}}))?'
+)
+_REPEATING = re.compile(
+  r'(?P<number>[0-9]*\.[0-9]*) ?\\overline ?\{ ?(?P<period>[0-9]+) ?\}'
 )
 _POWER_OF_TEN = re.compile(
   rf'(?:(?P<number>{_PLAIN}) ?(?:\\times|\\cdot|\*|x) ?)?'
@@ -101,11 +110,12 @@ _SCALES = {
 }
 _SCALE_WORD = re.compile(rf'(?<=[ {{])({"|".join(_SCALES)})s?(?![A-Za-z])')
 # What follows the number changes it, so it is not a unit.
-_NOT_UNITS = frozenset(
-  'pi sqrt sin cos tan log ln mod base or and not plus minus over divided'
-  ' multiplied squared cubed half halves third thirds fourth fourths fifth'
-  ' fifths sixth sixths eighth eighths tenth tenths hundredth hundredths'
-  ' thousandth thousandths millionth millionths'.split()
+_NOT_UNITS = re.compile(
+  r'\b(?:pi|sqrt|sin|cos|tan|log|ln|mod|base|or|and|not|plus|minus|over|divided'
+  r'|multiplied|squared|cubed|half|halves'
+  r'|(?:third|fourth|fifth|sixth|eighth|tenth|hundredth|thousandth|millionth)s?'
+  r')\b',
+  re.IGNORECASE,
 )
 
 
@@ -148,8 +158,8 @@ def read(text: str, *, plain_units: bool) -> Fraction | None:
 
   Returns:
     The exact value, or None if the text as a whole is not a number. Thousands
-    separators, mixed numbers (1 4/5, 1\frac{4}{5}), powers of ten, and words
-    for scales (5 million) are read.
+    separators, mixed numbers (1 4/5, 1\frac{4}{5}), periods (0.\overline{3}), powers of
+    ten, and words for scales (5 million) are read.
   """
   if len(text) > MAX_ANSWER_LEN:
     return None
@@ -157,10 +167,9 @@ def read(text: str, *, plain_units: bool) -> Fraction | None:
   for word in _SCALE_WORD.findall(text):
     scale *= _SCALES[word]
   text = take_latex_units(' '.join(_SCALE_WORD.sub(' ', text).split()))
-  if plain_units and (unit := _PLAIN_UNITS.search(text)):
-    words = re.findall(r'[a-z]+', unit[0].lower())
-    if _NOT_UNITS.isdisjoint(words):
-      text = text[: unit.start()]
+  unit = _PLAIN_UNITS.search(text) if plain_units else None
+  if unit and not _NOT_UNITS.search(unit[0]):
+    text = text[: unit.start()]
   value = _read_signed(text.strip())
   return None if value is None else value * scale
 
@@ -187,6 +196,11 @@ def _read_signed(text: str) -> Fraction | None:
 def _read_unsigned(text: str) -> Fraction | None:
   if found := _DECIMAL.fullmatch(text):
     return _decimal(found['number']) * _ten_to(found['exponent'])
+  if found := _REPEATING.fullmatch(text):
+    number, period = found['number'], found['period']
+    digits = len(number) - number.index('.') - 1
+    repeated = Fraction(int(period), 10 ** len(period) - 1) / 10**digits
+    return _decimal('0' + number) + repeated
   if found := _POWER_OF_TEN.fullmatch(text):
     exponent = found['braced'] or found['bare']
     return _decimal(found['number'] or '1') * _ten_to(exponent)
