@@ -1,12 +1,15 @@
 """A question's text to prompt ids, through a template.
 
-1. A plain template is a format string with '{question}' in it. It is encoded
-   whole, with BOS in front where asked.
-2. The template 'chat' is the Jinja template that came with the tokenizer. It
-   is rendered once, with a mark in place of the question.
-3. What stands before and after the mark is the template's own, so special
-   tokens in it become their ids. The question between them is plain text:
-   whatever it says, it cannot end its turn or speak for the assistant.
+  1. A plain template is a format string with '{question}' in it. It is encoded
+     whole, with BOS in front where asked.
+  2. The template 'chat' is the Jinja template that came with the tokenizer. It
+     is rendered once, with a mark in place of the question.
+  3. What stands before and after the mark is the template's own, so special
+     tokens in it become their ids. The question between them is plain text:
+     whatever it says, it cannot end its turn or speak for the assistant.
+
+The three are encoded apart, so a question that begins with whitespace may get
+other ids there than transformers gives it.
 """
 
 import functools
