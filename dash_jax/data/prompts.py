@@ -110,9 +110,9 @@ def encode_solutions(
     num_over = int((lengths > max_completion_len).sum())
     raise ValueError(
       f'the solution of question {questions[longest].uid} has '
-      f'{lengths[longest]} tokens with EOS, over max_completion_len '
+      f'{lengths[longest]} tokens with EOS, over sampling.max_completion_len '
       f'{max_completion_len} ({num_over} of {len(questions)} are over); '
-      f'{lengths[longest]} would fit all'
+      f'sampling.max_completion_len={lengths[longest]} would fit all'
     )
   num_rows = len(questions)
   tokens = np.zeros((num_rows, max_completion_len), np.int32)
