@@ -31,7 +31,8 @@ _UNBRACED = re.compile(r'(?:(?!\\[)\]])[^\s${}]){1,100}')
 _NUMBER = re.compile(
   r'(?:(?<![\w)\]}])[-\u2212][$\u20ac\u00a3]?|[$\u20ac\u00a3][-\u2212]?)?'
   r'(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?'
-  r'|[0-9]+(?:\.[0-9]+)?(?:/[0-9]+(?![0-9./])|[eE][-+]?[0-9]{1,3}(?!\w))?'
+  r'|[0-9]+(?:\.[0-9]+)?'
+  r'(?:/[0-9]+(?![0-9/]|\.[0-9])|[eE][-+]?[0-9]{1,3}(?!\w))?'
   r'|\.[0-9]+)%?'
 )
 
@@ -92,7 +93,7 @@ def equal(given: str, gold: str, style: str) -> bool:
   ):
     return given.strip() == gold.strip()
   if style == 'boxed':
-    # Imported here, since SymPy takes half a second that numbers can do without.
+    # Imported here: SymPy takes half a second, and numbers need none of it.
     from dash_jax.rewards import latex
 
     return latex.equal(given, gold)

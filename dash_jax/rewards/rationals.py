@@ -5,8 +5,8 @@ The life of an answer here:
   1. `tidy` removes what people write around a value and what does not change
      it: `$`, `%`, degree signs, LaTeX spacing, `\left`, a full stop.
   2. `read` takes the units off the end.
-  3. One of four patterns (decimal, a/b, \frac, times a power of ten) matches
-     the whole rest, or the text is not a number.
+  3. One of a few patterns (a decimal, a/b, \frac, a power of ten) matches the
+     whole rest, or the text is not a number.
 
 A percent sign is a unit like any other: 50% is 50, and never 0.5. Each text
 has one reading, so equality stays transitive: if 50% were also 0.5, then 0.5
@@ -41,6 +41,7 @@ _SYMBOLS = _MINUS_SIGNS | {
   }.items()
 }
 
+_UPRIGHT = 'mbox|hbox|mathrm|mathbf|operatorname|text(?:rm|bf|it|normal)'
 # (pattern, replacement), in this order. `(?<!\\)` keeps a matrix's `\\ ` whole.
 _TIDY = [
   (re.compile(pattern), replacement)
@@ -56,10 +57,7 @@ _TIDY = [
     (r'\\[dtc]frac(?![A-Za-z])', r'\\frac'),
     (r'\u221a ?([0-9]+|[A-Za-z])', r'\\sqrt{\1}'),
     (r'\\(?:boxed|fbox)(?![A-Za-z])', ''),
-    (
-      r'\\(?:mbox|hbox|mathrm|mathbf|operatorname|text(?:rm|bf|it|normal))\s*\{',
-      r'\\text{',
-    ),
+    (rf'\\(?:{_UPRIGHT})\s*\{{', r'\\text{'),
     (r'\\text\s+\{', r'\\text{'),
     (r'\^\{? ?\\circ ?\}?|\\degree(?![A-Za-z])|\u00b0', ''),
     (r'\\text\{ ?per ?cent(?:age)? ?\}|(?<![A-Za-z])per ?cent(?![A-Za-z])', ''),
@@ -79,7 +77,8 @@ _REPEATING = re.compile(
 )
 _POWER_OF_TEN = re.compile(
   rf'(?:(?P<number>{_PLAIN}) ?(?:\\times|\\cdot|\*|x) ?)?'
-  r'10 ?(?:\^|\*\*) ?(?:\{ ?(?P<braced>[-+]?[0-9]{1,3}) ?\}|(?P<bare>[-+]?[0-9]{1,3}))'
+  r'10 ?(?:\^|\*\*) ?'
+  r'(?:\{ ?(?P<braced>[-+]?[0-9]{1,3}) ?\}|(?P<bare>[-+]?[0-9]{1,3}))'
 )
 _RATIO = re.compile(
   rf'(?:(?P<whole>[0-9]+) )?(?P<top>{_PLAIN}) ?/ ?(?P<bottom>[-+]?(?:{_PLAIN}))'
@@ -89,7 +88,8 @@ _FRAC = re.compile(
 )
 
 _LATEX_UNITS = re.compile(
-  r'(?: ?(?:/|\\cdot|\\times)? ?\\text\{[^{}0-9]*\}(?: ?\^ ?\{? ?[0-9] ?\}?)?)+$'
+  r'(?: ?(?:/|\\cdot|\\times)? ?\\text\{[^{}0-9]*\}'
+  r'(?: ?\^ ?\{? ?[0-9] ?\}?)?)+$'
 )
 # With a space before it any word of three letters is a unit; without one only
 # these are, since 2xy is a product.
@@ -98,7 +98,7 @@ _ABBREVIATIONS = (
 )
 _PLAIN_UNITS = re.compile(
   rf'(?:(?: ?(?:{_ABBREVIATIONS})| (?:[A-Za-z]{{3,}}|[mgshlL]))(?![A-Za-z]))'
-  r"(?P<rest>[A-Za-z.,'/() -]*)(?: ?\^ ?\{?[0-9]\}?)?$"
+  r"[A-Za-z.,'/() -]*(?: ?\^ ?\{?[0-9]\}?)?$"
 )
 # No dozen here: asked for how many dozen, people write 3 dozen for 3.
 _SCALES = {
@@ -158,8 +158,8 @@ def read(text: str, *, plain_units: bool) -> Fraction | None:
 
   Returns:
     The exact value, or None if the text as a whole is not a number. Thousands
-    separators, mixed numbers (1 4/5, 1\frac{4}{5}), periods (0.\overline{3}), powers of
-    ten, and words for scales (5 million) are read.
+    separators, mixed numbers (1 4/5, 1\frac{4}{5}), periods (0.\overline{3}),
+    powers of ten, and words for scales (5 million) are read.
   """
   if len(text) > MAX_ANSWER_LEN:
     return None

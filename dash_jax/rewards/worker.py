@@ -28,7 +28,6 @@ import sys
 import traceback
 
 _MAX_MEMORY_BYTES = 2 * 1024**3  # On top of what importing the function took.
-_ALARM_MARGIN_S = 5.0
 _MAX_FLOAT32 = 3.4e38
 
 
@@ -45,7 +44,7 @@ def main() -> None:
     replies.flush()
 
   start = json.loads(rows.readline())
-  _set_alarm(start['start_timeout_s'])
+  _set_alarm(start['start_alarm_s'])
   try:
     function = _import(start['function'])
     reply('loaded')
@@ -59,7 +58,7 @@ def main() -> None:
   reply('ready')
   signal.alarm(0)
   for line in rows:
-    _set_alarm(start['timeout_s'])
+    _set_alarm(start['alarm_s'])
     answer = _score(function, json.loads(line), start['kwargs'])
     signal.alarm(0)
     reply(answer)
@@ -91,15 +90,15 @@ def _score(function, row, kwargs) -> list:
   return [reward, None, True]
 
 
-def _set_alarm(timeout_s: float) -> None:
-  """Ends this process some time after the pool should have killed it.
+def _set_alarm(alarm_s: float) -> None:
+  """Ends this process after a time at which the pool should have killed it.
 
   If the pool's process is gone, then nobody else ends a row that hangs. The
   default action of the signal works even inside one long C call, where no
   Python handler and no thread would run.
   """
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
-  signal.setitimer(signal.ITIMER_REAL, timeout_s + _ALARM_MARGIN_S)
+  signal.setitimer(signal.ITIMER_REAL, alarm_s)
 
 
 def _limit_memory() -> None:

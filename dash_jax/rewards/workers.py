@@ -30,6 +30,8 @@ import numpy as np
 
 START_TIMEOUT_S = 120.0
 
+# A worker ends itself so long after we should have killed it: we may be gone.
+_ALARM_MARGIN_S = 5.0
 _ROWS_PER_TURN = 8
 _READ_BYTES = 1 << 16
 
@@ -92,8 +94,8 @@ class Pool:
     start = {
       'function': function,
       'kwargs': kwargs or {},
-      'timeout_s': timeout_s,
-      'start_timeout_s': START_TIMEOUT_S,
+      'alarm_s': timeout_s + _ALARM_MARGIN_S,
+      'start_alarm_s': START_TIMEOUT_S + _ALARM_MARGIN_S,
     }
     try:
       self._start = json.dumps(start)
@@ -343,7 +345,8 @@ class _Worker:
     return 'its pipe closed'
 
   def kill(self) -> None:
-    with contextlib.suppress(ProcessLookupError):
+    # Where the group has ended, Linux says the one and macOS the other.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
       os.killpg(self._process.pid, signal.SIGKILL)
     self._process.wait()
     self._process.stdin.close()
