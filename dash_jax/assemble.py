@@ -209,7 +209,7 @@ def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
       like.shape, like.sharding, lambda at: np.asarray(x[at], like.dtype)
     ),
     llama.abstract_params(model.config, model.param_dtype),
-    read(path, model.config),
+    read(path, model.config, dtype=jnp.dtype(model.param_dtype)),
   )
 
 

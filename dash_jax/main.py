@@ -10,7 +10,7 @@ complete; 75 a signal stopped it after a checkpoint; 2 the input is bad.
 import sys
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from dash_jax import assemble, train
@@ -28,6 +28,8 @@ def main(argv):
   if len(argv) > 1:
     sys.exit(f'unexpected argument {argv[1]!r}: options begin with --config.')
   config = _CONFIG.value
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)  # Orbax has much to say
   try:
     config_lib.check(config)
     with jax.set_mesh(assemble.connect(config)):

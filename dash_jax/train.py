@@ -333,7 +333,7 @@ def train(config, workdir: str) -> bool:
   if is_writer:
     progress.print_summary(report.summarize(workdir))
     report.draw([workdir], pathlib.Path(workdir) / 'curves.png')
-    logging.info('Curves: %s', pathlib.Path(workdir) / 'curves.png')
+    print(f'Curves: {pathlib.Path(workdir) / "curves.png"}')
   return True
 
 

@@ -3,6 +3,8 @@
 import os
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Compiling is most of what these tests do; the programs mean the same.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )

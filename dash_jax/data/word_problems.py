@@ -286,8 +286,8 @@ def generate(num: int, split: str, seed: int) -> list[batches.Question]:
 
   Returns:
     Questions such as 'Ann has 14 pens. She buys 3 boxes with 5 pens each. How
-    many pens does Ann have now?' with answer '29' and solution
-    '3 * 5 = 15; 14 + 15 = 29; #### 29'. A uid is a hash of the prompt in
+    many pens does Ann have now?' with answer '29' and a solution of three
+    lines, '3*5=15', '14+15=29' and '#### 29'. A uid is a hash of the prompt in
     [0, 2**31), and is not repeated within the list.
 
   Raises:
@@ -316,11 +316,11 @@ def generate(num: int, split: str, seed: int) -> list[batches.Question]:
     if uid in questions:
       continue
     answer = str(equations[-1][-1])
-    steps = [f'{x} {op} {y} = {z}' for x, op, y, z in equations]
+    steps = [f'{x}{op}{y}={z}' for x, op, y, z in equations]
     questions[uid] = batches.Question(
       prompt=prompt,
       answer=answer,
       uid=uid,
-      solution='; '.join([*steps, f'#### {answer}']),
+      solution='\n'.join([*steps, f'#### {answer}']),
     )
   return list(questions.values())

@@ -32,19 +32,18 @@ def init_state(params: dict, optimizer) -> batches.TrainState:
 def abstract_state(model: llama.Llama, optimizer) -> batches.TrainState:
   """Returns the state's shapes and layouts, for a checkpoint to fill."""
   params = llama.abstract_params(model.config, model.param_dtype)
-  replicated = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
-  return batches.TrainState(
-    step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
-    params=params,
-    opt_state=jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        x.shape,
-        x.dtype,
-        sharding=NamedSharding(jax.sharding.get_mesh(), x.sharding.spec),
-      ),
-      jax.eval_shape(optimizer.init, params),
-    ),
-  )
+  mesh = jax.sharding.get_mesh()
+
+  def place(x):
+    # Scalars carry no layout: every device holds them.
+    spec = x.sharding.spec if x.sharding else PartitionSpec()
+    return jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+    )
+
+  opt_state = jax.tree.map(place, jax.eval_shape(optimizer.init, params))
+  step = place(jax.ShapeDtypeStruct((), jnp.int32))
+  return batches.TrainState(step, params, opt_state)
 
 
 def completion_logprobs(

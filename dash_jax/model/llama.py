@@ -24,6 +24,10 @@ from jax.sharding import NamedSharding, reshard
 from dash_jax import sharding
 from dash_jax.model import attention
 
+# A stack this short compiles quickly without a loop, and its gradient then
+# takes a quarter less time on CPU (residuals are not copied in and out).
+_UNROLLED_LAYERS = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -132,11 +136,11 @@ def abstract_params(config: LlamaConfig, dtype) -> dict:
   )
 
 
+@functools.partial(jax.jit, static_argnames=('config', 'dtype'))
 def init_params(config: LlamaConfig, key, dtype) -> dict:
   """Returns random weights, made where they rest: no device holds them all."""
   model = Llama(config, param_dtype=dtype)
-  init = jax.jit(lambda key: model.init(key, method=Llama.touch)['params'])
-  return init(key)
+  return model.init(key, method=Llama.touch)['params']
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
@@ -243,7 +247,12 @@ class Llama(nn.Module):
 
     if self.remat:
       block = jax.checkpoint(block, prevent_cse=False)
-    x, kv = jax.lax.scan(block, self._embed(tokens), self.w['layers'])
+    x, kv = jax.lax.scan(
+      block,
+      self._embed(tokens),
+      self.w['layers'],
+      unroll=self.config.num_layers <= _UNROLLED_LAYERS,
+    )
     x = _norm(x, self.w['final_norm'], self.config.norm_eps)
     return (x, kv) if keep_kv else x
 

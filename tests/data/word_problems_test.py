@@ -19,11 +19,12 @@ def lists():
 
 def _equations(question):
   """Reads a solution back: (left, operator, right, result) of each step."""
-  *steps, final = question.solution.split('; ')
+  *steps, final = question.solution.split('\n')
   read = []
   for step in steps:
-    left, operator, right, equals, result = step.split(' ')
-    assert equals == '='
+    left, operator, right, result = re.fullmatch(
+      r'(\d+)([-+*/])(\d+)=(\d+)', step
+    ).groups()
     read.append((int(left), operator, int(right), int(result)))
   assert final == f'#### {question.answer}'
   return read
