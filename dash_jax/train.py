@@ -8,6 +8,7 @@
   3. Each step's metrics go to metrics.jsonl; evaluations to evals.jsonl.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -284,9 +285,16 @@ def train(config, workdir: str) -> bool:
     checkpoint.Stop() as stop,
     checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saved,
     progress.Progress() as shown,
+    contextlib.ExitStack() as closing,
   ):
     state, ref_params = _start(parts, plan, saved)
-    log = metrics.MetricsWriter(workdir, int(state.step)) if is_writer else None
+    log = (
+      closing.enter_context(
+        metrics.MetricsWriter(workdir, int(state.step))
+      )
+      if is_writer
+      else None
+    )
     evaluate = functools.partial(_evaluate, parts, log)
     for phase in plan:
       done = int(state.step) - phase.first_step
@@ -328,8 +336,6 @@ def train(config, workdir: str) -> bool:
           evaluate(state, 'rl')
     if plan[-1].name == 'sft':
       evaluate(state, 'sft')
-    if log:
-      log.close()
   if is_writer:
     progress.print_summary(report.summarize(workdir))
     report.draw([workdir], pathlib.Path(workdir) / 'curves.png')

@@ -9,5 +9,10 @@ from dash_jax import config as config_lib
 
 def get_config():
   config = config_lib.default()
-  config.algorithm.sft_steps = 500
+  config.data.template = '{question} Answer:'
+  config.data.max_prompt_len = 42
+  config.sampling.max_completion_len = 22
+  config.algorithm.sft_steps = 400
+  config.optim.sft_learning_rate = 2e-3
+  config.optim.learning_rate = 4e-4
   return config

@@ -6,14 +6,16 @@ The life of a question:
   2. One opening, one or two events and one closing are drawn, with numbers.
      The equations are worked out in the order of the story.
   3. The draft is thrown away unless it has two or three steps, and every value
-     is a whole number from 1 to 99.
+     is a whole number from 1 to 40.
   4. The hash of its skeleton, which is its equations without the order of
      summands and factors, says whether it belongs to train or to test. So no
      held-out question can be answered by recalling a train one.
   5. Names and things are drawn, and the sentences are told.
 
-Texts are short and use few words on purpose: a model of a few million
-parameters learns to read them from nothing within minutes.
+Texts are short, words few and numbers small on purpose: a model of a few
+million parameters learns to read them from nothing within minutes. Every number
+and sign is set off by spaces, so that a number is the same token wherever it
+stands.
 """
 
 import hashlib
@@ -26,7 +28,7 @@ SPLITS = ('train', 'test')
 TEST_SHARE = 10
 # Far below what the tables can make, so that a draft is rarely a repetition.
 MAX_NUM = {'train': 200_000, 'test': 20_000}
-MAX_VALUE = 99
+MAX_VALUE = 40
 
 _WOMEN = ('Ann', 'Eva', 'Mia', 'Sue', 'Zoe', 'Lily', 'Rosa', 'Kate')
 _MEN = ('Ben', 'Tom', 'Sam', 'Max', 'Leo', 'Dan', 'Jack', 'Paul')
@@ -49,9 +51,9 @@ _HOLDERS = ('boxes', 'bags', 'jars')
 
 # A row is (sentences, equations). In an equation `t` is the running total, `_`
 # the result of the equation before, and every other letter a drawn number:
-#   s a start, 5 to 60          k a count of groups, 2 to 5
-#   n, p an amount, 2 to 40     m the size of a group, 2 to 9
-#   g a goal, 20 to 99          b what the second person has, 5 to 45
+#   s a start, 5 to 30          k a count of groups, 2 to 5
+#   n, p an amount, 2 to 20     m the size of a group, 2 to 9
+#   g a goal, 15 to 40          b what the second person has, 4 to 24
 # The last result becomes the total; an opening without equations starts at `s`.
 # Events and closings take things from or give them to {other}, never to
 # {second}, so that `b` holds until the end.
@@ -173,9 +175,9 @@ _SCENE_NAMES = ('things', 'things', 'things', 'bus', 'coins', 'book')
 def _draw_numbers(rng):
   # Half of the amounts have one digit: carries are common, not the rule.
   return {
-    's': rng.randint(5, 60),
-    'n': rng.randint(2, rng.choice((9, 40))),
-    'p': rng.randint(2, rng.choice((9, 40))),
+    's': rng.randint(5, 30),
+    'n': rng.randint(2, rng.choice((9, 20))),
+    'p': rng.randint(2, rng.choice((9, 20))),
     'k': rng.randint(2, 5),
     'm': rng.randint(2, 9),
   }
@@ -209,7 +211,7 @@ def _draw(rng):
   lacks_second = '{second}' in rows[-1][0] and '{b}' not in rows[0][0]
   if planned != num_steps or lacks_second:
     return None
-  shared = {'b': rng.randint(5, 45), 'g': rng.randint(20, MAX_VALUE)}
+  shared = {'b': rng.randint(4, 24), 'g': rng.randint(15, MAX_VALUE)}
   total = None
   numbers, equations = [], []
   for text, plan in rows:
@@ -286,8 +288,8 @@ def generate(num: int, split: str, seed: int) -> list[batches.Question]:
 
   Returns:
     Questions such as 'Ann has 14 pens. She buys 3 boxes with 5 pens each. How
-    many pens does Ann have now?' with answer '29' and a solution of three
-    lines, '3*5=15', '14+15=29' and '#### 29'. A uid is a hash of the prompt in
+    many pens does Ann have now?' with answer '29' and a solution
+    ' 3 * 5 = 15 ; 14 + 15 = 29 ; #### 29'. A uid is a hash of the prompt in
     [0, 2**31), and is not repeated within the list.
 
   Raises:
@@ -316,11 +318,11 @@ def generate(num: int, split: str, seed: int) -> list[batches.Question]:
     if uid in questions:
       continue
     answer = str(equations[-1][-1])
-    steps = [f'{x}{op}{y}={z}' for x, op, y, z in equations]
+    steps = [f'{x} {op} {y} = {z}' for x, op, y, z in equations]
     questions[uid] = batches.Question(
       prompt=prompt,
       answer=answer,
       uid=uid,
-      solution='\n'.join([*steps, f'#### {answer}']),
+      solution=' ' + ' ; '.join([*steps, f'#### {answer}']),
     )
   return list(questions.values())

@@ -6,7 +6,7 @@ PRESETS = {
   # Small enough to train from nothing on two CPU cores; its vocabulary is
   # what the quickstart's tokenizer is trained to.
   'quickstart': llama.LlamaConfig(
-    vocab_size=512,
+    vocab_size=640,
     embed_dim=192,
     num_layers=4,
     num_heads=6,
