@@ -2,6 +2,7 @@
 
     python -m dash_jax.evaluate --config=experiments/X.py --workdir=DIR
 
+The life of an evaluation:
   1. Questions are asked in batches of one compiled size, one sample each,
      greedily unless `eval.temperature` is above 0.
   2. Answers are scored as in training. A reply that never stopped is wrong.
@@ -13,11 +14,8 @@ import time
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
-from ml_collections import config_flags
 
-from dash_jax import assemble, batches, sharding
-from dash_jax import config as config_lib
+from dash_jax import assemble, batches, commands, sharding
 from dash_jax.learning import learner
 from dash_jax.runs import checkpoint
 from dash_jax.sampling import decoding, sampler
@@ -105,21 +103,16 @@ def score(
   )
 
 
-def main(argv):
-  del argv
-  config = _CONFIG.value
-  config_lib.check(config)
+def main(config, workdir):
   with jax.set_mesh(assemble.connect(config)):
-    parts = assemble.build(config, _WORKDIR.value)
+    parts = assemble.build(config, workdir)
     with parts.pool:
       # Every phase's optimizer has the same state, and none of it is used.
       optimizer = assemble.make_optimizer(config, 0.0, 1, 0)
       with checkpoint.Checkpoints(
-        _WORKDIR.value, keep=config.checkpoint.keep
+        workdir, keep=config.checkpoint.keep
       ) as saved:
-        restored = saved.restore(
-          learner.abstract_state(parts.model, optimizer)
-        )
+        restored = saved.restore(learner.abstract_state(parts.model, optimizer))
       if restored is None:
         params, step = assemble.load_params(config, parts.model), 0
       else:
@@ -135,7 +128,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  _CONFIG = config_flags.DEFINE_config_file('config')
-  _WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
-  flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main)
+  commands.run(main)
