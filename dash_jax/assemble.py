@@ -51,9 +51,7 @@ class Encoding:
   def encode(self, asked: list[batches.Question]) -> batches.PromptBatch:
     return prompts.encode(asked, self.tokenizer, **self._options())
 
-  def encode_solutions(
-    self, asked: list[batches.Question]
-  ) -> batches.Rollouts:
+  def encode_solutions(self, asked: list[batches.Question]) -> batches.Rollouts:
     return prompts.encode_solutions(
       asked,
       self.tokenizer,
@@ -238,6 +236,8 @@ def _weights_source(config):
 
 def _load_questions(config, split, num):
   data = config.data
+  if data.source == 'jsonl' and data.path:
+    config_lib.check_file('data.path', data.path.replace('{split}', split))
   # The held-out questions are the same for every seed.
   return questions.load(
     data.source,
@@ -254,7 +254,9 @@ def _load_questions(config, split, num):
 
 def _load_tokenizer(config, folder, train):
   if config.data.tokenizer != 'trained':
-    return tokenizer.load(config.data.tokenizer, config.data.tokenizer_path)
+    path = gguf.resolve(config.data.tokenizer_path)
+    config_lib.check_file('data.tokenizer_path', path)
+    return tokenizer.load(config.data.tokenizer, path)
   path = folder / TOKENIZER_NAME
   if path.exists():
     return tokenizer.load('sentencepiece', str(path))
