@@ -1,8 +1,9 @@
 """The training loop: each line of `rl_step` is one arrow of the design.
 
-  1. A run is a supervised phase (if asked for) and an RL phase, counted as
-     one sequence of optimizer steps. Everything a step draws (questions, noise)
-     is a function of the seed and its number, so a run resumes from a step.
+The life of a run:
+  1. It is a supervised phase (if asked for) and an RL phase, counted as one
+     sequence of optimizer steps. Everything a step draws (questions, noise) is
+     a function of the seed and its number, so a run resumes from a step.
   2. `rl_step`: questions -> prompts -> rollouts -> rewards -> advantages ->
      the rows worth learning from -> one update.
   3. Each step's metrics go to metrics.jsonl; evaluations to evals.jsonl.
@@ -17,7 +18,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
 from dash_jax import assemble, batches, report, sharding
 from dash_jax import config as config_lib
@@ -289,9 +289,7 @@ def train(config, workdir: str) -> bool:
   ):
     state, ref_params = _start(parts, plan, saved)
     log = (
-      closing.enter_context(
-        metrics.MetricsWriter(workdir, int(state.step))
-      )
+      closing.enter_context(metrics.MetricsWriter(workdir, int(state.step)))
       if is_writer
       else None
     )
@@ -301,8 +299,13 @@ def train(config, workdir: str) -> bool:
       if not 0 <= done < phase.num_steps:
         continue
       bar = shown.phase(phase.title, phase.num_steps, done)
-      if phase.name == 'rl':
+      if phase.name == 'rl' and not done:
         evaluate(state, 'sft' if phase.first_step else 'rl')
+      elif phase.name == 'rl' and _is_due(
+        done, phase, config.eval.every_samples
+      ):
+        # The process may have died between the checkpoint and the evaluation.
+        evaluate(state, 'rl')
       for step in range(int(state.step), phase.last_step):
         if sharding.max_over_hosts({'stop': stop.requested})['stop']:
           _save(saved, state)
@@ -332,10 +335,9 @@ def train(config, workdir: str) -> bool:
           state, ref_params = _enter_rl(parts, plan[-1], state)
         if is_last or due(config.checkpoint.every_samples):
           _save(saved, state)
-        if phase.name == 'rl' and (is_last or due(config.eval.every_samples)):
+        if phase.name == 'rl' and due(config.eval.every_samples):
           evaluate(state, 'rl')
-    if plan[-1].name == 'sft':
-      evaluate(state, 'sft')
+    evaluate(state, plan[-1].name)
   if is_writer:
     progress.print_summary(report.summarize(workdir))
     report.draw([workdir], pathlib.Path(workdir) / 'curves.png')
