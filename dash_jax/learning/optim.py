@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import optax
 
 SCHEDULES = ('constant', 'linear', 'cosine')
@@ -16,7 +17,7 @@ class OptimConfig:
     schedule: constant, or linear or cosine decay to 0 over `total_steps`.
     warmup_steps: steps of linear rise from 0 before the schedule begins.
     total_steps: optimizer steps of the phase, warm-up included.
-    weight_decay: decoupled, on matrices only.
+    weight_decay: decoupled, on matrices only: not on norms and biases.
     max_grad_norm: global-norm clip; 0 clips nothing.
   """
 
@@ -49,7 +50,17 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     b1=config.b1,
     b2=config.b2,
     weight_decay=config.weight_decay,
+    mask=_select_matrices,
   )
   if not config.max_grad_norm:
     return adamw
   return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+
+
+def _select_matrices(params: dict) -> dict:
+  # By name: stacked over layers, norms and biases have two axes or more too.
+  def is_matrix(path, _):
+    name = path[-1].key
+    return not (name.endswith('norm') or name in ('bq', 'bk', 'bv'))
+
+  return jax.tree_util.tree_map_with_path(is_matrix, params)
