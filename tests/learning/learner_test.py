@@ -1,0 +1,273 @@
+"""One optimizer step against float64 NumPy, and on every mesh."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import optax
+import plain_llama
+import pytest
+import tiny_rows
+
+from dash_jax import sharding
+from dash_jax.learning import learner, losses, optim
+from dash_jax.model import llama
+from dash_jax.runs import compiles
+
+P, C = tiny_rows.P, tiny_rows.C
+ROLLOUTS = tiny_rows.draw_rollouts()
+GAIN = np.random.default_rng(2).normal(size=8).astype(np.float32)
+
+
+@pytest.fixture
+def shallow(tiny):
+  """One layer, for properties that depth adds nothing to."""
+  return dataclasses.replace(tiny, num_layers=1)
+
+
+def plain_logprobs(params, config, rollouts, row, temperature=1.0):
+  """Returns f64[n], of one row's completion, from its tokens alone."""
+  tokens = rollouts.tokens[row][rollouts.mask[row]]
+  n = rollouts.completion_mask[row].sum()
+  logits = plain_llama.forward(params, config, tokens) / temperature
+  logprobs = plain_llama.log_softmax(logits)[-n - 1 : -1]
+  return logprobs[np.arange(n), tokens[-n:]]
+
+
+def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
+  """Returns the loss and metrics of ROLLOUTS under GAIN, all rows counted once:
+  a mean over rows of means over their tokens."""
+  o = objective or losses.Objective()
+  loss, sums = 0.0, dict.fromkeys(('kl', 'entropy', 'clipped', 'gap'), 0.0)
+  num_tokens = ROLLOUTS.completion_mask.sum()
+  for row, gain in enumerate(GAIN.astype(np.float64)):
+    new = plain_logprobs(params, config, ROLLOUTS, row, temperature)
+    old = ROLLOUTS.logprobs[row][ROLLOUTS.completion_mask[row]].astype(float)
+    if o.supervised:
+      token_loss, old = -new, new
+    else:
+      ratio = np.exp(new - old)
+      bound = np.clip(ratio, 1 - o.clip_low, 1 + o.clip_high)
+      token_loss = -np.minimum(ratio * gain, bound * gain)
+      sums['clipped'] += (bound * gain < ratio * gain).sum()
+    if o.kl_coef:
+      d = plain_logprobs(ref, config, ROLLOUTS, row, temperature) - new
+      kl = np.exp(d) - 1 - d
+      token_loss = token_loss + o.kl_coef * kl
+      sums['kl'] += kl.sum()
+    loss += token_loss.mean() / len(GAIN)
+    sums['entropy'] -= new.sum()
+    sums['gap'] += abs(new - old).sum()
+  return loss, {name: x / num_tokens for name, x in sums.items()}
+
+
+@pytest.mark.parametrize(
+  ('objective', 'temperature'),
+  [
+    (losses.Objective(clip_low=0.1, clip_high=0.3, kl_coef=0.2), 0.7),
+    (losses.Objective(supervised=True), 1.0),
+  ],
+)
+def test_a_step_equals_plain_numpy(mesh, tiny, objective, temperature):
+  """Loss and metrics against the formulas; the gradient against the loss's own
+  differences along random directions, for which no derivative was written."""
+  params, ref = (tiny_rows.draw_params(tiny, seed) for seed in (1, 2))
+  minibatches, n = tiny_rows.cut(ROLLOUTS, GAIN)
+  state, metrics = tiny_rows.take_step(
+    tiny, params, minibatches, n,
+    ref_params=ref if objective.kl_coef else None,
+    objective=objective, temperature=temperature,
+  )  # fmt: skip
+
+  def plain(params):
+    return plain_step(
+      params, tiny, ref=ref, temperature=temperature, objective=objective
+    )
+
+  loss, expected = plain(params)
+  assert metrics['loss'] == pytest.approx(loss, abs=1e-5)
+  assert metrics['kl'] == pytest.approx(expected['kl'], abs=1e-5)
+  assert metrics['entropy'] == pytest.approx(expected['entropy'], abs=1e-5)
+  assert metrics['clip_fraction'] == pytest.approx(expected['clipped'])
+  assert metrics['logprob_gap'] == pytest.approx(expected['gap'], abs=1e-5)
+  if not objective.supervised:
+    assert 0.1 < metrics['clip_fraction'] < 0.9
+    assert metrics['kl'] > 0.01
+  gradient = jax.tree.map(
+    lambda a, b: a.astype(np.float64) - b, params, jax.device_get(state.params)
+  )
+  norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
+  assert metrics['grad_norm'] == pytest.approx(norm, rel=1e-4)
+  rng = np.random.default_rng(5)
+  for _ in range(3):
+    direction = jax.tree.map(lambda g: rng.normal(size=g.shape), gradient)
+    slope = sum(
+      (g * d).sum()
+      for g, d in zip(
+        jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True
+      )
+    )
+    after, before = (
+      plain(jax.tree.map(lambda p, d: p + e * d, params, direction))[0]  # noqa: B023
+      for e in (1e-6, -1e-6)
+    )
+    assert slope == pytest.approx((after - before) / 2e-6, abs=2e-4 * norm)
+
+
+def test_on_policy_the_gap_is_zero_and_the_reference_adds_nothing(mesh, tiny):
+  """With old log-probabilities from the same weights the ratio is 1, nothing is
+  clipped, and against itself the policy has no KL."""
+  params = tiny_rows.draw_params(tiny)
+  logprobs = np.zeros_like(ROLLOUTS.logprobs)
+  for row in range(8):
+    logprobs[row][ROLLOUTS.completion_mask[row]] = plain_logprobs(
+      params, tiny, ROLLOUTS, row, 0.7
+    )
+  rollouts = jax.tree.map(np.copy, ROLLOUTS)
+  rollouts.logprobs[:] = logprobs
+  minibatches, n = tiny_rows.cut(rollouts, GAIN)
+  _, metrics = tiny_rows.take_step(
+    tiny, params, minibatches, n, ref_params=params, temperature=0.7,
+    objective=losses.Objective(clip_low=0.1, clip_high=0.3, kl_coef=0.2),
+  )  # fmt: skip
+  assert metrics['logprob_gap'] < 1e-5
+  assert metrics['clip_fraction'] == 0
+  assert metrics['kl'] < 1e-6
+  assert metrics['loss'] == pytest.approx(-GAIN.mean(), abs=1e-5)
+
+
+def test_any_minibatch_size_gives_the_same_update(mesh, shallow):
+  params = tiny_rows.draw_params(shallow)
+  results = []
+  for size in (1, 3, 8):  # 3 leaves a filler row
+    minibatches, n = tiny_rows.cut(ROLLOUTS, GAIN, size=size)
+    assert n == -(-8 // size)
+    state, metrics = tiny_rows.take_step(shallow, params, minibatches, n)
+    results.append((jax.device_get(state.params), metrics))
+  for other in results[1:]:
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+      results[0],
+      other,
+    )
+  assert results[0][1]['grad_norm'] > 0.1
+
+
+def test_only_the_first_n_minibatches_run_and_n_compiles_nothing(mesh, shallow):
+  """Minibatches from n on hold NaN: one forward of them would
+  show in the loss or in the weights."""
+  params = tiny_rows.draw_params(shallow)
+  minibatches, _ = tiny_rows.cut(ROLLOUTS, GAIN)
+  whole, _ = tiny_rows.take_step(shallow, params, minibatches, 2)
+  poisoned = jax.tree.map(np.copy, minibatches)
+  poisoned.advantages[1] = np.nan
+  poisoned.rollouts.logprobs[1] = np.nan
+  before = compiles.count()
+  none, nothing = tiny_rows.take_step(shallow, params, poisoned, 0)
+  half, metrics = tiny_rows.take_step(shallow, params, poisoned, 1)
+  alone = jax.tree.map(lambda x: np.stack([x[0], x[0]]), minibatches)
+  expected, wanted = tiny_rows.take_step(shallow, params, alone, 1)
+  broken, bad = tiny_rows.take_step(shallow, params, poisoned, 2)
+  assert compiles.count() == before
+  jax.tree.map(np.testing.assert_array_equal, none.params, params)
+  assert int(none.step) == 1
+  assert set(nothing.values()) == {0.0}
+  jax.tree.map(np.testing.assert_array_equal, half.params, expected.params)
+  assert metrics == wanted
+  # The poison works, and the second minibatch matters.
+  assert np.isnan(bad['loss'])
+  assert np.isnan(jax.device_get(broken.params['embed'])).any()
+  assert not np.allclose(whole.params['embed'], half.params['embed'])
+
+
+@pytest.fixture(scope='module')
+def steps_on_meshes():
+  """One AdamW step of the same rows on meshes of fsdp x tensor devices."""
+  config = llama.LlamaConfig(
+    vocab_size=64, embed_dim=32, num_layers=1, num_heads=8, num_kv_heads=4,
+    head_dim=8, ffw_dim=48, qkv_bias=True,
+  )  # fmt: skip
+  rollouts = tiny_rows.draw_rollouts(16)
+  gain = np.random.default_rng(2).normal(size=16).astype(np.float32)
+  optimizer = optim.make_optimizer(
+    optim.OptimConfig(
+      learning_rate=1e-3,
+      schedule='constant',
+      warmup_steps=0,
+      total_steps=1,
+      weight_decay=0.1,
+    )
+  )
+  with jax.set_mesh(jax.make_mesh((8, 1, 1), sharding.AXES)):
+    params = tiny_rows.draw_params(config)
+  found = {}
+  for fsdp, tensor in ((1, 1), (2, 4), (4, 2), (8, 1)):
+    devices = jax.devices()[: fsdp * tensor]
+    grid = jax.make_mesh((1, fsdp, tensor), sharding.AXES, devices=devices)
+    with jax.set_mesh(grid):
+      minibatches, n = tiny_rows.cut(rollouts, gain, size=8)
+      state, metrics = tiny_rows.take_step(
+        config, params, minibatches, n, optimizer=optimizer
+      )
+      abstract = learner.abstract_state(llama.Llama(config), optimizer)
+    found[fsdp, tensor] = state, metrics, abstract
+  return found
+
+
+@pytest.mark.parametrize('shape', [(2, 4), (4, 2), (8, 1)])
+def test_any_mesh_takes_the_same_step(steps_on_meshes, shape):
+  """The first moment is a tenth of the (clipped) gradient: equal moments are
+  equal gradients, weight by weight."""
+  state, metrics, _ = steps_on_meshes[1, 1]
+  other, others, _ = steps_on_meshes[shape]
+  for name in metrics:
+    assert others[name] == pytest.approx(metrics[name], abs=1e-5), name
+  assert metrics['grad_norm'] > 0.1
+  for a, b in (
+    (adam_state(state).mu, adam_state(other).mu),
+    (adam_state(state).nu, adam_state(other).nu),
+  ):
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
+      jax.device_get(a),
+      jax.device_get(b),
+    )
+  # Adam divides by a gradient's size, so a rounding can turn a tiny one over;
+  # no weight moves by more than the learning rate, though.
+  moved = jax.tree.map(
+    lambda x, y: np.abs(x - y), *jax.device_get((state.params, other.params))
+  )
+  flat = np.concatenate([x.ravel() for x in jax.tree.leaves(moved)])
+  assert (flat < 1e-5).mean() > 0.999
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 4), (4, 2), (8, 1)])
+def test_moments_rest_where_their_weights_rest(steps_on_meshes, shape):
+  """And a checkpoint is read into exactly the layout of the running state."""
+  state, _, abstract = steps_on_meshes[shape]
+  for moments in (adam_state(state).mu, adam_state(state).nu):
+    for moment, x in zip(
+      jax.tree.leaves(moments), jax.tree.leaves(state.params), strict=True
+    ):
+      assert moment.sharding.is_equivalent_to(x.sharding, x.ndim)
+  assert jax.tree.structure(state) == jax.tree.structure(abstract)
+  for (path, x), like in zip(
+    jax.tree_util.tree_leaves_with_path(state),
+    jax.tree.leaves(abstract),
+    strict=True,
+  ):
+    assert (x.shape, x.dtype) == (like.shape, like.dtype), path
+    assert x.sharding.is_equivalent_to(like.sharding, x.ndim), path
+  share = state.params['layers']['wq'].addressable_shards[0].data.size
+  assert share * shape[0] * shape[1] == state.params['layers']['wq'].size
+
+
+def adam_state(state):
+  (found,) = (
+    s
+    for s in jax.tree.leaves(
+      state.opt_state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState)
+    )
+    if isinstance(s, optax.ScaleByAdamState)
+  )
+  return found
