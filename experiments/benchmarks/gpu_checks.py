@@ -1,0 +1,141 @@
+"""The checks of the GPU suite: on the device, what the tests hold on CPU.
+
+1. Greedy decoding through the cache picks what one forward picks.
+2. The sampler's logprobs are the learner's, in float32 and in bf16.
+3. The gradient of the rows that filtering keeps is that of all rows.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dash_jax import batches, sharding
+from dash_jax.learning import advantages, filtering, learner, losses
+from dash_jax.model import llama
+from dash_jax.sampling import decoding, sampler
+
+
+def check_all(config: llama.LlamaConfig) -> Iterator[dict]:
+  """Checks decode against forward, the logprob gap, and the filter."""
+  Q, G, P, C = 8, 4, 24, 24
+  rng = np.random.default_rng(0)
+  prompts = sharding.put_rows(
+    batches.PromptBatch(
+      rng.integers(0, config.vocab_size, (Q, P)).astype(np.int32),
+      rng.integers(1, P + 1, Q).astype(np.int32),
+      np.arange(Q, dtype=np.int32),
+    )
+  )
+  params = _make_params(config)
+  greedy, plain = decoding.make_decoding(0.0), decoding.make_decoding(1.0)
+
+  def draw(model, settings):
+    return sampler.sample(
+      model, params, prompts, jax.random.key(1), jnp.array([-1]), settings,
+      jnp.int32(0), group_size=G, max_completion_len=C,
+    )  # fmt: skip
+
+  @functools.partial(jax.jit, static_argnames='model')
+  def forward(model, params, rollouts):
+    """Returns each token's logprob, and how far its logit is under the best."""
+    logprobs = learner.completion_logprobs(model, params, rollouts, plain, C)
+    apply = functools.partial(model.apply, {'params': params})
+    hidden = apply(rollouts.tokens, rollouts.mask)[:, -C - 1 : -1]
+    logits = apply(hidden, method=llama.Llama.logits)
+    drawn = jnp.arange(logits.shape[-1]) == rollouts.tokens[:, -C:, None]
+    chosen = jnp.where(drawn, logits, -jnp.inf).max(-1)
+    return logprobs, logits.max(-1) - chosen
+
+  def gap(model, rollouts):
+    logprobs, _ = forward(model, params, rollouts)
+    return np.abs(np.asarray(logprobs - rollouts.logprobs[:, -C:]))
+
+  with jax.default_matmul_precision('highest'):
+    model = llama.Llama(config)
+    _, under = forward(model, params, draw(model, greedy))
+    yield _check(
+      'greedy decode = forward, float32: logit under the best, max',
+      float(under.max()),
+      1e-3,
+    )
+    rollouts = draw(model, plain)
+    yield _check(
+      'logprob gap, float32, max', float(gap(model, rollouts).max()), 1e-4
+    )
+    yield _compare_filtered(model, rollouts, plain, C)
+  model = llama.Llama(config, dtype=jnp.bfloat16)
+  gaps = gap(model, draw(model, plain))
+  yield _check('logprob gap, bf16, mean', float(gaps.mean()), 0.05) | {
+    'max': float(gaps.max())
+  }
+
+
+def _make_params(config) -> dict:
+  return llama.init_params(config, jax.random.key(0), jnp.float32)
+
+
+def _compare_filtered(model, rollouts, settings, C) -> dict:
+  """Checks that the gradient of the kept rows alone is that of all rows."""
+  rows = sharding.local_rows(rollouts)
+  # Minibatches that cut groups apart: the kept rows meet other neighbours.
+  num_rows, group_size, size = len(rows.tokens), 4, 3
+  rewards = np.random.default_rng(1).random(num_rows, np.float32)
+  rewards[: num_rows // 2] = 1.0  # groups that agree carry no signal
+  gain = advantages.group_advantages(rewards, group_size, normalize_std=True)
+  weight, counted = losses.row_weights(
+    'sequence', rows.completion_mask.sum(axis=1), C
+  )
+  # An optimizer whose state is the gradient.
+  keep_gradient = optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params),
+    lambda grads, _, params: (jax.tree.map(jnp.zeros_like, params), grads),
+  )
+
+  def gradient(keep):
+    minibatches, n = filtering.cut(
+      rows, gain, keep, weight / counted.sum(), size
+    )
+    # The update donates its state: each run makes the weights anew.
+    state = learner.init_state(_make_params(model.config), keep_gradient)
+    state, _ = learner.update(
+      state,
+      sharding.put_rows(minibatches, axis=1),
+      jnp.int32(n),
+      None,
+      settings,
+      model=model,
+      optimizer=keep_gradient,
+      max_completion_len=C,
+      objective=losses.Objective(),
+    )
+    return state.opt_state, n
+
+  full, num_full = gradient(np.ones(num_rows, bool))
+  filtered, num_filtered = gradient(filtering.select(gain, 0.0))
+
+  @jax.jit
+  def distance(x, y):
+    return optax.tree.norm(optax.tree.sub(x, y)) / optax.tree.norm(x)
+
+  row = _check(
+    f'gradient of {num_filtered} of {num_full} minibatches = of all,'
+    ' relative distance',
+    float(distance(full, filtered)),
+    1e-5,
+  )
+  row['passed'] &= num_filtered < num_full
+  return row
+
+
+def _check(measure: str, value: float, limit: float) -> dict:
+  # A comparison with NaN is false: not a number never passes.
+  return {
+    'measure': measure,
+    'value': value,
+    'limit': limit,
+    'passed': value <= limit,
+  }

@@ -1,0 +1,350 @@
+"""The timings of the GPU suite, and the sizes that they are taken at.
+
+  1. `measure_ceilings` finds what the machine gives: a large matmul, a large
+     copy.
+  2. `time_sampler` and `time_learner` make random weights and rows, run one
+     large call several times, and divide the least time that its work could
+     take at those ceilings (workloads.py) by the time it took.
+
+Each yields rows, dicts for JSON: median, min and max, warm-up excluded.
+"""
+
+import dataclasses
+import math
+import statistics
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dash_jax import batches, sharding
+from dash_jax.learning import filtering, learner, losses
+from dash_jax.model import llama
+from dash_jax.runs import compiles
+from dash_jax.sampling import decoding, sampler
+from experiments.benchmarks import workloads
+
+_GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+  """The best rates measured on the device."""
+
+  flops_per_s: float
+  bytes_per_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """One sampling call of full rows, in bf16."""
+
+  config: llama.LlamaConfig
+  num_questions: int
+  group_size: int
+  prompt_len: int
+  completion_len: int
+
+  @property
+  def num_rows(self) -> int:
+    return self.num_questions * self.group_size
+
+  def __str__(self):
+    return (
+      f'{self.num_questions} prompts x {self.group_size},'
+      f' {self.prompt_len} + {self.completion_len} tokens'
+    )
+
+  def least_bytes(self) -> int:
+    """Weights as they rest and layer by layer, the cache, and logits."""
+    c = self.config
+    token = 2 * c.num_layers * c.num_kv_heads * c.head_dim * 2
+    slots = (
+      self.num_questions * self.prompt_len + self.num_rows * self.completion_len
+    )
+    logits = 2 * self.num_rows * c.vocab_size * 4
+    return 4 * llama.count_params(c) + token * slots + logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+  """One optimizer step on full rows; activations in bf16."""
+
+  config: llama.LlamaConfig
+  num_rows: int
+  prompt_len: int
+  completion_len: int
+  optimizer: str  # a key of OPTIMIZERS
+  minibatch_size: int
+  param_dtype: str
+  remat: bool
+
+  def __str__(self):
+    return (
+      f'{self.num_rows} rows x {self.prompt_len} + {self.completion_len},'
+      f' {self.optimizer}, {self.param_dtype} weights, minibatches of'
+      f' {self.minibatch_size}, {self.config.num_layers} layers'
+      + (', remat' if self.remat else '')
+    )
+
+  def least_bytes(self) -> int:
+    """Weights, their gradient, its float32 sum, moments, and logits."""
+    itemsize = jnp.dtype(self.param_dtype).itemsize
+    moments = 2 * itemsize if self.optimizer == 'adam' else 0
+    logits = self.minibatch_size * self.completion_len * self.config.vocab_size
+    weight_bytes = 2 * itemsize + 4 + moments
+    return llama.count_params(self.config) * weight_bytes + 2 * 4 * logits
+
+
+# Moments take the weights' type, so that bf16 halves them too.
+OPTIMIZERS = {
+  'adam': lambda dtype: optax.adamw(1e-6, mu_dtype=dtype),
+  'sgd': lambda dtype: optax.sgd(1e-6),
+}
+
+
+def measure_ceilings(tiny: bool, deadline: float) -> Iterator[dict]:
+  """Measures a large bf16 matmul and a large copy, each 32 times in a
+  row inside one program, so that its launch hardly counts."""
+  times = 32
+  size = 256 if tiny else 8192
+  x = jax.random.normal(jax.random.key(0), (size, size), jnp.bfloat16)
+
+  @jax.jit
+  def multiply(x, y, times):
+    y = y * size**-0.5  # the product keeps its scale
+    return jax.lax.fori_loop(0, times, lambda _, x: x @ y, x)
+
+  # The count is a value, so that the compiler cannot unroll the loop.
+  seconds, _ = time_runs(
+    lambda i: jax.block_until_ready(multiply(x, x, times)), deadline
+  )
+  flops = [2 * size**3 * times / s for s in seconds]
+  yield _spread(
+    f'matmul, bf16, {size}^2', [f / 1e12 for f in flops], 'TFLOP/s'
+  ) | {'ceilings': {'flops_per_s': max(flops)}}
+
+  elements = 2**20 if tiny else 2**30
+  x = jax.random.normal(jax.random.key(1), (elements,), jnp.bfloat16)
+
+  @jax.jit
+  def copy(x, one, times):
+    return jax.lax.fori_loop(0, times, lambda _, x: x * one, x)
+
+  one = jnp.ones((), jnp.bfloat16)
+  seconds, _ = time_runs(
+    lambda i: jax.block_until_ready(copy(x, one, times)), deadline
+  )
+  moved = [2 * x.nbytes * times / s for s in seconds]
+  yield _spread(
+    f'copy, {x.nbytes / _GIB:.2g} GiB', [m / 1e9 for m in moved], 'GB/s'
+  ) | {'ceilings': {'bytes_per_s': max(moved)}}
+
+
+def time_sampler(
+  case: Sampling, limits: Ceilings | None, deadline: float
+) -> Iterator[dict]:
+  """Times one sampling call with every row full, then with stop ids that make
+  lengths geometric with a mean of half the slots, by the same program."""
+  config = case.config
+  model = llama.Llama(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+  params = llama.init_params(config, jax.random.key(0), jnp.bfloat16)
+  rng = np.random.default_rng(0)
+  shape = (case.num_questions, case.prompt_len)
+  prompts = sharding.put_rows(
+    batches.PromptBatch(
+      rng.integers(0, config.vocab_size, shape).astype(np.int32),
+      np.full(case.num_questions, case.prompt_len, np.int32),
+      np.arange(case.num_questions, dtype=np.int32),
+    )
+  )
+  settings = decoding.make_decoding(1.0)
+  num_stops = max(2 * config.vocab_size // case.completion_len, 1)
+  stops = rng.choice(config.vocab_size, num_stops, replace=False)
+
+  def draw(stop_ids):
+    def run(i):
+      return jax.block_until_ready(
+        sampler.sample(
+          model,
+          params,
+          prompts,
+          jax.random.key(i),
+          jnp.asarray(stop_ids, jnp.int32),
+          settings,
+          jnp.int32(0),
+          group_size=case.group_size,
+          max_completion_len=case.completion_len,
+        )
+      )
+
+    return run
+
+  compiled_s = compiles.total_s()
+  seconds, _ = time_runs(draw(np.full(num_stops, -1)), deadline)
+  tokens = case.num_rows * case.completion_len
+  floor = workloads.decode_floor(
+    config,
+    num_questions=case.num_questions,
+    group_size=case.group_size,
+    prompt_len=case.prompt_len,
+    completion_len=case.completion_len,
+    itemsize=2,
+  )
+  row = _spread(
+    f'sampling, {case}', [tokens / s for s in seconds], 'tokens/s'
+  ) | {
+    'seconds': seconds,
+    'compile_s': compiles.total_s() - compiled_s,
+    'peak_bytes': device_memory('peak_bytes_in_use'),
+  }
+  if limits:
+    least_s = {
+      'bandwidth floor': floor.bandwidth_seconds(limits.bytes_per_s),
+      'bandwidth and matmul floor': floor.seconds(
+        limits.flops_per_s, limits.bytes_per_s
+      ),
+    }
+    row['shares'] = {
+      name: s / statistics.median(seconds) for name, s in least_s.items()
+    }
+  yield row
+
+  if _is_late(deadline, seconds):
+    yield {'message': 'no time left for rows of geometric lengths'}
+    return
+  seconds, rollouts = time_runs(draw(stops), deadline, most=3)
+  lengths = [np.asarray(r.completion_mask.sum(1)) for r in rollouts]
+  yield _spread(
+    f'the same, {np.mean(lengths):.0f} tokens a row',
+    [n.sum() / s for n, s in zip(lengths, seconds, strict=True)],
+    'tokens/s',
+  ) | {'longest': int(np.max(lengths))}
+
+
+def time_learner(
+  case: Learning, limits: Ceilings | None, deadline: float
+) -> Iterator[dict]:
+  """Times one optimizer step on every row, then on half of them."""
+  config, C = case.config, case.completion_len
+  dtype = jnp.dtype(case.param_dtype).type
+  model = llama.Llama(
+    config, dtype=jnp.bfloat16, param_dtype=dtype, remat=case.remat
+  )
+  optimizer = OPTIMIZERS[case.optimizer](dtype)
+  state = learner.init_state(
+    llama.init_params(config, jax.random.key(0), dtype), optimizer
+  )
+  rng = np.random.default_rng(0)
+  shape = (case.num_rows, case.prompt_len + C)
+  completion = np.broadcast_to(np.arange(shape[1]) >= case.prompt_len, shape)
+  rows = batches.Rollouts(
+    tokens=rng.integers(0, config.vocab_size, shape).astype(np.int32),
+    mask=np.ones(shape, bool),
+    completion_mask=completion,
+    # Random weights give every token about this, so that ratios are near 1.
+    logprobs=np.where(
+      completion, np.float32(-math.log(config.vocab_size)), np.float32(0)
+    ),
+    truncated=np.zeros(case.num_rows, bool),
+    policy_step=np.zeros(case.num_rows, np.int32),
+  )
+  minibatches, n = filtering.cut(
+    rows,
+    rng.normal(size=case.num_rows).astype(np.float32),
+    np.ones(case.num_rows, bool),
+    np.full(case.num_rows, 1 / case.num_rows / C, np.float32),
+    case.minibatch_size,
+  )
+  minibatches = sharding.put_rows(minibatches, axis=1)
+
+  def learn(num_minibatches):
+    def run(_):
+      nonlocal state
+      state, values = learner.update(
+        state,
+        minibatches,
+        jnp.int32(num_minibatches),
+        None,
+        decoding.make_decoding(1.0),
+        model=model,
+        optimizer=optimizer,
+        max_completion_len=C,
+        objective=losses.Objective(),
+      )
+      jax.block_until_ready(state)
+      return {name: float(x) for name, x in values.items()}
+
+    return run
+
+  compiled_s = compiles.total_s()
+  seconds, values = time_runs(learn(n), deadline)
+  bad = [v for v in values if not all(map(math.isfinite, v.values()))]
+  if bad:
+    raise FloatingPointError(f'a step gave {bad[0]}')
+  flops = workloads.learn_flops(config, case.num_rows, case.prompt_len, C)
+  row = _spread(f'learning, {case}', seconds, 's a step') | {
+    'tokens_per_s': case.num_rows * C / statistics.median(seconds),
+    'compile_s': compiles.total_s() - compiled_s,
+    'peak_bytes': device_memory('peak_bytes_in_use'),
+  }
+  if limits:
+    mfu = flops / statistics.median(seconds) / limits.flops_per_s
+    row['shares'] = {'measured matmul (MFU)': mfu}
+  yield row
+  if n > 1 and _is_late(deadline, seconds):
+    yield {'message': 'no time left for half of the rows'}
+  elif n > 1:
+    half = n // 2
+    fewer, _ = time_runs(learn(half), deadline, most=3)
+    row = _spread(f'the same, {half / n:.0%} of the rows', fewer, 's a step')
+    share = statistics.median(fewer) / statistics.median(seconds)
+    yield row | {'shares': {"all rows' time": share}}
+
+
+def time_runs(
+  run, deadline: float, *, most: int = 5
+) -> tuple[list[float], list]:
+  """Runs once to warm up, then up to `most` times while time is left.
+
+  Args:
+    run: called with the number of the run; must wait for its result.
+    deadline: time.monotonic() after which no run should end.
+    most: timed runs.
+
+  Returns:
+    The seconds of each timed run, at least one, and what it returned.
+  """
+  run(0)
+  seconds, results = [], []
+  while len(seconds) < most:
+    start = time.perf_counter()
+    results.append(run(len(seconds) + 1))
+    seconds.append(time.perf_counter() - start)
+    if time.monotonic() + max(seconds) > deadline:
+      break
+  return seconds, results
+
+
+def _is_late(deadline: float, seconds: list[float]) -> bool:
+  """Returns whether a warm-up and a run would end after the deadline."""
+  return time.monotonic() + 2 * max(seconds) > deadline
+
+
+def _spread(measure: str, values: list[float], unit: str) -> dict:
+  return {
+    'measure': measure,
+    'unit': unit,
+    'median': statistics.median(values),
+    'min': min(values),
+    'max': max(values),
+    'runs': len(values),
+  }
+
+
+def device_memory(name: str) -> int:
+  """Returns a figure of the device's memory, 0 where it keeps none."""
+  return (jax.devices()[0].memory_stats() or {}).get(name, 0)

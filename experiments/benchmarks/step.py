@@ -1,0 +1,284 @@
+"""Times our optimizer step on workloads that other programs run too.
+
+    python -m experiments.benchmarks.step WORKLOAD.json [MORE.json ..]
+        [--steps=5] [--warmup=1] [--minibatch_size=16] [--out=FILE.json]
+
+  1. A workload file gives the model's shape and the step's sizes
+     (workloads.py); weights are random, prompts and reward are the file's.
+  2. Each step samples, scores, filters, cuts and learns as dash_jax/train.py
+     does, the way to the host and back included.
+  3. Prints a table, and writes JSON with every step's figures. Several files
+     run one after another, each in a process of its own, so that compile time
+     and peak memory are theirs.
+
+Wall seconds mean something on a quiet machine only; CPU seconds count every
+thread of the process, spinning ones too.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dash_jax import batches, sharding
+from dash_jax.learning import advantages, filtering, learner, losses, optim
+from dash_jax.runs import compiles
+from dash_jax.sampling import decoding, sampler
+from experiments.benchmarks import workloads
+
+# Settings of the environment that change speed, for a fair comparison.
+_ENVIRONMENT = ('XLA_FLAGS', 'GLIBC_TUNABLES', 'LD_PRELOAD', 'JAX_PLATFORMS')
+_MIB = 2**20
+
+
+def take_step(
+  workload: workloads.Workload,
+  optimizer,
+  state: batches.TrainState,
+  tokens: np.ndarray,
+  minibatch_size: int,
+) -> tuple[batches.TrainState, dict]:
+  """Takes one optimizer step as the workload states it.
+
+  Args:
+    workload: sizes and objective.
+    optimizer: its optimizer.
+    state: donated.
+    tokens: i32[Q, P], the prompts, all full.
+    minibatch_size: rows a minibatch of the learner.
+
+  Returns:
+    The new state and the step's seconds, CPU seconds and token counts.
+  """
+  Q, P = tokens.shape
+  settings = decoding.make_decoding(
+    workload.temperature, workload.top_p, workload.top_k
+  )
+  cpu_start, start = time.process_time(), time.perf_counter()
+  prompts = batches.PromptBatch(
+    tokens, np.full(Q, P, np.int32), np.arange(Q, dtype=np.int32)
+  )
+  sampled = sampler.sample(
+    workload.model,
+    state.params,
+    sharding.put_rows(prompts),
+    jax.random.fold_in(jax.random.key(workload.seed), state.step),
+    jnp.asarray(workload.stop_ids, jnp.int32),
+    settings,
+    state.step,
+    group_size=workload.group_size,
+    max_completion_len=workload.completion_len,
+  )
+  rows = sharding.local_rows(sampled)
+  cpu_sampled, sampled_at = time.process_time(), time.perf_counter()
+
+  rewards = workloads.fraction_even(rows.tokens, rows.completion_mask)
+  gain = advantages.group_advantages(
+    rewards, workload.group_size, normalize_std=True
+  )
+  keep = filtering.select(gain, 0.0)
+  lengths = rows.completion_mask.sum(axis=1)
+  weight, counted = losses.row_weights(
+    'sequence', lengths, workload.completion_len
+  )
+  scored_at = time.perf_counter()
+
+  minibatches, n = filtering.cut(
+    rows, gain, keep, weight / counted.sum(), minibatch_size
+  )
+  state, values = learner.update(
+    state,
+    sharding.put_rows(minibatches, axis=1),
+    jnp.int32(n),
+    None,
+    settings,
+    model=workload.model,
+    optimizer=optimizer,
+    max_completion_len=workload.completion_len,
+    objective=losses.Objective(workload.clip, workload.clip),
+  )
+  jax.block_until_ready(state)
+  loss = float(values['loss'])
+  cpu_end, end = time.process_time(), time.perf_counter()
+  return state, {
+    'step_s': end - start,
+    'sample_s': sampled_at - start,
+    'reward_s': scored_at - sampled_at,
+    'learn_s': end - scored_at,
+    'cpu_s': cpu_end - cpu_start,
+    'sample_cpu_s': cpu_sampled - cpu_start,
+    'learn_cpu_s': cpu_end - cpu_sampled,
+    'sampled_tokens': int(lengths.sum()),
+    'trained_tokens': int(lengths[keep].sum()),
+    'sampled_tokens_per_s': lengths.sum() / (sampled_at - start),
+    'trained_tokens_per_s': lengths[keep].sum() / (end - scored_at),
+    'kept_rows': int(keep.sum()),
+    'completion_len_mean': float(lengths.mean()),
+    'loss': loss,
+    'logprob_gap': float(values['logprob_gap']),
+  }
+
+
+def run(path: str, num_steps: int, num_warmup: int, minibatch_size: int):
+  """Runs one workload file.
+
+  Returns:
+    A dict for JSON: settings, versions, `steps` (the timed ones), and for each
+    of their figures a `summary` of median, min and max.
+  """
+  workload = workloads.read(path)
+  num_rows = workload.num_questions * workload.group_size
+  minibatch_size = min(minibatch_size, num_rows)
+  mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    optimizer = optim.make_optimizer(workload.optim)
+    state = learner.init_state(workloads.make_params(workload), optimizer)
+    steps, num_programs, compiled_s = [], 0, compiles.total_s()
+    all_prompts = workloads.make_prompts(workload, num_warmup + num_steps)
+    for i, tokens in enumerate(all_prompts):
+      if i == num_warmup:
+        num_programs = compiles.count()
+      state, values = take_step(
+        workload, optimizer, state, tokens, minibatch_size
+      )
+      steps.append(values)
+  timed = steps[num_warmup:]
+  return {
+    'workload': workload.name,
+    'settings': {
+      'minibatch_size': minibatch_size,
+      'rows': num_rows,
+      'dtype': jnp.dtype(workload.model.dtype).name,
+      'remat': workload.model.remat,
+      'steps': num_steps,
+      'warmup': num_warmup,
+      'cores': len(os.sched_getaffinity(0)),
+      'environment': {k: os.environ.get(k, '') for k in _ENVIRONMENT},
+    },
+    'versions': versions(),
+    'compile_s': compiles.total_s() - compiled_s,
+    'compiles_while_timed': compiles.count() - num_programs,
+    'peak_memory_bytes': peak_memory_bytes(),
+    'summary': {name: summarize([s[name] for s in timed]) for name in timed[0]},
+    'steps': timed,
+  }
+
+
+def summarize(values: list[float]) -> dict:
+  """Returns median, min and max."""
+  return {
+    'median': statistics.median(values),
+    'min': min(values),
+    'max': max(values),
+  }
+
+
+def peak_memory_bytes() -> int:
+  """Returns the device's peak, or on CPU this process's peak resident set."""
+  device = jax.devices()[0]
+  if device.platform == 'cpu':
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+  return device.memory_stats()['peak_bytes_in_use']
+
+
+def versions() -> dict:
+  """Returns what ran: jax, python and the device."""
+  device = jax.devices()[0]
+  return {
+    'jax': jax.__version__,
+    'python': platform.python_version(),
+    'device': f'{device.platform} {device.device_kind}',
+  }
+
+
+def make_table(results: list[dict]) -> str:
+  """Returns the results as text, one column a workload."""
+
+  def spread(name, digits):
+    def show(result):
+      s = result['summary'][name]
+      low, high = s['min'], s['max']
+      return f'{s["median"]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]'
+
+    return show
+
+  lines = {
+    'optimizer step, s': spread('step_s', 3),
+    'sampling, s': spread('sample_s', 3),
+    'learning, s': spread('learn_s', 3),
+    'sampling, tokens/s': spread('sampled_tokens_per_s', 0),
+    'learning, tokens/s': spread('trained_tokens_per_s', 0),
+    'CPU seconds a step': spread('cpu_s', 2),
+    'of them sampling': spread('sample_cpu_s', 2),
+    'of them learning': spread('learn_cpu_s', 2),
+    'mean completion, tokens': spread('completion_len_mean', 1),
+    'rows kept': spread('kept_rows', 0),
+    'compiling, s': lambda r: f'{r["compile_s"]:.1f}',
+    'compiles while timed': lambda r: str(r['compiles_while_timed']),
+    'peak memory, MiB': lambda r: f'{r["peak_memory_bytes"] / _MIB:.0f}',
+    'minibatch_size': lambda r: (
+      f'{r["settings"]["minibatch_size"]} of {r["settings"]["rows"]} rows'
+    ),
+  }
+  header = ['median [min, max]', *(r['workload'] for r in results)]
+  table = [header, *([k, *map(f, results)] for k, f in lines.items())]
+  widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+  text = [
+    '  '.join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip()
+    for row in table
+  ]
+  first = results[0]
+  fixed = first['versions'] | {
+    'cores': first['settings']['cores'],
+    'timed steps': first['settings']['steps'],
+    **{k: v for k, v in first['settings']['environment'].items() if v},
+  }
+  text.append(', '.join(f'{k} {v}' for k, v in fixed.items()))
+  return '\n'.join(text)
+
+
+def main(argv: list[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(
+    description='Times our optimizer step on workload files.'
+  )
+  parser.add_argument('workloads', nargs='+', metavar='WORKLOAD.json')
+  parser.add_argument('--steps', type=int, default=5, help='timed steps')
+  parser.add_argument('--warmup', type=int, default=1, help='steps before them')
+  parser.add_argument(
+    '--minibatch_size', type=int, default=16, help="rows; at most the step's"
+  )
+  parser.add_argument('--out', help='JSON file to write')
+  args = parser.parse_args(argv)
+  for name, least in ('steps', 1), ('warmup', 0), ('minibatch_size', 1):
+    if getattr(args, name) < least:
+      parser.error(f'--{name}={getattr(args, name)}: must be {least} or more')
+  options = (args.steps, args.warmup, args.minibatch_size)
+  if len(args.workloads) == 1:
+    results = [run(args.workloads[0], *options)]
+  else:
+    with concurrent.futures.ProcessPoolExecutor(
+      max_workers=1,
+      mp_context=multiprocessing.get_context('spawn'),
+      max_tasks_per_child=1,
+    ) as pool:
+      tasks = [pool.submit(run, path, *options) for path in args.workloads]
+      results = [task.result() for task in tasks]
+  print(make_table(results))
+  if args.out:
+    with open(args.out, 'w') as file:
+      json.dump(results, file, indent=1)
+
+
+if __name__ == '__main__':
+  main()

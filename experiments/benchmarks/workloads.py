@@ -1,0 +1,240 @@
+"""Workloads that several RL programs run alike, and the least work they ask.
+
+1. `read` takes one workload file: a model's shape, how many prompts and
+   samples of which lengths, the objective and the optimizer. What we would
+   do differently is refused, so that a comparison compares the same work.
+2. `make_prompts` and `fraction_even` are the questions and the reward, the
+   same numbers in every program.
+3. `learn_flops` and `decode_floor` count what no program can avoid.
+"""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dash_jax.learning import optim
+from dash_jax.model import llama
+
+# What the step does; a file that asks for something else is refused.
+_DONE_HERE = {
+  'reward': 'even_fraction',
+  'algo.name': 'grpo',
+  'algo.loss': 'sequence-mean-token-mean',
+  'algo.beta': 0.0,
+  'algo.num_iterations': 1,
+  'algo.advantage': 'group (r-mean)/(std+eps)',
+  'optim.name': 'adamw',
+  'optim.eps': 1e-8,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+  """One optimizer step's work; P and C are slots, Q questions, G samples."""
+
+  name: str
+  model: llama.Llama
+  init_std: float
+  seed: int
+  temperature: float
+  top_p: float
+  top_k: int
+  clip: float
+  optim: optim.OptimConfig
+  stop_ids: tuple[int, ...]
+  first_prompt_id: int
+  num_questions: int
+  group_size: int
+  prompt_len: int
+  completion_len: int
+
+
+def read(path: str) -> Workload:
+  """Reads one workload file (JSON).
+
+  Raises:
+    ValueError: names the file and the field that is missing or that asks for
+      something this benchmark does not do.
+  """
+  with open(path) as file:
+    raw = json.load(file)
+
+  def get(name):
+    value = raw
+    for part in name.split('.'):
+      if not isinstance(value, dict) or part not in value:
+        raise ValueError(f'{path}: field {name} is missing')
+      value = value[part]
+    return value
+
+  for name, here in _DONE_HERE.items():
+    if get(name) != here:
+      raise ValueError(
+        f'{path}: {name}={get(name)!r}, but this benchmark does {here!r}'
+      )
+  config = llama.LlamaConfig(
+    vocab_size=get('model.vocab_size'),
+    embed_dim=get('model.d_model'),
+    num_layers=get('model.n_layers'),
+    num_heads=get('model.n_heads'),
+    num_kv_heads=get('model.n_kv_heads'),
+    head_dim=get('model.head_dim'),
+    ffw_dim=get('model.ffn'),
+    rope_theta=get('model.rope_theta'),
+    norm_eps=get('model.norm_eps'),
+    tied=get('model.tie'),
+  )
+  return Workload(
+    name=get('name'),
+    model=llama.Llama(
+      config, dtype=jnp.dtype(get('dtype')).type, remat=get('remat')
+    ),
+    init_std=get('init_std'),
+    seed=get('seed'),
+    temperature=get('temperature'),
+    top_p=get('top_p'),
+    top_k=get('top_k'),
+    clip=get('algo.clip'),
+    optim=optim.OptimConfig(
+      learning_rate=get('optim.lr'),
+      schedule='constant',
+      warmup_steps=0,
+      total_steps=1,
+      weight_decay=get('optim.weight_decay'),
+      max_grad_norm=get('optim.grad_clip'),
+      b1=get('optim.b1'),
+      b2=get('optim.b2'),
+    ),
+    stop_ids=tuple(get('eos_ids')) or (-1,),
+    first_prompt_id=get('prompt_ids_from'),
+    num_questions=get('num_prompts'),
+    group_size=get('num_generations'),
+    prompt_len=get('prompt_len'),
+    completion_len=get('max_new_tokens'),
+  )
+
+
+def make_prompts(workload: Workload, num_steps: int) -> np.ndarray:
+  """Returns i32[num_steps, Q, P], the same numbers in every program."""
+  shape = (num_steps, workload.num_questions, workload.prompt_len)
+  rng = np.random.default_rng(workload.seed)
+  ids = rng.integers(
+    workload.first_prompt_id,
+    workload.model.config.vocab_size,
+    shape,
+    dtype=np.int64,
+  )
+  return ids.astype(np.int32)
+
+
+def fraction_even(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """Returns f32[B], the share of even ids among each row's masked tokens."""
+  even = ((tokens % 2 == 0) & mask).sum(axis=1)
+  return (even / np.maximum(mask.sum(axis=1), 1)).astype(np.float32)
+
+
+def make_params(workload: Workload) -> dict:
+  """Returns random float32 weights in the TRAIN layout: matrices normal with
+  deviation `init_std`, norms one."""
+  config, rng = workload.model.config, np.random.default_rng(workload.seed)
+
+  def make(weight, place):
+    values = np.ones(weight.shape, np.float32)
+    if weight.scale is not None:
+      values = rng.standard_normal(weight.shape, np.float32)
+      values *= workload.init_std
+    return jax.device_put(values, place.sharding)
+
+  return jax.tree.map(
+    make,
+    llama.weights(config),
+    llama.abstract_params(config, jnp.float32),
+    is_leaf=llama.is_weight,
+  )
+
+
+def count_matmul_params(config: llama.LlamaConfig) -> tuple[int, int]:
+  """Returns the weights that multiply every token, layers and unembedding."""
+  D, H = config.embed_dim, config.head_dim
+  heads = 2 * config.num_heads + 2 * config.num_kv_heads
+  layer = D * H * heads + 3 * D * config.ffw_dim
+  return layer * config.num_layers, D * config.vocab_size
+
+
+def _attention_flops(config, first, last):
+  """Returns the FLOPs of positions first < t <= last, each over all before."""
+  pairs = (last * (last + 1) - first * (first + 1)) / 2
+  return 4 * config.num_heads * config.head_dim * config.num_layers * pairs
+
+
+def learn_flops(
+  config: llama.LlamaConfig, num_rows: int, prompt_len: int, completion_len: int
+) -> float:
+  """Returns the FLOPs of a forward and a backward over full rows.
+
+      3 * rows * (2 * layers' weights * T + attention + 2 * unembedding * C)
+
+  That is the usual 6 N T with attention's causal half, the unembedding only
+  where a completion token is predicted; a last token predicts none. What
+  rematerialisation or padding adds is not counted.
+  """
+  body, head = count_matmul_params(config)
+  T = prompt_len + completion_len - 1
+  forward = 2 * body * T + _attention_flops(config, 0, T)
+  return 3 * num_rows * (forward + 2 * head * completion_len)
+
+
+@dataclasses.dataclass(frozen=True)
+class Floor:
+  """The least that sampling must do: a prefill, then decode steps."""
+
+  prefill_flops: float
+  step_flops: np.ndarray  # f64[C - 1]
+  step_bytes: np.ndarray  # f64[C - 1]
+
+  def seconds(self, flops_per_s: float, bytes_per_s: float) -> float:
+    """Returns the time on a machine that reaches both rates: each decode step
+    waits for its arithmetic or for its memory, whichever is slower."""
+    decode = np.maximum(
+      self.step_flops / flops_per_s, self.step_bytes / bytes_per_s
+    )
+    return self.prefill_flops / flops_per_s + float(decode.sum())
+
+  def bandwidth_seconds(self, bytes_per_s: float) -> float:
+    """Returns the time that reading weights and cache alone takes."""
+    return float(self.step_bytes.sum()) / bytes_per_s
+
+
+def decode_floor(
+  config: llama.LlamaConfig,
+  *,
+  num_questions: int,
+  group_size: int,
+  prompt_len: int,
+  completion_len: int,
+  itemsize: int,
+) -> Floor:
+  """Returns the floor of sampling full rows.
+
+  Each prompt is prefilled once. A decode step reads every weight once, the
+  prompts' cache once a question, and the rows' own tokens so far.
+  """
+  body, head = count_matmul_params(config)
+  rows = num_questions * group_size
+  slots = np.arange(1, completion_len)  # own tokens that a step sees
+  token_bytes = (
+    2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize
+  )
+  prefill = 2 * body * prompt_len + 2 * head
+  seen = prompt_len + slots
+  return Floor(
+    prefill_flops=num_questions
+    * (prefill + _attention_flops(config, 0, prompt_len)),
+    step_flops=rows
+    * (2.0 * (body + head) + _attention_flops(config, seen - 1, seen)),
+    step_bytes=(body + head) * itemsize
+    + token_bytes * (num_questions * prompt_len + rows * slots.astype(float)),
+  )

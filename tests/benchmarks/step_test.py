@@ -1,0 +1,205 @@
+"""The step benchmark does the work that a workload file states."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dash_jax import batches, sharding
+from dash_jax.learning import learner, losses
+from dash_jax.model import llama
+from dash_jax.sampling import decoding
+from experiments.benchmarks import step, workloads
+
+WORKLOAD = {
+  'name': 'tiny',
+  'init_std': 0.02,
+  'dtype': 'float32',
+  'seed': 3,
+  'temperature': 1.0,
+  'top_p': 1.0,
+  'top_k': 0,
+  'reward': 'even_fraction',
+  'algo': {
+    'name': 'grpo',
+    'loss': 'sequence-mean-token-mean',
+    'beta': 0.0,
+    'clip': 0.2,
+    'num_iterations': 1,
+    'advantage': 'group (r-mean)/(std+eps)',
+  },
+  'optim': {
+    'name': 'adamw',
+    'lr': 1e-5,
+    'b1': 0.9,
+    'b2': 0.999,
+    'eps': 1e-8,
+    'weight_decay': 0.0,
+    'grad_clip': 0.0,
+  },
+  'remat': False,
+  'prompt_ids_from': 16,
+  'pad_id': 0,
+  'model': {
+    'vocab_size': 64,
+    'd_model': 32,
+    'n_layers': 1,
+    'n_heads': 4,
+    'n_kv_heads': 2,
+    'head_dim': 8,
+    'ffn': 48,
+    'rope_theta': 5e5,
+    'norm_eps': 1e-5,
+    'tie': False,
+  },
+  'prompt_len': 6,
+  'max_new_tokens': 10,
+  'num_prompts': 3,
+  'num_generations': 4,
+  'eos_ids': [0, 1, 2, 3, 4, 5],
+  'steps': 10,
+  'warmup': 2,
+}
+
+
+def write(folder, **changes):
+  path = folder / 'workload.json'
+  path.write_text(json.dumps(WORKLOAD | changes))
+  return str(path)
+
+
+def test_a_step_is_the_workloads_and_nothing_compiles_while_timed(
+  tmp_path, capsys
+):
+  """At the sampler's own weights every ratio is 1, so with each row's tokens
+  counting 1 / len the loss is the mean advantage, 0; lengths vary here, so
+  another normalizer, a lost row or other logprobs would show."""
+  out = tmp_path / 'out.json'
+  step.main(
+    [write(tmp_path), '--steps=3', '--minibatch_size=5', f'--out={out}']
+  )
+  (result,) = json.loads(out.read_text())
+  assert result['compiles_while_timed'] == 0
+  assert result['compile_s'] > 0
+  assert result['peak_memory_bytes'] > 2**20
+  assert result['settings']['minibatch_size'] == 5
+  assert len(result['steps']) == 3
+  for values in result['steps']:
+    assert values['kept_rows'] == 12
+    assert values['trained_tokens'] == values['sampled_tokens']
+    assert 1 < values['completion_len_mean'] < 10
+    assert abs(values['loss']) < 1e-5
+    assert values['logprob_gap'] < 1e-5
+    parts = values['sample_s'] + values['reward_s'] + values['learn_s']
+    assert values['step_s'] == pytest.approx(parts)
+  assert len({values['sampled_tokens'] for values in result['steps']}) > 1
+  middle = result['summary']['step_s']
+  assert middle['min'] <= middle['median'] <= middle['max']
+  table = capsys.readouterr().out
+  for line in 'sampling, tokens/s', 'compiling, s', '5 of 12 rows', 'jax ':
+    assert line in table
+
+
+def test_prompts_are_the_formats_own_stream(tmp_path):
+  """Other programs draw them by this very call."""
+  workload = workloads.read(write(tmp_path))
+  expected = np.random.default_rng(3).integers(
+    16, 64, (4, 3, 6), dtype=np.int64
+  )
+  found = workloads.make_prompts(workload, 4)
+  np.testing.assert_array_equal(found, expected)
+  assert found.dtype == np.int32
+
+
+def test_weights_have_the_stated_deviation(tmp_path, mesh):
+  params = workloads.make_params(workloads.read(write(tmp_path)))
+  assert float(params['embed'].std()) == pytest.approx(0.02, rel=0.1)
+  assert float(params['layers']['wo'].std()) == pytest.approx(0.02, rel=0.1)
+  assert (np.asarray(params['final_norm']) == 1).all()
+
+
+def test_reward_counts_even_ids_of_the_completion_alone():
+  tokens = np.array([[2, 2, 3, 4, 6], [7, 9, 1, 1, 2]])
+  mask = np.array([[False, True, True, True, False], [True] * 5])
+  np.testing.assert_allclose(
+    workloads.fraction_even(tokens, mask), [2 / 3, 1 / 5]
+  )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'named'),
+  [
+    ({'reward': 'length'}, "reward='length'"),
+    ({'algo': WORKLOAD['algo'] | {'beta': 0.1}}, 'algo.beta=0.1'),
+    ({'algo': WORKLOAD['algo'] | {'loss': 'token-mean'}}, 'algo.loss'),
+    ({'optim': WORKLOAD['optim'] | {'name': 'sgd'}}, 'optim.name'),
+    ({'model': {'vocab_size': 64}}, 'model.d_model is missing'),
+  ],
+)
+def test_work_that_is_not_ours_is_refused(tmp_path, changes, named):
+  with pytest.raises(ValueError, match=named):
+    workloads.read(write(tmp_path, **changes))
+
+
+def test_learn_flops_are_what_xla_counts(mesh):
+  """XLA counts every operation of the program's gradient: matmuls rule, masked
+  attention (ours counts half) and element-wise work make the difference."""
+  config = llama.LlamaConfig(
+    vocab_size=256,
+    embed_dim=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    ffw_dim=256,
+  )
+  rows, P, C = 4, 12, 20
+  tokens = sharding.put_rows(np.zeros((rows, P + C), np.int32))
+  floats, flags = tokens.astype(jnp.float32), tokens > 0
+  a_row = floats[:, 0]
+  minibatch = batches.Minibatches(
+    batches.Rollouts(tokens, flags, flags, floats, a_row, a_row), a_row, a_row
+  )
+
+  def gradient(params, minibatch):
+    return jax.grad(learner.minibatch_loss, has_aux=True)(
+      params,
+      llama.Llama(config),
+      minibatch,
+      None,
+      decoding.make_decoding(1.0),
+      C,
+      losses.Objective(),
+    )[0]
+
+  params = llama.abstract_params(config, jnp.float32)
+  counted = jax.jit(gradient).lower(params, minibatch).cost_analysis()['flops']
+  found = workloads.learn_flops(config, rows, P, C)
+  assert 0.75 < found / counted <= 1
+
+
+def test_decode_floor_counts_weights_once_and_the_live_cache():
+  """Two decode steps by hand: D=4, H=2, one query and one kv head, F=8, V=16,
+  one layer, 3 questions x 2 samples, 5 prompt slots, 3 completion slots."""
+  config = llama.LlamaConfig(16, 4, 1, 1, 1, 2, 8)
+  floor = workloads.decode_floor(
+    config, num_questions=3, group_size=2, prompt_len=5, completion_len=3,
+    itemsize=2,
+  )  # fmt: skip
+  weights = 4 * 2 * 4 + 3 * 4 * 8 + 4 * 16  # projections, feed-forward, head
+  a_token = 2 * 2 * 2  # key and value, two numbers each, two bytes
+  np.testing.assert_allclose(
+    floor.step_bytes,
+    [2 * weights + a_token * (15 + 6 * own) for own in (1, 2)],
+  )
+  np.testing.assert_allclose(
+    floor.step_flops,
+    [6 * (2 * weights + 4 * 2 * (5 + own)) for own in (1, 2)],
+  )
+  assert floor.bandwidth_seconds(10.0) == floor.step_bytes.sum() / 10
+  assert floor.seconds(1e30, 10.0) == pytest.approx(floor.step_bytes.sum() / 10)
+  assert floor.seconds(10.0, 1e30) == pytest.approx(
+    (floor.step_flops.sum() + floor.prefill_flops) / 10
+  )
