@@ -14,6 +14,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dash_jax import assemble, batches, commands, sharding
 from dash_jax.learning import learner
@@ -53,6 +54,7 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
     # The last wave is filled up with its first question, not counted.
     full = wave + wave[:1] * (size - len(wave))
     mine = sharding.host_share(full)
+    counted = np.array(sharding.host_share(range(size))) < len(wave)
     rollouts = sampler.sample(
       parts.model,
       params,
@@ -67,12 +69,10 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
     )
     rollouts = sharding.local_rows(rollouts)
     scores = score(parts, mine, rollouts)
-    offset = jax.process_index() * len(mine)
-    counted = max(0, min(len(mine), len(wave) - offset))
     sums = sharding.sum_over_hosts(
       {
-        'right': float((scores.rewards[:counted] == 1).sum()),
-        'tokens': float(rollouts.completion_mask[:counted].sum()),
+        'right': float((scores.rewards[counted] == 1).sum()),
+        'tokens': float(rollouts.completion_mask[counted].sum()),
       }
     )
     right += round(sums['right'])

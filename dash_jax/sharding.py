@@ -63,7 +63,8 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
   At most one size may be -1: it takes the devices that the others leave.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or devices
+      of two processes would hold the same rows.
   """
   sizes = {'data': data, 'fsdp': fsdp, 'tensor': tensor}
   num_devices = jax.device_count()
@@ -83,7 +84,30 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
       f'mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor} use {fixed}'
       f' of {num_devices} devices: set one of them to -1 to use the rest'
     )
-  return jax.make_mesh(tuple(sizes.values()), AXES)
+  mesh = jax.make_mesh(tuple(sizes.values()), AXES)
+  for devices in _by_rows(mesh):
+    if len({device.process_index for device in devices}) > 1:
+      raise ValueError(
+        f'mesh.tensor={tensor} splits the model over devices of several'
+        ' processes, but each process samples and scores rows of its own: take'
+        f' one that divides the {jax.local_device_count()} devices of a process'
+      )
+  return mesh
+
+
+def _by_rows(mesh):
+  """Returns the devices as [shards of rows, tensor]."""
+  return mesh.devices.reshape(num_batch_shards(mesh), -1)
+
+
+def _local_shards():
+  """Returns which shards of rows this process holds, in order."""
+  process = jax.process_index()
+  return [
+    i
+    for i, devices in enumerate(_by_rows(jax.sharding.get_mesh()))
+    if devices[0].process_index == process
+  ]
 
 
 def num_batch_shards(mesh: jax.sharding.Mesh) -> int:
@@ -102,12 +126,26 @@ def put_rows(tree, *, axis: int = 0):
     The same tree of jax.Arrays, dimension `axis` times the process count long.
   """
   mesh = jax.sharding.get_mesh()
+  shards = _local_shards()
 
   def put(x):
+    x = np.asarray(x)
     axes = [None] * x.ndim
     axes[axis] = 'batch'
-    sharding = NamedSharding(mesh, SAMPLE.spec(*axes))
-    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+    size = x.shape[axis] // len(shards)  # rows a shard
+    shape = list(x.shape)
+    shape[axis] = size * num_batch_shards(mesh)
+
+    def fetch(index):
+      first = (index[axis].start or 0) // max(size, 1)
+      place = shards.index(first) * size
+      local = list(index)
+      local[axis] = slice(place, place + size)
+      return x[tuple(local)]
+
+    return jax.make_array_from_callback(
+      tuple(shape), NamedSharding(mesh, SAMPLE.spec(*axes)), fetch
+    )
 
   return jax.tree.map(put, tree)
 
@@ -126,19 +164,13 @@ def local_rows(tree):
   return jax.tree.map(fetch, tree)
 
 
-def put_replicated(tree):
-  """Puts the same host values on every device of the mesh in use."""
-  sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
-  return jax.tree.map(
-    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
-    tree,
-  )
-
-
 def host_share(items: list) -> list:
-  """Returns this process's equal, contiguous share of `items`."""
-  size = len(items) // jax.process_count()
-  return items[jax.process_index() * size :][:size]
+  """Returns this process's equal share of `items`: those that `put_rows` would
+  put back in their places."""
+  size = len(items) // num_batch_shards(jax.sharding.get_mesh())
+  return [
+    item for i in _local_shards() for item in items[i * size : (i + 1) * size]
+  ]
 
 
 def sum_over_hosts(values: dict[str, float]) -> dict[str, float]:
