@@ -265,6 +265,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     ValueError: names the field, what is wrong, and what would be valid.
   """
   _check_fields(config)
+  _check_seed(config.seed)
   for field, least in _AT_LEAST.items():
     section, name = field.split('.')
     value = config[section][name]
@@ -322,6 +323,14 @@ def check(config: ml_collections.ConfigDict) -> None:
   _check_sizes(config)
 
 
+def _check_seed(seed):
+  is_int = isinstance(seed, int) and not isinstance(seed, bool)
+  _require(
+    is_int and 0 <= seed < 2**31,
+    f'seed={seed!r}: must be an integer from 0 to {2**31 - 1}',
+  )
+
+
 def _check_sizes(config):
   algorithm = config.algorithm
   G, B = algorithm.group_size, config.sampling.batch_size
@@ -361,7 +370,11 @@ def check_mesh(config, num_shards: int, num_hosts: int) -> None:
     ValueError: as `check`.
   """
   run = sizes(config)
-  unit = num_shards * max(1, num_hosts // num_shards)
+  _require(
+    num_shards % num_hosts == 0,
+    f'mesh.data * mesh.fsdp = {num_shards} shards of rows cannot be shared out'
+    f' over {num_hosts} processes: take a multiple of {num_hosts}',
+  )
   rows = {
     'eval.batch_size': config.eval.batch_size,
     'optim.sft_batch_size': config.optim.sft_batch_size,
@@ -370,22 +383,22 @@ def check_mesh(config, num_shards: int, num_hosts: int) -> None:
     rows['optim.minibatch_size'] = run.minibatch_size
   for field, value in rows.items():
     _require(
-      value % unit == 0,
-      f'{field}={value} does not divide over {unit} shards of rows'
-      f' (mesh.data * mesh.fsdp): take {_multiples(unit, value)}',
+      value % num_shards == 0,
+      f'{field}={value} does not divide over {num_shards} shards of rows'
+      f' (mesh.data * mesh.fsdp): take {_multiples(num_shards, value)}',
     )
   if config.algorithm.name == 'sft':
     return
   G = config.algorithm.group_size
   _require(
-    run.num_questions % unit == 0,
+    run.num_questions % num_shards == 0,
     f'{run.num_questions} questions per step'
-    f" (algorithm.name={config.algorithm.name!r}) do not divide over {unit}"
+    f' (algorithm.name={config.algorithm.name!r}) do not divide over {num_shards}'
     ' shards of rows (mesh.data * mesh.fsdp): '
     + (
       "'grpo' samples one question at a time, so set both to 1"
       if config.algorithm.name == 'grpo'
-      else f'take sampling.batch_size={_multiples(unit * G, run.batch_size)}'
+      else f'take sampling.batch_size={_multiples(num_shards * G, run.batch_size)}'
     ),
   )
 
