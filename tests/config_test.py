@@ -1,0 +1,254 @@
+"""Every config that cannot run is refused by an error that helps."""
+
+import importlib
+import pathlib
+import pkgutil
+import re
+
+import pytest
+
+import experiments
+from dash_jax import config as config_lib
+from dash_jax.model import presets
+
+
+def change(**fields):
+  """Returns the default config with 'section__field' changed, unchecked."""
+  config = config_lib.default()
+  for name, value in fields.items():
+    section, _, field = name.partition('__')
+    with config.ignore_type(), config.unlocked():
+      config[section][field] = value
+  return config
+
+
+def test_the_default_is_valid():
+  config_lib.check(config_lib.default())
+
+
+def test_every_experiment_is_valid():
+  names = [m.name for m in pkgutil.iter_modules(experiments.__path__)]
+  found = []
+  for name in names:
+    text = pathlib.Path(experiments.__path__[0], f'{name}.py')
+    if text.exists() and 'def get_config(' in text.read_text():
+      module = importlib.import_module(f'experiments.{name}')
+      config_lib.check(module.get_config())
+      found.append(name)
+  assert 'quickstart' in found
+
+
+# What is changed, the field that the message must name, and what it must offer.
+BAD = [
+  # Types.
+  ({'sampling__temperature': 'hot'}, 'sampling.temperature', 'float'),
+  ({'sampling__batch_size': 256.0}, 'sampling.batch_size', 'int'),
+  ({'sampling__batch_size': True}, 'sampling.batch_size', 'int'),
+  ({'algorithm__normalize_std': 1}, 'algorithm.normalize_std', 'bool'),
+  ({'data__path': None}, 'data.path', 'str'),
+  # Fields that are not there.
+  ({'sampling__temprature': 1.0}, 'config.sampling.temprature', 'temperature'),
+  ({'optim__lr': 1.0}, 'config.optim.lr', 'learning_rate'),
+  # Choices.
+  ({'model__preset': 'llama9'}, 'model.preset', "'llama3_8b'"),
+  ({'model__dtype': 'float8'}, 'model.dtype', "'bfloat16'"),
+  ({'model__param_dtype': 'int8'}, 'model.param_dtype', "'float32'"),
+  ({'data__source': 'gsm9k'}, 'data.source', "'gsm8k'"),
+  ({'data__tokenizer': 'bpe'}, 'data.tokenizer', "'huggingface'"),
+  ({'data__too_long': 'cut'}, 'data.too_long', "'drop'"),
+  ({'reward__style': 'gsm9k'}, 'reward.style', "'boxed'"),
+  ({'algorithm__name': 'ppo9'}, 'algorithm.name', "'dash'"),
+  ({'algorithm__normalizer': 'mean'}, 'algorithm.normalizer', "'sequence'"),
+  ({'algorithm__denominator': 'all'}, 'algorithm.denominator', "'sampled'"),
+  ({'optim__schedule': 'step'}, 'optim.schedule', "'cosine'"),
+  # Ranges.
+  ({'sampling__temperature': 0.0}, 'sampling.temperature', 'above 0'),
+  ({'sampling__temperature': -1.0}, 'sampling.temperature', 'above 0'),
+  ({'sampling__top_p': 0.0}, 'sampling.top_p', '(0, 1]'),
+  ({'eval__top_p': 1.5}, 'eval.top_p', '(0, 1]'),
+  ({'sampling__top_k': -1}, 'sampling.top_k', 'at least 0'),
+  ({'sampling__max_completion_len': 0}, 'max_completion_len', 'at least 1'),
+  ({'data__max_prompt_len': 0}, 'data.max_prompt_len', 'at least 1'),
+  ({'data__num_train': -5}, 'data.num_train', 'at least 0'),
+  ({'algorithm__group_size': 1}, 'algorithm.group_size', 'at least 2'),
+  ({'algorithm__kl_coef': -0.1}, 'algorithm.kl_coef', 'at least 0'),
+  ({'algorithm__filter_threshold': -1.0}, 'filter_threshold', 'at least 0'),
+  ({'optim__minibatch_size': 0}, 'optim.minibatch_size', 'at least 1'),
+  ({'optim__learning_rate': -1.0}, 'optim.learning_rate', 'at least 0'),
+  ({'eval__num_questions': 0}, 'eval.num_questions', 'at least 1'),
+  ({'checkpoint__keep': 0}, 'checkpoint.keep', 'at least 1'),
+  ({'reward__timeout_s': 0.0}, 'reward.timeout_s', 'above 0'),
+  ({'reward__num_workers': 0}, 'reward.num_workers', 'at least 1'),
+  # Fields that do not fit each other.
+  ({'sampling__batch_size': 100}, 'sampling.batch_size', 'take 96 or 104'),
+  ({'sampling__batch_size': 4}, 'sampling.batch_size', 'take 8 or 16'),
+  ({'algorithm__group_size': 7}, 'algorithm.group_size', 'take 252 or 259'),
+  ({'algorithm__num_samples': 255}, 'algorithm.num_samples', 'least 256'),
+  ({'optim__minibatch_size': 257}, 'optim.minibatch_size', 'at most 256'),
+  (
+    {'algorithm__name': 'sft', 'algorithm__sft_steps': 0},
+    'algorithm.sft_steps',
+    'at least 1',
+  ),
+  ({'model__weights': 'model.gguf'}, 'model.weights', "'gguf:PATH'"),
+  ({'model__weights': 'gguf:'}, 'model.weights', "'gguf:PATH'"),
+  ({'data__tokenizer': 'gguf'}, 'data.tokenizer', 'data.tokenizer_path'),
+  ({'data__tokenizer_path': 'x.model'}, 'data.tokenizer', 'must be empty'),
+]
+
+
+@pytest.mark.parametrize(('fields', 'named', 'offered'), BAD)
+def test_a_bad_config_is_refused_by_name_and_with_a_way_out(
+  fields, named, offered
+):
+  with pytest.raises(ValueError, match=re.escape(named)) as caught:
+    config_lib.check(change(**fields))
+  message = str(caught.value)
+  assert offered in message
+  assert '\n' not in message
+
+
+def test_whole_sections_are_checked_too():
+  config = config_lib.default()
+  with config.unlocked():
+    config.samplings = config.sampling
+  with pytest.raises(ValueError, match=r'config\.samplings.*sampling'):
+    config_lib.check(config)
+  config = config_lib.default()
+  with config.unlocked():
+    del config.eval
+  with pytest.raises(ValueError, match="no section 'eval'"):
+    config_lib.check(config)
+  config = config_lib.default()
+  with config.unlocked():
+    del config.optim.schedule
+  with pytest.raises(ValueError, match=r'config\.optim\.schedule is missing'):
+    config_lib.check(config)
+
+
+@pytest.mark.parametrize('seed', ['one', -1, 1.5])
+def test_a_bad_seed_is_refused(seed):
+  config = config_lib.default()
+  with config.ignore_type():
+    config.seed = seed
+  with pytest.raises(ValueError, match=r'seed=.*must be'):
+    config_lib.check(config)
+
+
+def test_what_an_offer_says_is_valid():
+  """The sizes that the messages above offer pass."""
+  for fields in (
+    {'sampling__batch_size': 96},
+    {'sampling__batch_size': 104},
+    {'algorithm__group_size': 7, 'sampling__batch_size': 252},
+    {'algorithm__num_samples': 256},
+    {'optim__minibatch_size': 256},
+    {'algorithm__name': 'sft', 'algorithm__sft_steps': 1},
+  ):
+    config_lib.check(change(**fields))
+
+
+def test_sizes_of_dash():
+  found = config_lib.sizes(
+    change(
+      algorithm__num_samples=1000,
+      sampling__batch_size=96,
+      algorithm__filter_threshold=0.25,
+    )
+  )
+  assert found == config_lib.Sizes(
+    batch_size=96,
+    num_questions=12,
+    minibatch_size=32,
+    rl_steps=10,  # of 96 rows; the 40 left over make no step
+    learning_rate=1e-4,
+    filter_threshold=0.25,
+  )
+
+
+def test_grpo_spends_the_same_samples_a_group_a_step():
+  """The baseline ignores the large batch, its minibatches and its filter."""
+  found = config_lib.sizes(
+    change(
+      algorithm__name='grpo',
+      algorithm__num_samples=1000,
+      algorithm__filter_threshold=0.25,
+    )
+  )
+  assert found == config_lib.Sizes(
+    batch_size=8,
+    num_questions=1,
+    minibatch_size=8,
+    rl_steps=125,
+    learning_rate=3e-5,
+    filter_threshold=-1.0,
+  )
+
+
+def test_sft_has_no_rl_steps():
+  found = config_lib.sizes(
+    change(algorithm__name='sft', algorithm__sft_steps=5)
+  )
+  assert found.rl_steps == 0
+
+
+@pytest.mark.parametrize(
+  ('fields', 'num_shards', 'num_hosts', 'named', 'offered'),
+  [
+    ({'eval__batch_size': 100}, 8, 1, 'eval.batch_size', 'take 96 or 104'),
+    ({'optim__sft_batch_size': 4}, 8, 1, 'sft_batch_size', 'take 8 or 16'),
+    ({'optim__minibatch_size': 12}, 8, 1, 'minibatch_size', 'take 8 or 16'),
+    # 20 questions on 8 shards: 16 or 24 questions of 8 samples.
+    ({'sampling__batch_size': 160}, 8, 1, 'batch_size', '=128 or 192'),
+    ({'algorithm__name': 'grpo'}, 2, 1, "'grpo'", 'set both to 1'),
+    # Each process scores rows of its own.
+    ({}, 1, 4, 'mesh.data * mesh.fsdp', 'a multiple of 4'),
+  ],
+)
+def test_rows_that_the_mesh_cannot_split_are_refused(
+  fields, num_shards, num_hosts, named, offered
+):
+  config = change(**fields)
+  config_lib.check(config)
+  with pytest.raises(ValueError, match=re.escape(named)) as caught:
+    config_lib.check_mesh(config, num_shards, num_hosts)
+  assert offered in str(caught.value)
+
+
+def test_rows_that_the_mesh_can_split_pass():
+  for fields, num_shards in (
+    ({}, 8),
+    ({'algorithm__name': 'grpo'}, 1),
+    ({'sampling__batch_size': 192}, 8),
+    # SFT samples nothing, so the sampler's sizes cannot be wrong.
+    (
+      {
+        'algorithm__name': 'sft',
+        'algorithm__sft_steps': 1,
+        'sampling__batch_size': 8,
+      },
+      8,
+    ),
+  ):
+    config_lib.check_mesh(change(**fields), num_shards, 1)
+
+
+@pytest.mark.parametrize(
+  ('preset', 'tensor', 'named'),
+  [
+    ('llama3_8b', 16, 'num_kv_heads=8'),
+    ('smollm2_135m', 2, 'num_heads=9'),
+    ('quickstart', 4, 'num_heads=6'),
+  ],
+)
+def test_a_model_that_tensor_cannot_split_is_refused(preset, tensor, named):
+  architecture = presets.PRESETS[preset]
+  with pytest.raises(ValueError, match=f'mesh.tensor={tensor}.*{named}.*1, '):
+    config_lib.check_model_on_mesh(architecture, tensor)
+  config_lib.check_model_on_mesh(architecture, 1)
+
+
+def test_a_missing_file_is_named(tmp_path):
+  config_lib.check_file('data.path', str(tmp_path))
+  with pytest.raises(FileNotFoundError, match=r'data\.path=.*gone\.jsonl'):
+    config_lib.check_file('data.path', str(tmp_path / 'gone.jsonl'))

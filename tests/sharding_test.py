@@ -1,0 +1,132 @@
+"""The rules table checks itself; rows come back from the mesh as they went."""
+
+import dataclasses
+import types
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from dash_jax import batches, sharding
+
+
+def test_rules_map_logical_axes():
+  assert sharding.TRAIN.spec('embed', 'heads', None) == P(
+    'fsdp', 'tensor', None
+  )
+  assert sharding.SAMPLE.spec('embed', 'heads', None) == P(None, 'tensor', None)
+  assert sharding.TRAIN.spec('batch', None) == P(('data', 'fsdp'), None)
+
+
+@pytest.mark.parametrize(
+  'axes', [('heads', 'ffw'), ('batch', 'embed'), ('vocab', None, 'kv_heads')]
+)
+def test_a_mesh_axis_used_twice_is_refused(axes):
+  with pytest.raises(ValueError, match='each mesh axis may be used once'):
+    sharding.TRAIN.spec(*axes)
+
+
+def test_the_sampler_may_split_what_the_learner_may_not():
+  """Rows are split over fsdp, where the learner keeps embed."""
+  assert sharding.SAMPLE.spec('batch', 'embed') == P(('data', 'fsdp'), None)
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'shape'),
+  [
+    ((1, -1, 1), (1, 8, 1)),
+    ((2, -1, 2), (2, 2, 2)),
+    ((1, 2, 4), (1, 2, 4)),
+    ((-1, 1, 8), (1, 1, 8)),
+  ],
+)
+def test_meshes_use_every_device(sizes, shape):
+  mesh = sharding.make_mesh(*sizes)
+  assert mesh.axis_names == sharding.AXES
+  assert mesh.devices.shape == shape
+  assert len(set(mesh.devices.flat)) == 8
+  assert sharding.num_batch_shards(mesh) == shape[0] * shape[1]
+  assert set(mesh.axis_types) == {jax.sharding.AxisType.Explicit}
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'said'),
+  [
+    ((1, 3, 1), 'divides 8'),
+    ((1, 0, 1), 'at least 1'),
+    ((-1, -1, 1), 'at most one is -1'),
+    ((1, -2, 1), 'at least 1'),
+    ((1, 2, 2), 'use 4 of 8 devices: set one of them to -1'),
+    ((1, 16, 1), 'divides 8'),
+    ((1, -1, 3), 'divides 8'),
+  ],
+)
+def test_meshes_that_do_not_fit_are_refused(sizes, said):
+  data, fsdp, tensor = sizes
+  named = f'mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor}'
+  with pytest.raises(ValueError, match=named) as caught:
+    sharding.make_mesh(*sizes)
+  assert said in str(caught.value)
+
+
+@pytest.mark.parametrize('shape', [(1, 8, 1), (2, 2, 2), (1, 2, 4)])
+def test_rows_come_back_as_they_went(shape):
+  """Also where tensor repeats them, and whatever order the devices are in."""
+  rng = np.random.default_rng(0)
+  rows = batches.PromptBatch(
+    tokens=rng.integers(0, 9, (16, 5)).astype(np.int32),
+    lengths=np.arange(16, dtype=np.int32),
+    uids=np.arange(16, dtype=np.int32) + 100,
+  )
+  mesh = jax.make_mesh(shape, sharding.AXES)
+  with jax.set_mesh(mesh):
+    put = sharding.put_rows(rows)
+    share = put.tokens.addressable_shards[0].data.shape
+    assert share == (16 // sharding.num_batch_shards(mesh), 5)
+    jax.tree.map(np.testing.assert_array_equal, sharding.local_rows(put), rows)
+    # Of minibatches [M, b, ..] the second dimension is split.
+    stacked = sharding.put_rows(rows.tokens.reshape(2, 8, 5), axis=1)
+    assert stacked.sharding.spec == P(None, ('data', 'fsdp'), None)
+    np.testing.assert_array_equal(stacked, rows.tokens.reshape(2, 8, 5))
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  process_index: int
+
+
+@pytest.mark.parametrize(
+  ('grid', 'shares'),
+  [
+    ([[0, 0], [1, 1]], [[0, 1, 2], [3, 4, 5]]),
+    ([[0], [1], [1], [0], [2], [2]], [[0, 3], [1, 2], [4, 5]]),
+  ],
+)
+def test_shares_follow_the_rows_that_a_process_holds(monkeypatch, grid, shares):
+  """Meshes may order processes in any way (a TPU's topology decides): of six
+  items, each process gets those of the shards it holds."""
+  mesh = types.SimpleNamespace(
+    devices=np.array([[[Device(p) for p in row] for row in grid]]),
+    shape={'data': 1, 'fsdp': len(grid), 'tensor': len(grid[0])},
+  )
+  monkeypatch.setattr(jax.sharding, 'get_mesh', lambda: mesh)
+  for process, share in enumerate(shares):
+    monkeypatch.setattr(jax, 'process_index', lambda p=process: p)
+    assert sharding.host_share(list(range(6))) == share
+
+
+def test_a_shard_of_rows_stays_within_a_process(monkeypatch):
+  mesh = types.SimpleNamespace(
+    devices=np.array([[[Device(i // 4) for i in range(8)]]]),
+    shape={'data': 1, 'fsdp': 1, 'tensor': 8},
+  )
+  monkeypatch.setattr(jax, 'make_mesh', lambda *args: mesh)
+  with pytest.raises(ValueError, match=r'mesh\.tensor=8 .* processes'):
+    sharding.make_mesh(1, 1, 8)
+
+
+def test_one_process_shares_and_sums_with_nobody(mesh):
+  assert sharding.host_share(list(range(7))) == list(range(7))
+  assert sharding.sum_over_hosts({'a': 2.5}) == {'a': 2.5}
+  assert sharding.max_over_hosts({'a': True}) == {'a': True}
