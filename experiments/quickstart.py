@@ -12,7 +12,10 @@ def get_config():
   config.data.template = '{question} Answer:'
   config.data.max_prompt_len = 42
   config.sampling.max_completion_len = 22
-  config.algorithm.sft_steps = 400
-  config.optim.sft_learning_rate = 2e-3
-  config.optim.learning_rate = 4e-4
+  config.algorithm.sft_steps = 1_000
+  config.algorithm.num_samples = 14_080
+  config.optim.sft_learning_rate = 1.5e-3
+  config.optim.sft_batch_size = 16
+  config.optim.learning_rate = 1e-4
+  config.optim.warmup_steps = 5
   return config

@@ -25,9 +25,9 @@ def get_config():
   config.sampling.batch_size = 128
   config.sampling.max_completion_len = 6
   config.reward.style = 'last_number'
-  config.algorithm.num_samples = 3_072
+  config.algorithm.num_samples = 5_120
   config.optim.minibatch_size = 16
-  config.optim.learning_rate = 2e-5
+  config.optim.learning_rate = 7e-6
   config.optim.warmup_steps = 2
   config.eval.num_questions = 200
   config.eval.batch_size = 100

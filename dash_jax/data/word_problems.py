@@ -1,16 +1,20 @@
 """Multi-step word problems with worked reasoning, made by the project itself.
 
 The life of a question:
-  1. A scene is drawn (things, a bus, coins, a book): a table of openings,
+  1. A scene is drawn (things, a bus, coins): a table of openings,
      events and closings, each a sentence and the equations it stands for.
   2. One opening, one or two events and one closing are drawn, with numbers.
      The equations are worked out in the order of the story.
   3. The draft is thrown away unless it has two or three steps, and every value
-     is a whole number from 1 to 40.
+     is a whole number from 1 to 20.
   4. The hash of its skeleton, which is its equations without the order of
      summands and factors, says whether it belongs to train or to test. So no
      held-out question can be answered by recalling a train one.
   5. Names and things are drawn, and the sentences are told.
+  6. The solution is the equations and then the answer; but as with what people
+     write down, many solutions skip the work and state the answer alone.
+     A model that imitates them learns to guess. Whether it pays to reason
+     first is for reinforcement learning to find out.
 
 Texts are short, words few and numbers small on purpose: a model of a few
 million parameters learns to read them from nothing within minutes. Every number
@@ -26,9 +30,12 @@ from dash_jax import batches
 SPLITS = ('train', 'test')
 # One skeleton in TEST_SHARE is held out.
 TEST_SHARE = 10
+# So many solutions of a hundred state the answer alone, without its steps.
+# Which ones, nothing in the question tells.
+TERSE_PERCENT = 50
 # Far below what the tables can make, so that a draft is rarely a repetition.
 MAX_NUM = {'train': 200_000, 'test': 20_000}
-MAX_VALUE = 40
+MAX_VALUE = 20
 
 _WOMEN = ('Ann', 'Eva', 'Mia', 'Sue', 'Zoe', 'Lily', 'Rosa', 'Kate')
 _MEN = ('Ben', 'Tom', 'Sam', 'Max', 'Leo', 'Dan', 'Jack', 'Paul')
@@ -51,9 +58,9 @@ _HOLDERS = ('boxes', 'bags', 'jars')
 
 # A row is (sentences, equations). In an equation `t` is the running total, `_`
 # the result of the equation before, and every other letter a drawn number:
-#   s a start, 5 to 30          k a count of groups, 2 to 5
-#   n, p an amount, 2 to 20     m the size of a group, 2 to 9
-#   g a goal, 15 to 40          b what the second person has, 4 to 24
+#   s a start, 4 to 16          k a count of groups, 2 to 4
+#   n, p an amount, 2 to 9      m the size of a group, 2 to 6
+#   g a goal, 8 to 20           b what the second person has, 3 to 12
 # The last result becomes the total; an opening without equations starts at `s`.
 # Events and closings take things from or give them to {other}, never to
 # {second}, so that `b` holds until the end.
@@ -65,7 +72,6 @@ _SCENES = {
       ('{name} has {n} red {things} and {p} blue {things}.', 'n + p'),
       ('{name} has {n} {things} at home and {p} in a bag.', 'n + p'),
       ('{second} has {b} {things}. {name} has {n} more.', 'b + n'),
-      ('{second} has {b} {things}. {name} has {n} fewer.', 'b - n'),
       ('{second} has {b} {things}. {name} has twice as many.', '2 * b'),
       ('{second} has {b} {things}. {name} has half as many.', 'b / 2'),
     ),
@@ -77,9 +83,7 @@ _SCENES = {
       ('{he} gives {n} {things} to {other}.', 't - n'),
       ('{he} sells {n} of them.', 't - n'),
       ('{he} gives half of them to {other}.', 't / 2'),
-      ('{he} gets {n} more and loses {p}.', 't + n; _ - p'),
       ('{he} buys {k} {holders} with {m} {things} each.', 'k * m; t + _'),
-      ('{k} friends give {him} {m} {things} each.', 'k * m; t + _'),
       ('{he} gives {m} {things} to each of {k} friends.', 'm * k; t - _'),
     ),
     (
@@ -95,7 +99,6 @@ _SCENES = {
       ),
       ('{he} puts them all in {k} {holders}. How many are in each?', 't / k'),
       ('How many {things} do {name} and {second} have together?', 't + b'),
-      ('How many more {things} than {second} does {name} have?', 't - b'),
     ),
   ),
   'bus': (
@@ -108,10 +111,7 @@ _SCENES = {
       ('{n} people get on.', 't + n'),
       ('{n} people get off.', 't - n'),
       ('half of them get off.', 't / 2'),
-      ('{n} people get off and {p} get on.', 't - n; _ + p'),
-      ('{n} people get on and {p} get off.', 't + n; _ - p'),
       ('{m} people get on at each of {k} stops.', 'm * k; t + _'),
-      ('{m} people get off at each of {k} stops.', 'm * k; t - _'),
     ),
     (
       ('How many people are on the bus now?', ''),
@@ -134,7 +134,6 @@ _SCENES = {
       ('{he} gives {n} coins to {other}.', 't - n'),
       ('{he} pays half of them for a {good}.', 't / 2'),
       ('{he} buys {k} {things} for {m} coins each.', 'k * m; t - _'),
-      ('{he} sells {k} {things} for {m} coins each.', 'k * m; t + _'),
     ),
     (
       ('How many coins does {name} have now?', ''),
@@ -143,43 +142,18 @@ _SCENES = {
       ('{things2} are {k} coins each. How many can {he} buy?', 't / k'),
     ),
   ),
-  'book': (
-    (
-      ('{name} has a book with {s} pages.', ''),
-      ('{name} has two books, with {n} and {p} pages.', 'n + p'),
-      ('{name} has {k} books with {m} pages each.', 'k * m'),
-    ),
-    (
-      ('{he} reads {n} pages.', 't - n'),
-      ('{he} reads {m} pages a day for {k} days.', 'm * k; t - _'),
-      (
-        '{he} reads {n} pages and {other} reads {p} more to {him}.',
-        't - n; _ - p',
-      ),
-      ('{he} reads half of them.', 't / 2'),
-    ),
-    (
-      ('How many pages are left?', ''),
-      ('How many pages does {name} still have to read?', ''),
-      (
-        '{he} reads the rest in {k} days. How many pages is that a day?',
-        't / k',
-      ),
-    ),
-  ),
 }
 # Things come more often: their table has the most rows.
-_SCENE_NAMES = ('things', 'things', 'things', 'bus', 'coins', 'book')
+_SCENE_NAMES = ('things', 'things', 'bus', 'coins')
 
 
 def _draw_numbers(rng):
-  # Half of the amounts have one digit: carries are common, not the rule.
   return {
-    's': rng.randint(5, 30),
-    'n': rng.randint(2, rng.choice((9, 20))),
-    'p': rng.randint(2, rng.choice((9, 20))),
-    'k': rng.randint(2, 5),
-    'm': rng.randint(2, 9),
+    's': rng.randint(4, 16),
+    'n': rng.randint(2, 9),
+    'p': rng.randint(2, 9),
+    'k': rng.randint(2, 4),
+    'm': rng.randint(2, 6),
   }
 
 
@@ -211,7 +185,7 @@ def _draw(rng):
   lacks_second = '{second}' in rows[-1][0] and '{b}' not in rows[0][0]
   if planned != num_steps or lacks_second:
     return None
-  shared = {'b': rng.randint(4, 24), 'g': rng.randint(15, MAX_VALUE)}
+  shared = {'b': rng.randint(3, 12), 'g': rng.randint(8, MAX_VALUE)}
   total = None
   numbers, equations = [], []
   for text, plan in rows:
@@ -289,7 +263,8 @@ def generate(num: int, split: str, seed: int) -> list[batches.Question]:
   Returns:
     Questions such as 'Ann has 14 pens. She buys 3 boxes with 5 pens each. How
     many pens does Ann have now?' with answer '29' and a solution
-    ' 3 * 5 = 15 ; 14 + 15 = 29 ; #### 29'. A uid is a hash of the prompt in
+    ' 3 * 5 = 15 ; 14 + 15 = 29 ; #### 29', or ' #### 29' without its steps
+    (see `TERSE_PERCENT`). A uid is a hash of the prompt in
     [0, 2**31), and is not repeated within the list.
 
   Raises:
@@ -319,6 +294,8 @@ def generate(num: int, split: str, seed: int) -> list[batches.Question]:
       continue
     answer = str(equations[-1][-1])
     steps = [f'{x} {op} {y} = {z}' for x, op, y, z in equations]
+    if uid % 100 < TERSE_PERCENT:
+      steps = []
     questions[uid] = batches.Question(
       prompt=prompt,
       answer=answer,

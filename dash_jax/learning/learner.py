@@ -190,7 +190,7 @@ def update(
   tokens = jnp.maximum(sums['tokens'], 1.0)
   metrics = {
     'loss': loss,
-    'grad_norm': optax.global_norm(grads),
+    'grad_norm': optax.tree.norm(grads),
     'kl': sums['kl'] / tokens,
     'entropy': sums['entropy'] / tokens,
     'clip_fraction': sums['clipped'] / tokens,

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
 SCHEDULES = ('constant', 'linear', 'cosine')
@@ -52,9 +53,25 @@ def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
     weight_decay=config.weight_decay,
     mask=_select_matrices,
   )
-  if not config.max_grad_norm:
-    return adamw
-  return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), adamw)
+  if config.max_grad_norm:
+    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    adamw = optax.chain(clip, adamw)
+  return _in_float32(adamw)
+
+
+def _in_float32(inner) -> optax.GradientTransformation:
+  """Keeps moments in float32 whatever the weights are in: in bfloat16 a
+  second moment would not move by 1 - b2 of itself."""
+
+  def widen(params):
+    return jax.tree.map(lambda x: x.astype(jnp.float32), params)
+
+  return optax.GradientTransformation(
+    init=lambda params: inner.init(widen(params)),
+    update=lambda grads, state, params: inner.update(
+      grads, state, widen(params)
+    ),
+  )
 
 
 def _select_matrices(params: dict) -> dict:
