@@ -59,8 +59,15 @@ class Encoding:
       max_completion_len=self.max_completion_len,
     )
 
-  def drop_too_long(self, asked: list[batches.Question]):
-    return prompts.drop_too_long(asked, self.tokenizer, **self._options())
+  def drop_too_long(
+    self, asked: list[batches.Question], *, with_solutions: bool
+  ) -> tuple[list[batches.Question], int]:
+    return prompts.drop_too_long(
+      asked,
+      self.tokenizer,
+      **self._options(),
+      max_completion_len=self.max_completion_len if with_solutions else None,
+    )
 
   def decode(self, rollouts: batches.Rollouts) -> list[str]:
     """Returns each row's completion as text, without its stop token."""
@@ -131,15 +138,15 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     max_prompt_len=config.data.max_prompt_len,
     max_completion_len=config.sampling.max_completion_len,
   )
-  train, test = (
-    _fit(config, encoding, split, asked)
-    for split, asked in (('train', train), ('test', test))
-  )
   if config.algorithm.sft_steps and not all(q.solution for q in train):
     raise ValueError(
       f'algorithm.sft_steps={config.algorithm.sft_steps}, but some training'
       ' questions have no solution: set data.solution_field, or sft_steps=0'
     )
+  train, test = (
+    _fit(config, encoding, split, asked)
+    for split, asked in (('train', train), ('test', test))
+  )
   architecture = model_config(config)
   if tok.vocab_size > architecture.vocab_size:
     raise ValueError(
@@ -274,24 +281,33 @@ def _load_tokenizer(config, folder, train):
 
 
 def _fit(config, encoding, split, asked):
-  """Returns the questions whose prompts fit, under `data.too_long`."""
+  """Returns the questions that fit their slots, under `data.too_long`. Those
+  that SFT trains on fit with their solutions."""
+  with_solutions = split == 'train' and config.algorithm.sft_steps > 0
   if config.data.too_long == 'error':
-    encoding.encode(asked)
+    if with_solutions:
+      encoding.encode_solutions(asked)
+    else:
+      encoding.encode(asked)
     return asked
-  kept, num_dropped = encoding.drop_too_long(asked)
+  kept, num_dropped = encoding.drop_too_long(
+    asked, with_solutions=with_solutions
+  )
   if num_dropped:
     logging.warning(
-      'data.too_long=drop: left out %d of %d %s questions with more than'
-      ' data.max_prompt_len=%d tokens',
+      'data.too_long=drop: left out %d of %d %s questions, with more than'
+      ' data.max_prompt_len=%d or sampling.max_completion_len=%d tokens',
       num_dropped,
       len(asked),
       split,
       config.data.max_prompt_len,
+      config.sampling.max_completion_len,
     )
   if not kept:
     raise ValueError(
       f'no {split} question fits data.max_prompt_len='
-      f'{config.data.max_prompt_len}: raise it'
+      f'{config.data.max_prompt_len} and sampling.max_completion_len='
+      f'{config.sampling.max_completion_len}: raise them'
     )
   return kept
 

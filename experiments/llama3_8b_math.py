@@ -21,8 +21,8 @@ on mesh 1 x 8 x 1. Prompts with more than 256 tokens are left out and counted,
         --workdir=runs/llama3_8b_math --config.data.path='FOLDER/{split}.jsonl' \
         --config.data.max_prompt_len=800
 
-A solution with more than 2,048 tokens among the warm start's 2,048 is an error
-that says so; none of MATH-500's has more than 1,282.
+Solutions with more than 2,047 tokens are left out likewise; none of MATH-500's
+has more than 1,282.
 """
 
 from experiments import llama3_8b_gsm8k

@@ -58,16 +58,24 @@ def drop_too_long(
   *,
   template: str,
   max_prompt_len: int,
+  max_completion_len: int | None = None,
   add_bos: bool = False,
   system: str = '',
 ) -> tuple[list[batches.Question], int]:
-  """Returns the questions that fit in P slots, and how many did not."""
+  """Returns the questions that fit in P slots, and how many did not.
+
+  With `max_completion_len`, their solutions with EOS fit in C slots too.
+  """
   prompts = _encode_prompts(questions, tokenizer, template, add_bos, system)
-  kept = [
-    question
-    for question, prompt in zip(questions, prompts, strict=True)
-    if len(prompt) <= max_prompt_len
-  ]
+
+  def fits(question, prompt):
+    if len(prompt) > max_prompt_len:
+      return False
+    if max_completion_len is None:
+      return True
+    return len(tokenizer.encode(question.solution)) < max_completion_len
+
+  kept = [q for q, p in zip(questions, prompts, strict=True) if fits(q, p)]
   return kept, len(questions) - len(kept)
 
 

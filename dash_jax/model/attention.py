@@ -1,9 +1,9 @@
 """Rotary positions and grouped-query attention, the plain path.
 
-  1. `rotate` turns queries and keys by their positions.
-  2. `attend` is attention of whole rows, for the learner and for prefill.
-  3. `attend_cached` is attention of one new token a row: over the prompt that
-     its group shares and over the row's own completion, as one softmax.
+1. `rotate` turns queries and keys by their positions.
+2. `attend` is attention of whole rows, for the learner and for prefill.
+3. `attend_cached` is attention of one new token a row: over the prompt that
+   its group shares and over the row's own completion, as one softmax.
 """
 
 import jax
@@ -75,7 +75,9 @@ def attend_cached(q, prompt, prompt_mask, own, slot):
   over_prompt = jnp.einsum(
     'QGKRH,QKPH->QGKRP', grouped, prompt[0], preferred_element_type=jnp.float32
   )
-  over_prompt = jnp.where(prompt_mask[:, None, None, None], over_prompt, _MASKED)
+  over_prompt = jnp.where(
+    prompt_mask[:, None, None, None], over_prompt, _MASKED
+  )
   over_own = jnp.einsum(
     'BKRH,BKCH->BKRC', q, own[0], preferred_element_type=jnp.float32
   )

@@ -155,7 +155,9 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
   if config.rope_scaling is not None:
     s = config.rope_scaling
     turns = s.original_max_len * frequencies / (2 * np.pi)
-    keep = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    keep = (turns - s.low_freq_factor) / (
+      s.high_freq_factor - s.low_freq_factor
+    )
     keep = np.clip(keep, 0.0, 1.0)
     frequencies = frequencies * (keep + (1 - keep) / s.factor)
   return frequencies.astype(np.float32)
@@ -256,7 +258,9 @@ class Llama(nn.Module):
     x = _norm(x, self.w['final_norm'], self.config.norm_eps)
     return (x, kv) if keep_kv else x
 
-  def decode(self, layers, tokens, positions, prompt_kv, prompt_mask, own, slot):
+  def decode(
+    self, layers, tokens, positions, prompt_kv, prompt_mask, own, slot
+  ):
     """Runs one new token a row, and adds its keys and values to the cache.
 
     Args:

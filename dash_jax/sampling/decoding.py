@@ -1,11 +1,11 @@
 """From logits to the next token and to the probability it really had.
 
-  1. `Decoding` holds temperature, top_p and top_k as values of the program,
-     so that changing them compiles nothing.
-  2. `sample` draws one token a row, each row with its own key.
-  3. `token_logprobs` is the log-probability of given tokens under the same
-     distribution. The sampler records it and the learner differentiates it,
-     so both mean the same thing at any temperature and any support.
+1. `Decoding` holds temperature, top_p and top_k as values of the program,
+   so that changing them compiles nothing.
+2. `sample` draws one token a row, each row with its own key.
+3. `token_logprobs` is the log-probability of given tokens under the same
+   distribution. The sampler records it and the learner differentiates it,
+   so both mean the same thing at any temperature and any support.
 """
 
 import dataclasses

@@ -133,7 +133,9 @@ def sample(
   B, K, H = Q * G, model.config.num_kv_heads, model.config.head_dim
   rows = spec('batch')
   empty = jnp.zeros(
-    (B, K, C, H), model.dtype, out_sharding=spec('batch', 'kv_heads', None, None)
+    (B, K, C, H),
+    model.dtype,
+    out_sharding=spec('batch', 'kv_heads', None, None),
   )
   state = _State(
     slot=jnp.int32(0),

@@ -120,6 +120,20 @@ def test_drop_too_long_drops_only_those_and_counts_them():
   assert encode(kept, max_prompt_len=3).lengths.tolist() == [3, 1]
 
 
+def test_drop_too_long_makes_room_for_eos_behind_solutions():
+  """The longest solution kept must pass `encode_solutions`, which adds EOS."""
+  asked = [batches.Question('q', 'a', uid=n, solution='x' * n) for n in (2, 3)]
+  options = {
+    'template': '{question}',
+    'max_prompt_len': 1,
+    'max_completion_len': 3,
+  }
+  kept, num_dropped = prompts.drop_too_long(asked, Letters(), **options)
+  assert (kept, num_dropped) == (asked[:1], 1)
+  rows = prompts.encode_solutions(kept, Letters(), **options)
+  assert rows.completion_mask.sum() == 3
+
+
 def test_nothing_to_read_is_an_error():
   """An empty prompt would leave the sampler no token to start from."""
   empty = [batches.Question('', 'a', uid=5)]

@@ -12,9 +12,29 @@ from dash_jax.data import word_problems
 _NUM = {'train': 20_000, 'test': 1_000}
 
 
+def _generate_shown(num, split, seed):
+  """Returns the questions with all their work shown."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(word_problems, 'TERSE_PERCENT', 0)
+    return word_problems.generate(num, split, seed)
+
+
 @pytest.fixture(scope='module')
 def lists():
-  return {s: word_problems.generate(n, s, 0) for s, n in _NUM.items()}
+  return {s: _generate_shown(n, s, 0) for s, n in _NUM.items()}
+
+
+def test_about_half_of_the_solutions_skip_the_work(lists):
+  """Only the solution's steps go: what is asked and answered stays."""
+  asked = word_problems.generate(5_000, 'train', 0)
+  shown = lists['train'][:5_000]
+  assert [(q.prompt, q.answer, q.uid) for q in asked] == [
+    (q.prompt, q.answer, q.uid) for q in shown
+  ]
+  terse = {q.uid for q in asked if q.solution == f' #### {q.answer}'}
+  assert 0.45 < len(terse) / len(asked) < 0.55
+  for question, whole in zip(asked, shown, strict=True):
+    assert question.uid in terse or question == whole
 
 
 def _equations(question):
@@ -43,7 +63,7 @@ def test_solutions_are_true_equations_that_end_in_the_answer(lists):
         '/': left / right,
       }
       assert values[operator] == result
-      assert all(0 <= x <= 40 for x in (left, right, result))
+      assert all(0 <= x <= 20 for x in (left, right, result))
     assert question.answer == str(equations[-1][-1])
 
 
@@ -76,12 +96,12 @@ def test_splits_share_no_skeleton_and_no_prompt(lists):
       for question in questions
     }
 
-  train = lists['train'] + word_problems.generate(5_000, 'train', 1)
-  test = lists['test'] + word_problems.generate(500, 'test', 2)
+  train = lists['train'] + _generate_shown(5_000, 'train', 1)
+  test = lists['test'] + _generate_shown(500, 'test', 2)
   assert not skeletons(train) & skeletons(test)
   assert not {q.prompt for q in train} & {q.prompt for q in test}
   # Not by being tiny: the train list does cover very many skeletons.
-  assert len(skeletons(train)) > 10_000
+  assert len(skeletons(train)) > 3_000
 
 
 def test_questions_and_uids_are_distinct(lists):
@@ -104,12 +124,13 @@ def test_texts_are_short_and_use_few_words(lists):
   assert not [p for p in prompts if '  ' in p or '_' in p]
 
 
-def test_a_longer_list_begins_with_the_shorter_and_seeds_differ(lists):
-  assert word_problems.generate(50, 'train', 0) == lists['train'][:50]
-  assert word_problems.generate(50, 'train', 1) != lists['train'][:50]
+def test_a_longer_list_begins_with_the_shorter_and_seeds_differ():
+  longer = word_problems.generate(100, 'train', 0)
+  assert word_problems.generate(50, 'train', 0) == longer[:50]
+  assert word_problems.generate(50, 'train', 1) != longer[:50]
 
 
-def test_a_second_process_with_another_hash_seed_makes_the_same_list(lists):
+def test_a_second_process_with_another_hash_seed_makes_the_same_list():
   # Python's own hash() differs between processes: had it been used anywhere,
   # the split would differ from run to run and held-out questions would leak.
   code = (
@@ -124,7 +145,9 @@ def test_a_second_process_with_another_hash_seed_makes_the_same_list(lists):
   printed = subprocess.run(
     [sys.executable, '-c', code], env=env, check=True, capture_output=True
   ).stdout.decode()
-  here = [(q.prompt, q.solution, q.uid) for q in lists['test'][:40]]
+  here = [
+    (q.prompt, q.solution, q.uid) for q in word_problems.generate(40, 'test', 0)
+  ]
   assert printed.strip() == repr(here)
 
 
