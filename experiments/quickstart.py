@@ -13,7 +13,7 @@ def get_config():
   config.data.max_prompt_len = 42
   config.sampling.max_completion_len = 22
   config.algorithm.sft_steps = 1_000
-  config.algorithm.num_samples = 14_080
+  config.algorithm.num_samples = 10_240
   config.optim.sft_learning_rate = 1.5e-3
   config.optim.sft_batch_size = 16
   config.optim.learning_rate = 1e-4
