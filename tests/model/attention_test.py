@@ -61,7 +61,7 @@ def test_attention_of_rows_equals_loops():
 
 
 @pytest.mark.parametrize('slot', [0, 2, 4])
-def test_cached_attention_is_one_softmax_over_both_caches(slot):
+def test_cached_attention_is_one_softmax_over_both_caches(mesh, slot):
   """Each row sees its group's prompt (not its padding) and its own tokens up to
   `slot`; what lies in later slots must not matter, so it is huge."""
   P, C = 4, 5

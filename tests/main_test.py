@@ -1,0 +1,173 @@
+"""The command as a user runs it: to the end, stopped and again, and wrongly."""
+
+import re
+import signal
+import time
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import tiny_run
+
+from dash_jax.runs import jsonl, metrics
+
+STEPS = 7  # 3 of SFT, 4 of RL
+OPTIONS = ('algorithm.sft_steps=3', 'algorithm.kl_coef=0.05')
+
+# DESIGN.md, section 3: other people's scripts read these.
+METRIC_KEYS = {
+  'step', 'reward_mean', 'accuracy', 'loss', 'kl', 'entropy', 'grad_norm',
+  'clip_fraction', 'sample_s', 'reward_s', 'learn_s', 'step_s',
+  'sampled_tokens', 'trained_tokens', 'sampled_tokens_per_s', 'sampled_rows',
+  'kept_rows', 'zero_signal_fraction', 'completion_len_mean',
+  'truncated_fraction', 'reward_timeouts', 'reward_errors', 'logprob_gap',
+  'compiles', 'staleness',
+}  # fmt: skip
+EVAL_KEYS = {
+  'step', 'phase', 'split', 'num_questions', 'accuracy', 'accuracy_low',
+  'accuracy_high', 'completion_len_mean', 'eval_s',
+}  # fmt: skip
+
+
+def read_steps(workdir):
+  path = workdir / 'metrics.jsonl'
+  return list(jsonl.read(path)) if path.exists() else []
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+  """Two workdirs of one config: run whole, and stopped by SIGTERM inside RL and
+  run again. What each process printed and returned comes along."""
+  whole, stopped = (tmp_path_factory.mktemp(n) for n in ('whole', 'stopped'))
+  straight = tiny_run.start(whole, *OPTIONS)
+  # Half a second a step, so that the signal finds the run at work.
+  slow = tiny_run.start(stopped, *OPTIONS, SLOW='0.02')
+  deadline_s = time.monotonic() + 300
+  while len(read_steps(stopped)) < 4 and slow.poll() is None:
+    assert time.monotonic() < deadline_s
+    time.sleep(0.05)
+  slow.send_signal(signal.SIGTERM)
+  results = {'stopped': tiny_run.finish(slow)}
+  num_steps = len(read_steps(stopped))
+  results['whole'] = tiny_run.finish(straight)
+  results['again'] = tiny_run.finish(tiny_run.start(stopped, *OPTIONS))
+  return whole, stopped, results, num_steps
+
+
+def test_a_run_ends_well_and_leaves_its_files(runs):
+  whole, _, results, _ = runs
+  code, output = results['whole']
+  assert code == 0, output
+  assert 'accuracy after DASH' in output
+  found = {path.name for path in whole.iterdir()}
+  assert found >= {
+    'config.json', 'metrics.jsonl', 'evals.jsonl', 'rollouts', 'checkpoints',
+    'curves.png', 'tensorboard', 'tokenizer.model',
+  }  # fmt: skip
+  assert (whole / 'curves.png').read_bytes().startswith(b'\x89PNG')
+  names = sorted(path.name for path in (whole / 'rollouts').iterdir())
+  assert names == [f'step_{step:06d}.jsonl' for step in (4, 5, 6, 7)]
+  assert len(list(jsonl.read(whole / 'rollouts' / names[0]))) == 32
+
+
+def test_every_promised_number_is_written(runs):
+  whole = runs[0]
+  steps = metrics.read(whole / 'metrics.jsonl')
+  assert [s['step'] for s in steps] == list(range(1, STEPS + 1))
+  assert [s['phase'] for s in steps] == ['sft'] * 3 + ['rl'] * 4
+  for row in steps[3:]:
+    assert row.keys() >= METRIC_KEYS
+    assert all(np.isfinite(v) for k, v in row.items() if k != 'phase')
+    assert row['sampled_rows'] == 32
+    # One sampler and learner: the same weights give the same log-probability.
+    assert row['logprob_gap'] < 1e-5
+  # Something was learned from, and something was filtered.
+  assert 0 < sum(row['kept_rows'] for row in steps[3:]) < 4 * 32
+  assert steps[-1]['kl'] > 0
+  evals = metrics.read(whole / 'evals.jsonl')
+  assert [(e['step'], e['phase']) for e in evals] == [
+    (3, 'sft'), (5, 'rl'), (7, 'rl'),
+  ]  # fmt: skip
+  for row in evals:
+    assert row.keys() == EVAL_KEYS
+    assert row['num_questions'] == 6
+    assert row['accuracy_low'] <= row['accuracy'] <= row['accuracy_high']
+
+
+def test_nothing_compiles_after_the_second_step_of_a_phase(runs):
+  compiles = [row['compiles'] for row in read_steps(runs[0])]
+  assert compiles[1] == compiles[2] > 0
+  assert len(set(compiles[4:])) == 1
+
+
+def test_a_signal_stops_the_run_and_the_same_command_goes_on(runs):
+  """To the same numbers, replies and weights, bit for bit, as if nothing had
+  happened; the KL's reference too must be the one RL began with."""
+  whole, stopped, results, num_steps = runs
+  code, output = results['stopped']
+  assert code == 75, output
+  assert 4 <= num_steps < STEPS
+  assert 'The same command goes on' in output
+  code, output = results['again']
+  assert code == 0, output
+
+  def is_timing(name):
+    return name.endswith('_s') or name == 'compiles'
+
+  for name in ('metrics.jsonl', 'evals.jsonl'):
+    straight, resumed = (
+      [
+        {k: v for k, v in row.items() if not is_timing(k)}
+        for row in jsonl.read(workdir / name)
+      ]
+      for workdir in (whole, stopped)
+    )
+    assert straight == resumed
+  for path in (whole / 'rollouts').iterdir():
+    assert path.read_text() == (stopped / 'rollouts' / path.name).read_text()
+  with ocp.StandardCheckpointer() as reader:
+    states = [
+      reader.restore(workdir / 'checkpoints' / str(STEPS) / 'state')
+      for workdir in (whole, stopped)
+    ]
+  assert len(jax.tree.leaves(states[0])) > 20
+  jax.tree.map(np.testing.assert_array_equal, *states)
+
+
+def test_evaluate_repeats_the_last_evaluation(runs):
+  """Another command, the checkpoint's weights, the same answer."""
+  whole = runs[0]
+  last = metrics.read(whole / 'evals.jsonl')[-1]
+  code, output = tiny_run.finish(
+    tiny_run.start(whole, *OPTIONS, module='dash_jax.evaluate')
+  )
+  assert code == 0, output
+  assert f'step {STEPS}: accuracy {last["accuracy"]:.1%}' in output
+  assert 'on 6 questions' in output
+
+
+BAD_INPUT = {
+  'file': ((), {'config': 'gone.py'}, r"'gone\.py': no such file"),
+  'field': (('sampling.temprature=1',), {}, r'sampling\.temprature.*temperatu'),
+  'type': (('algorithm.group_size=four',), {}, r'algorithm\.group_size=four'),
+  'prompt': (('data.max_prompt_len=9',), {}, r'data\.max_prompt_len=\d+ would'),
+}
+
+
+@pytest.fixture(scope='module')
+def refusals(tmp_path_factory):
+  """All at once: each spends its seconds on imports."""
+  started = {}
+  for name, (options, arguments, _) in BAD_INPUT.items():
+    workdir = tmp_path_factory.mktemp(name)
+    started[name] = tiny_run.start(workdir, *options, **arguments)
+  return {name: tiny_run.finish(p) for name, p in started.items()}
+
+
+@pytest.mark.parametrize('name', BAD_INPUT)
+def test_bad_input_is_one_line_and_exit_code_2(refusals, name):
+  code, output = refusals[name]
+  assert code == 2, output
+  assert len(output.strip().splitlines()) == 1
+  assert re.search(BAD_INPUT[name][2], output)

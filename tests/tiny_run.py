@@ -1,0 +1,90 @@
+"""A whole run in seconds: the config of the tests that train, its reward, and
+the process that runs it. The file itself is what --config names.
+"""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+FOLDER = pathlib.Path(__file__).parent
+
+
+def get_config():
+  from dash_jax import config as config_lib
+  from dash_jax.model import presets
+
+  # Size only costs time here, and so few texts fill a small vocabulary.
+  presets.PRESETS['quickstart'] = dataclasses.replace(
+    presets.PRESETS['quickstart'],
+    vocab_size=304,
+    embed_dim=32,
+    num_layers=1,
+    num_heads=4,
+    head_dim=8,
+    ffw_dim=64,
+  )
+  config = config_lib.default()
+  config.mesh.fsdp = 1
+  config.data.source = 'addition'
+  config.data.template = '{question}'
+  config.data.num_train = 100
+  config.data.max_prompt_len = 64
+  config.sampling.batch_size = 32
+  config.sampling.max_completion_len = 6
+  config.reward.function = 'tiny_run:count_bytes'
+  config.algorithm.group_size = 4
+  config.algorithm.num_samples = 128
+  config.algorithm.sft_steps = 2
+  config.optim.minibatch_size = 8
+  config.optim.sft_batch_size = 8
+  config.optim.sft_warmup_steps = 0
+  config.eval.num_questions = 6
+  config.eval.batch_size = 4
+  config.eval.every_samples = 64
+  config.checkpoint.every_samples = 64
+  config.log.rollouts_every_samples = 32
+  return config
+
+
+def count_bytes(completion, answer, truncated, style):
+  """A reward that a model of noise earns, so that there is something to learn:
+  1 for an even number of bytes. With SLOW set it takes its time."""
+  del answer, truncated, style
+  time.sleep(float(os.environ.get('SLOW', '0')))
+  return float(len(completion.encode()) % 2 == 0)
+
+
+def start(workdir, *options, module='dash_jax.main', config=__file__, **env):
+  """Starts a command in a process of its own with one CPU device."""
+  clean = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in ('XLA_FLAGS', 'JAX_NUM_CPU_DEVICES')
+  }
+  path = os.pathsep.join([str(FOLDER), str(FOLDER.parent)])
+  return subprocess.Popen(
+    [
+      sys.executable,
+      '-m',
+      module,
+      f'--config={config}',
+      f'--workdir={workdir}',
+      *(f'--config.{option}' for option in options),
+    ],
+    env=clean | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'} | env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(process, timeout_s=300):
+  """Returns the exit code and what the process printed."""
+  try:
+    output, _ = process.communicate(timeout=timeout_s)
+  finally:
+    process.kill()
+  return process.returncode, output

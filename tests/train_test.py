@@ -1,0 +1,158 @@
+"""The training loop in this process: every algorithm, noise, and restarts."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny_run
+
+from dash_jax import assemble, train
+from dash_jax.model import presets
+from dash_jax.runs import jsonl
+
+
+@pytest.fixture
+def config(mesh, monkeypatch):
+  # What tiny_run puts there must not outlive the test.
+  quickstart = presets.PRESETS['quickstart']
+  monkeypatch.setitem(presets.PRESETS, 'quickstart', quickstart)
+  monkeypatch.syspath_prepend(tiny_run.FOLDER)
+  return tiny_run.get_config()
+
+
+def read(workdir, name):
+  return list(jsonl.read(workdir / name))
+
+
+def test_grpo_learns_from_one_whole_group_a_step(config, tmp_path):
+  config.algorithm.name = 'grpo'
+  config.algorithm.sft_steps = 0
+  config.algorithm.num_samples = 16
+  assert train.train(config, str(tmp_path))
+  steps = read(tmp_path, 'metrics.jsonl')
+  assert [row['phase'] for row in steps] == ['rl'] * 4
+  for row in steps:
+    assert row['sampled_rows'] == row['kept_rows'] == 4
+    assert row['trained_tokens'] == row['sampled_tokens']
+  assert any(row['grad_norm'] > 0.01 for row in steps)
+  # The whole run samples less than one interval: the two ends are evaluated.
+  evals = read(tmp_path, 'evals.jsonl')
+  assert [(e['step'], e['phase']) for e in evals] == [(0, 'rl'), (4, 'rl')]
+
+
+def test_sft_alone_lowers_its_loss(config, tmp_path):
+  config.algorithm.name = 'sft'
+  config.algorithm.sft_steps = 12
+  config.optim.sft_learning_rate = 1e-2
+  assert train.train(config, str(tmp_path))
+  steps = read(tmp_path, 'metrics.jsonl')
+  assert [row['phase'] for row in steps] == ['sft'] * 12
+  losses = [row['loss'] for row in steps]
+  # A random model of 304 ids begins near log(304) = 5.7 for each token.
+  assert losses[0] == pytest.approx(np.log(304), abs=1.0)
+  assert losses[-1] < losses[0] - 0.5
+  evals = read(tmp_path, 'evals.jsonl')
+  assert [(e['step'], e['phase']) for e in evals] == [(12, 'sft')]
+  assert not (tmp_path / 'rollouts').exists()
+
+
+def test_every_step_has_noise_of_its_own(config, tmp_path):
+  """At learning rate 0 the weights stay, and eight questions are all there are:
+  between the two steps only the noise differs."""
+  # So few texts cannot fill the vocabulary, so it is learned from more.
+  assemble.build(config, str(tmp_path)).pool.close()
+  config.data.num_train = 8
+  config.algorithm.sft_steps = 0
+  config.algorithm.num_samples = 64
+  config.optim.learning_rate = 0.0
+  assert train.train(config, str(tmp_path))
+  replies = [
+    {
+      (row['uid'], row['sample']): row['completion']
+      for row in read(tmp_path, f'rollouts/step_{step:06d}.jsonl')
+    }
+    for step in (1, 2)
+  ]
+  assert len(replies[0]) == 32
+  assert replies[0].keys() == replies[1].keys()
+  same = [replies[0][key] == replies[1][key] for key in replies[0]]
+  assert np.mean(same) < 0.1
+
+
+def test_a_finished_run_adds_only_what_is_missing(config, tmp_path):
+  """A process may die between its last checkpoint and its last evaluation. The
+  same command then evaluates, trains nothing, and asks nothing twice."""
+  config.algorithm.name = 'sft'
+  assert train.train(config, str(tmp_path))
+  steps = (tmp_path / 'metrics.jsonl').read_text()
+  whole = read(tmp_path, 'evals.jsonl')
+  assert train.train(config, str(tmp_path))
+  assert read(tmp_path, 'evals.jsonl') == whole
+  jsonl.write(tmp_path / 'evals.jsonl', whole[:-1])
+  assert train.train(config, str(tmp_path))
+  found = read(tmp_path, 'evals.jsonl')
+  assert (tmp_path / 'metrics.jsonl').read_text() == steps
+  for row in (*found, *whole):
+    del row['eval_s']
+  assert found == whole
+
+
+def use_jsonl(config, tmp_path, rows):
+  path = tmp_path / 'questions.jsonl'
+  jsonl.write(path, rows)
+  config.data.source = 'jsonl'
+  config.data.path = str(path)
+  config.data.num_train = 0
+
+
+def test_a_missing_file_is_named_by_its_field(config, tmp_path):
+  config.data.source = 'jsonl'
+  config.data.path = str(tmp_path / 'gone_{split}.jsonl')
+  with pytest.raises(
+    FileNotFoundError, match=r'data\.path=.*gone_train\.jsonl'
+  ):
+    assemble.build(config, str(tmp_path))
+  config.data.source = 'addition'
+  config.data.tokenizer = 'huggingface'
+  config.data.tokenizer_path = str(tmp_path / 'gone.json')
+  with pytest.raises(FileNotFoundError, match=r'data\.tokenizer_path=.*gone'):
+    assemble.build(config, str(tmp_path))
+
+
+def test_an_empty_data_set_is_refused(config, tmp_path):
+  use_jsonl(config, tmp_path, [])
+  with pytest.raises(ValueError, match=r'questions\.jsonl: no rows'):
+    assemble.build(config, str(tmp_path))
+
+
+def test_prompts_that_do_not_fit_are_errors_or_dropped(config, tmp_path):
+  config.data.max_prompt_len = 9
+  with pytest.raises(ValueError, match=r'data\.max_prompt_len=\d+ would fit'):
+    assemble.build(config, str(tmp_path))
+  config.data.too_long = 'drop'
+  with pytest.raises(ValueError, match=r'no train question fits.*raise'):
+    assemble.build(config, str(tmp_path))
+
+
+def test_sft_needs_solutions(config, tmp_path):
+  assemble.build(config, str(tmp_path)).pool.close()
+  rows = [{'question': f'{i} + {i} =', 'answer': 2 * i} for i in range(9)]
+  use_jsonl(config, tmp_path, rows)
+  with pytest.raises(ValueError, match=r'data\.solution_field, or sft_steps=0'):
+    assemble.build(config, str(tmp_path))
+
+
+def test_a_stop_text_is_one_token(config, tmp_path):
+  config.data.stop_text = 'stop here'
+  with pytest.raises(ValueError, match=r"data\.stop_text='stop here' is \d+"):
+    assemble.build(config, str(tmp_path))
+
+
+def test_a_larger_tokenizer_than_the_model_is_refused(
+  config, tmp_path, monkeypatch
+):
+  assemble.build(config, str(tmp_path)).pool.close()
+  small = dataclasses.replace(presets.PRESETS['quickstart'], vocab_size=300)
+  monkeypatch.setitem(presets.PRESETS, 'quickstart', small)
+  with pytest.raises(ValueError, match=r'has 304 ids, the model .* 300'):
+    assemble.build(config, str(tmp_path))
