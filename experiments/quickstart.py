@@ -2,6 +2,12 @@
 
     python -m dash_jax.main --config=experiments/quickstart.py \
         --workdir=runs/quickstart
+
+A Llama of 1.7 million parameters reads word problems that the project makes
+(dash_jax/data/word_problems.py). Half of the solutions that it imitates at first
+skip the work and state an answer, so after SFT its likeliest reply is a guess.
+DASH rewards right answers alone, and the model finds that working step by step
+is what earns them. README.md has the scores and times of three seeds.
 """
 
 from dash_jax import config as config_lib

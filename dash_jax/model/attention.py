@@ -8,6 +8,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 _MASKED = -1e30  # finite, so that a row with nothing to see is not NaN
 
@@ -71,7 +72,10 @@ def attend_cached(q, prompt, prompt_mask, own, slot):
     [B, K, R, H].
   """
   B, Q, P = q.shape[0], *prompt_mask.shape
-  grouped = q.reshape(Q, B // Q, *q.shape[1:])
+  # Said, because with one question rows could also stay split along G.
+  rows, *rest = jax.typeof(q).sharding.spec
+  by_group = PartitionSpec(rows, None, *rest)
+  grouped = jnp.reshape(q, (Q, B // Q, *q.shape[1:]), out_sharding=by_group)
   over_prompt = jnp.einsum(
     'QGKRH,QKPH->QGKRP', grouped, prompt[0], preferred_element_type=jnp.float32
   )
@@ -83,14 +87,18 @@ def attend_cached(q, prompt, prompt_mask, own, slot):
   )
   seen = jnp.arange(over_own.shape[-1]) <= slot
   over_own = jnp.where(seen, over_own, _MASKED)
-  scores = jnp.concatenate(
-    [over_prompt.reshape(B, *over_own.shape[1:-1], P), over_own], axis=-1
+  by_row = jax.typeof(over_own).sharding.spec
+  over_prompt = jnp.reshape(
+    over_prompt, (*over_own.shape[:-1], P), out_sharding=by_row
   )
+  scores = jnp.concatenate([over_prompt, over_own], axis=-1)
   weights = jax.nn.softmax(scores).astype(q.dtype)
   from_prompt = jnp.einsum(
     'QGKRP,QKPH->QGKRH',
-    weights[..., :P].reshape(*grouped.shape[:-1], P),
+    jnp.reshape(
+      weights[..., :P], (*grouped.shape[:-1], P), out_sharding=by_group
+    ),
     prompt[1],
   )
   from_own = jnp.einsum('BKRC,BKCH->BKRH', weights[..., P:], own[1])
-  return from_prompt.reshape(q.shape) + from_own
+  return jnp.reshape(from_prompt, q.shape, out_sharding=by_row) + from_own

@@ -165,10 +165,11 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
 
 def unstack_layers(params: dict) -> tuple[dict, ...]:
   """Returns the L layers of `params` one by one, for `Llama.decode`."""
-  num_layers = params['layers']['wq'].shape[0]
-  return tuple(
-    jax.tree.map(lambda w: w[i], params['layers']) for i in range(num_layers)
-  )
+
+  def layer(i):
+    return jax.tree.map(lambda w: w[i], params['layers'])
+
+  return tuple(layer(i) for i in range(params['layers']['wq'].shape[0]))
 
 
 def gather_params(params: dict, config: LlamaConfig, dtype) -> dict:

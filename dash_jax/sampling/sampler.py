@@ -36,13 +36,15 @@ class _State:
 
 def row_keys(key, uids, group_size: int):
   """Returns key[Q * G]: one key for each (prompt uid, sample index)."""
-  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, uids)
-  grid = jax.vmap(
-    lambda k: jax.vmap(jax.random.fold_in, (None, 0))(
-      k, jnp.arange(group_size, dtype=jnp.uint32)
-    )
-  )(keys)
-  return grid.reshape(-1)
+  rows = sharding.SAMPLE.spec('batch')
+  uids = jnp.repeat(uids, group_size, out_sharding=rows)
+  samples = jnp.arange(uids.size, dtype=jnp.uint32) % group_size
+  samples = jax.sharding.reshard(samples, rows)
+
+  def row_key(uid, sample):
+    return jax.random.fold_in(jax.random.fold_in(key, uid), sample)
+
+  return jax.vmap(row_key)(uids, samples)
 
 
 @functools.partial(
