@@ -69,12 +69,15 @@ def test_same_texts_give_the_same_file(trained, tmp_path):
   assert loaded.vocab_size == 320
 
 
-def test_digits_and_newlines_are_tokens_of_their_own(trained):
-  """'12' and '120' are frequent here, and would be pieces otherwise."""
+def test_common_numbers_are_one_token_and_newlines_are_their_own(trained):
+  """'12' is frequent here, '97' is not; a newline joins nothing, so a solution
+  begins with the same ids whatever stands before it."""
   model, _ = trained
-  for char in '0123456789\n':
-    assert len(model.encode(char)) == 1
-  parts = [model.encode(c)[0] for c in '120\n\n12']
+  for text in ('12', '\n', *'0123456789'):
+    assert len(model.encode(text)) == 1
+  assert model.encode('97') == [model.encode(c)[0] for c in '97']
+  newline = model.encode('\n')
+  parts = [*model.encode('120'), *newline, *newline, *model.encode('12')]
   assert model.encode('120\n\n12') == parts
 
 
