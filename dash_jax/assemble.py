@@ -71,11 +71,12 @@ class Encoding:
 
   def decode(self, rollouts: batches.Rollouts) -> list[str]:
     """Returns each row's completion as text, without its stop token."""
-    C = self.max_completion_len
     return [
-      self.tokenizer.decode(tokens[mask].tolist())
-      for tokens, mask in zip(
-        rollouts.tokens[:, -C:], rollouts.completion_mask[:, -C:], strict=True
+      self.tokenizer.decode(tokens[:length].tolist())
+      for tokens, length in zip(
+        rollouts.tokens.reshape(-1, rollouts.tokens.shape[-1]),
+        rollouts.lengths.reshape(-1),
+        strict=True,
       )
     ]
 
@@ -92,6 +93,13 @@ class Parts:
   train_questions: list[batches.Question]
   test_questions: list[batches.Question]
   pool: workers.Pool
+
+  @property
+  def own_folder(self) -> pathlib.Path:
+    """Where this process keeps what is its own: the workdir, if it is alone."""
+    if jax.process_count() == 1:
+      return self.workdir
+    return self.workdir / f'host_{jax.process_index()}'
 
 
 def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:

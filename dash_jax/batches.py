@@ -11,10 +11,12 @@ Every einsum and every shape comment in the project uses these letters only:
                                                   R  N / K
                                                   H  head size
 
-A row is one prompt and one completion in T = P + C slots. Prompts are padded
-on the left, so that every completion begins at slot P; completions are padded
-on the right. Masks come from lengths and never from comparing tokens with a
-pad id: some models have no pad token, some use EOS for it, and EOS is trained.
+A row is one completion of a question's prompt. The G rows of a question share
+the prompt: it is stored once, and what reads it computes it once. Prompts are
+padded on the left, so that every completion follows slot P - 1; completions are
+padded on the right. Masks come from lengths and never from comparing tokens
+with a pad id: some models have no pad token, some use EOS for it, and EOS is
+trained.
 """
 
 import dataclasses
@@ -64,38 +66,52 @@ class PromptBatch:
   lengths: jax.Array | np.ndarray
   uids: jax.Array | np.ndarray
 
+  @property
+  def mask(self) -> jax.Array | np.ndarray:
+    """bool[Q, P], True on the prompt's tokens."""
+    P = self.tokens.shape[-1]
+    return np.arange(P) >= P - self.lengths[..., None]
+
 
 @pytree
 class Rollouts:
-  """B = Q * G sampled rows; the G rows of a question are neighbours.
+  """Q questions with G sampled completions each.
 
   Attributes:
-    tokens: i32[B, T].
-    mask: bool[B, T], True on prompt and completion tokens, EOS included.
-    completion_mask: bool[B, T], True on completion tokens, EOS included.
-    logprobs: f32[B, T], log-probability of each completion token under the
+    prompts: of the Q questions.
+    tokens: i32[Q, G, C], completion tokens.
+    lengths: i32[Q, G], completion tokens of each row, the stop id included.
+    logprobs: f32[Q, G, C], log-probability of each completion token under the
       distribution it was really sampled from (after temperature, top_p and
-      top_k); 0 where `completion_mask` is False.
-    truncated: bool[B], True where the row ran out of slots before a stop id.
-    policy_step: i32[B], optimizer steps taken by the weights that sampled it.
+      top_k); 0 behind a row's end.
+    truncated: bool[Q, G], True where the row ran out of slots before a stop id.
+    policy_step: i32[Q, G], optimizer steps taken by the weights that sampled it.
   """
 
+  prompts: PromptBatch
   tokens: jax.Array | np.ndarray
-  mask: jax.Array | np.ndarray
-  completion_mask: jax.Array | np.ndarray
+  lengths: jax.Array | np.ndarray
   logprobs: jax.Array | np.ndarray
   truncated: jax.Array | np.ndarray
   policy_step: jax.Array | np.ndarray
+
+  @property
+  def mask(self) -> jax.Array | np.ndarray:
+    """bool[Q, G, C], True on completion tokens, the stop id included."""
+    return np.arange(self.tokens.shape[-1]) < self.lengths[..., None]
 
 
 @pytree
 class Minibatches:
   """Rows to train on, cut into M minibatches of b rows.
 
+  A minibatch holds q prompts with s rows each, b = q * s: in its Rollouts, q
+  and s stand where Q and G stand.
+
   Attributes:
-    rollouts: every field with leading dimensions [M, b].
-    advantages: f32[M, b].
-    weight: f32[M, b], what each of the row's tokens counts in the loss, its
+    rollouts: every field with leading dimensions [M, q, s], prompts [M, q].
+    advantages: f32[M, q, s].
+    weight: f32[M, q, s], what each of the row's tokens counts in the loss, its
       denominator included; 0 on filler rows.
   """
 

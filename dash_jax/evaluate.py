@@ -18,6 +18,7 @@ import numpy as np
 
 from dash_jax import assemble, batches, commands, sharding
 from dash_jax.learning import learner
+from dash_jax.rewards import workers
 from dash_jax.runs import checkpoint
 from dash_jax.sampling import decoding, sampler
 
@@ -68,11 +69,11 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
       max_completion_len=encoding.max_completion_len,
     )
     rollouts = sharding.local_rows(rollouts)
-    scores = score(parts, mine, rollouts)
+    _, scores = score(parts, mine, rollouts)
     sums = sharding.sum_over_hosts(
       {
         'right': float((scores.rewards[counted] == 1).sum()),
-        'tokens': float(rollouts.completion_mask[counted].sum()),
+        'tokens': float(rollouts.lengths[counted].sum()),
       }
     )
     right += round(sums['right'])
@@ -93,13 +94,14 @@ def score(
   parts: assemble.Parts,
   asked: list[batches.Question],
   rollouts: batches.Rollouts,
-):
-  """Returns workers.Scores of rows on the host, G rows for each question."""
-  group_size = len(rollouts.tokens) // len(asked)
-  return parts.pool.score(
-    parts.encoding.decode(rollouts),
+) -> tuple[list[str], workers.Scores]:
+  """Returns the texts of rows on the host, B = Q * G, and their Scores."""
+  texts = parts.encoding.decode(rollouts)
+  group_size = len(texts) // len(asked)
+  return texts, parts.pool.score(
+    texts,
     [q.answer for q in asked for _ in range(group_size)],
-    rollouts.truncated.tolist(),
+    rollouts.truncated.reshape(-1).tolist(),
   )
 
 

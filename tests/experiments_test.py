@@ -7,12 +7,13 @@ import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from dash_jax import assemble, batches, sharding
 from dash_jax import config as config_lib
 from dash_jax.data import prompts, questions
-from dash_jax.learning import learner, losses
+from dash_jax.learning import filtering, learner, losses
 from dash_jax.model import llama, presets
 from dash_jax.sampling import decoding, sampler
 
@@ -225,23 +226,25 @@ def test_programs_build_on_eight_devices(name):
       how,
       state.step,
     )
-    assert rows.tokens.shape == (B, P + C)
+    assert rows.tokens.shape == (Q, G, C)
 
-    def cut(x):
-      axes = (None, 'batch') + (None,) * (x.ndim - 1)
-      return _abstract((B // b, b, *x.shape[1:]), x.dtype, *axes)
-
-    minibatches = batches.Minibatches(
-      rollouts=jax.tree.map(cut, rows),
-      advantages=_abstract((B // b, b), jnp.float32, None, 'batch'),
-      weight=_abstract((B // b, b), jnp.float32, None, 'batch'),
+    ones = np.ones((Q, G), np.float32)
+    minibatches, n = filtering.cut(
+      jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), rows),
+      ones, ones > 0, ones, b, num_shards=8,
+    )  # fmt: skip
+    assert n == B // b
+    minibatches = jax.tree.map(
+      lambda x: _abstract(
+        x.shape, x.dtype, None, 'batch', *(None,) * (x.ndim - 2)
+      ),
+      minibatches,
     )
     new_state, metrics = jax.eval_shape(
       functools.partial(
         learner.update,
         model=model,
         optimizer=optimizer,
-        max_completion_len=C,
         objective=losses.Objective(kl_coef=config.algorithm.kl_coef),
       ),
       state,

@@ -5,7 +5,7 @@
      do: a prompt that lost its beginning asks another question. A caller that
      would rather lose questions asks `drop_too_long` first, and gets a count.
   3. `encode` pads prompts on the left; `encode_solutions` also puts each
-     solution and EOS behind its prompt, as if the policy had sampled it.
+     solution and EOS beside its prompt, as if the policy had sampled it.
 
 Padding is id 0 and means nothing: masks come from lengths.
 """
@@ -89,16 +89,16 @@ def encode_solutions(
   add_bos: bool = False,
   system: str = '',
 ) -> batches.Rollouts:
-  """Returns rows that end in the questions' solutions and EOS, for SFT.
+  """Returns the questions' solutions with EOS as completions, for SFT.
 
-  One row a question: B = Q. EOS is the first of the tokenizer's stop ids.
+  One row a question: G = 1. EOS is the first of the tokenizer's stop ids.
   `logprobs` and `policy_step` are 0: no policy sampled these.
 
   Raises:
     ValueError: a prompt is empty or longer than P, a question has no solution,
       or a solution with EOS is longer than C.
   """
-  batch = encode(
+  prompts = encode(
     questions,
     tokenizer,
     template=template,
@@ -122,23 +122,17 @@ def encode_solutions(
       f'{max_completion_len} ({num_over} of {len(questions)} are over); '
       f'sampling.max_completion_len={lengths[longest]} would fit all'
     )
-  num_rows = len(questions)
-  tokens = np.zeros((num_rows, max_completion_len), np.int32)
+  tokens = np.zeros((len(questions), 1, max_completion_len), np.int32)
   for row, completion in zip(tokens, completions, strict=True):
-    row[: len(completion)] = completion
-  prompt_slots = np.arange(max_prompt_len)
-  in_prompt = prompt_slots >= max_prompt_len - batch.lengths[:, None]
-  in_completion = np.arange(max_completion_len) < lengths[:, None]
-  completion_mask = np.concatenate(
-    [np.zeros_like(in_prompt), in_completion], axis=1
-  )
+    row[0, : len(completion)] = completion
+  by_row = lengths[:, None].astype(np.int32)
   return batches.Rollouts(
-    tokens=np.concatenate([batch.tokens, tokens], axis=1),
-    mask=np.concatenate([in_prompt, in_completion], axis=1),
-    completion_mask=completion_mask,
-    logprobs=np.zeros(completion_mask.shape, np.float32),
-    truncated=np.zeros(num_rows, bool),
-    policy_step=np.zeros(num_rows, np.int32),
+    prompts=prompts,
+    tokens=tokens,
+    lengths=by_row,
+    logprobs=np.zeros(tokens.shape, np.float32),
+    truncated=np.zeros(by_row.shape, bool),
+    policy_step=np.zeros_like(by_row),
   )
 
 

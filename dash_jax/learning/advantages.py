@@ -6,10 +6,8 @@ import numpy as np
 _EPSILON = 1e-4
 
 
-def group_advantages(
-  rewards: np.ndarray, group_size: int, *, normalize_std: bool
-) -> np.ndarray:
-  """Returns f32[B], each row's reward relative to its group of neighbours.
+def group_advantages(rewards: np.ndarray, *, normalize_std: bool) -> np.ndarray:
+  """Returns f32[Q, G], each row's reward relative to its group.
 
       A = r - mean(r)                              normalize_std=False
       A = (r - mean(r)) / (std(r) + 1e-4)          normalize_std=True
@@ -21,13 +19,12 @@ def group_advantages(
     arXiv 2503.20783.
 
   Args:
-    rewards: f32[B].
-    group_size: G, at least 2.
+    rewards: f32[Q, G], G at least 2.
     normalize_std: divide by the group's standard deviation.
   """
-  grouped = rewards.reshape(-1, group_size).astype(np.float64)
-  centred = grouped - grouped.mean(axis=1, keepdims=True)
-  agree = (grouped == grouped[:, :1]).all(axis=1, keepdims=True)
+  rewards = rewards.astype(np.float64)
+  centred = rewards - rewards.mean(axis=1, keepdims=True)
+  agree = (rewards == rewards[:, :1]).all(axis=1, keepdims=True)
   if normalize_std:
-    centred /= grouped.std(axis=1, ddof=1, keepdims=True) + _EPSILON
-  return np.where(agree, 0.0, centred).astype(np.float32).reshape(-1)
+    centred /= rewards.std(axis=1, ddof=1, keepdims=True) + _EPSILON
+  return np.where(agree, 0.0, centred).astype(np.float32)

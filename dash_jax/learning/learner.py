@@ -51,28 +51,28 @@ def completion_logprobs(
   params: dict,
   rollouts: batches.Rollouts,
   decoding: decoding_lib.Decoding,
-  max_completion_len: int,
 ):
-  """Returns f32[b, C], log-probabilities of the completion slots' tokens.
+  """Returns f32[Q, G, C], log-probabilities of the completions' tokens.
 
-  Logits are computed for completion slots alone. Slots after a row's end hold
-  arbitrary finite values.
+  Slots after a row's end hold arbitrary finite values.
   """
-  C = max_completion_len
   apply = functools.partial(model.apply, {'params': params})
-  hidden = apply(rollouts.tokens, rollouts.mask)
-  # Slot t's logits predict the token in slot t + 1.
-  logits = apply(hidden[:, -C - 1 : -1], method=llama.Llama.logits)
+  prompts = rollouts.prompts
+  hidden = apply(
+    prompts.tokens,
+    prompts.mask,
+    rollouts.tokens,
+    method=llama.Llama.read_group,
+  )
+  logits = apply(hidden, method=llama.Llama.logits)
   if decoding.restricted:
     # top_p and top_k sort the vocabulary, which must then be whole.
     rows = jax.typeof(hidden).sharding.spec
     logits = jax.sharding.reshard(logits, rows)
-  return decoding_lib.token_logprobs(logits, rollouts.tokens[:, -C:], decoding)
+  return decoding_lib.token_logprobs(logits, rollouts.tokens, decoding)
 
 
-def minibatch_loss(
-  params, model, minibatch, ref_params, decoding, max_completion_len, objective
-):
+def minibatch_loss(params, model, minibatch, ref_params, decoding, objective):
   """Returns the loss of one minibatch and sums for the metrics.
 
   Args:
@@ -81,14 +81,13 @@ def minibatch_loss(
     minibatch: batches.Minibatches without the leading M.
     ref_params: reference weights, used when objective.kl_coef > 0.
     decoding: the distribution the rows were sampled from.
-    max_completion_len: C.
     objective: what to minimise.
   """
   rollouts = minibatch.rollouts
-  C = max_completion_len
-  mask = rollouts.completion_mask[:, -C:] & (minibatch.weight[:, None] > 0)
-  logprobs = completion_logprobs(model, params, rollouts, decoding, C)
-  old = rollouts.logprobs[:, -C:]
+  weight = minibatch.weight[..., None]
+  mask = rollouts.mask & (weight > 0)
+  logprobs = completion_logprobs(model, params, rollouts, decoding)
+  old = rollouts.logprobs
   if objective.supervised:
     loss, clipped = -logprobs, jnp.zeros_like(mask)
     old = jax.lax.stop_gradient(logprobs)
@@ -103,7 +102,7 @@ def minibatch_loss(
     )
   kl = jnp.zeros_like(logprobs)
   if objective.kl_coef:
-    ref = completion_logprobs(model, ref_params, rollouts, decoding, C)
+    ref = completion_logprobs(model, ref_params, rollouts, decoding)
     kl = losses.k3_kl(logprobs, jax.lax.stop_gradient(ref))
     loss = loss + objective.kl_coef * kl
 
@@ -117,12 +116,12 @@ def minibatch_loss(
     'clipped': total(clipped.astype(jnp.float32)),
     'gap': total(jnp.abs(logprobs - old)),
   }
-  return total(loss * minibatch.weight[:, None]), sums
+  return total(loss * weight), sums
 
 
 @functools.partial(
   jax.jit,
-  static_argnames=('model', 'optimizer', 'max_completion_len', 'objective'),
+  static_argnames=('model', 'optimizer', 'objective'),
   donate_argnames=('state',),
 )
 def update(
@@ -134,7 +133,6 @@ def update(
   *,
   model: llama.Llama,
   optimizer: optax.GradientTransformation,
-  max_completion_len: int,
   objective: losses.Objective,
 ) -> tuple[batches.TrainState, dict]:
   """Takes one optimizer step.
@@ -145,7 +143,7 @@ def update(
     num_minibatches: i32[], n.
     ref_params: the reference policy; None when objective.kl_coef is 0.
     decoding: the distribution the rows were sampled from.
-    model, optimizer, max_completion_len, objective: parts of the program.
+    model, optimizer, objective: parts of the program.
 
   Returns:
     The new state, and f32[] metrics: loss, grad_norm, kl, entropy (Monte
@@ -163,7 +161,6 @@ def update(
       jax.tree.map(pick, minibatches),
       ref_params,
       decoding,
-      max_completion_len,
       objective,
     )
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)

@@ -32,7 +32,7 @@ class Objective:
 
 
 def clipped_policy_loss(logprobs, old_logprobs, advantages, low, high):
-  """Returns f32[b, C], the clipped surrogate, and bool[b, C], where clipped.
+  """Returns f32[.., C], the clipped surrogate, and bool[.., C], where clipped.
 
       ratio = exp(logprob - old_logprob)
       loss = -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)
@@ -44,14 +44,14 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, low, high):
   Source: PPO, arXiv 1707.06347, equation 7; GRPO, arXiv 2402.03300.
   """
   ratio = jnp.exp(logprobs - old_logprobs)
-  advantages = advantages[:, None]
+  advantages = advantages[..., None]
   free = ratio * advantages
   bound = jnp.clip(ratio, 1 - low, 1 + high) * advantages
   return -jnp.minimum(free, bound), bound < free
 
 
 def k3_kl(logprobs, ref_logprobs):
-  """Returns f32[b, C], an unbiased, non-negative estimate of KL(policy||ref).
+  """Returns f32[.., C], an unbiased, non-negative estimate of KL(policy||ref).
 
       d = ref_logprob - logprob;  kl = exp(d) - d - 1
 
@@ -64,8 +64,8 @@ def k3_kl(logprobs, ref_logprobs):
 def row_weights(
   normalizer: str, lengths: np.ndarray, max_completion_len: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns what each row's tokens count, f32[B], and what the row adds to
-  the denominator that all rows' weights are divided by, f32[B].
+  """Returns what each row's tokens count, f32[Q, G], and what the row adds to
+  the denominator that all rows' weights are divided by, f32[Q, G].
 
       token     each token 1,        denominator: tokens
       sequence  each token 1 / len,  denominator: rows    (GRPO)
@@ -78,7 +78,7 @@ def row_weights(
   Source: GRPO, arXiv 2402.03300; DAPO (token), arXiv 2503.14476; Dr. GRPO,
     arXiv 2503.20783.
   """
-  ones = np.ones(len(lengths), np.float32)
+  ones = np.ones(lengths.shape, np.float32)
   if normalizer == 'token':
     return ones, lengths.astype(np.float32)
   if normalizer == 'sequence':

@@ -1,9 +1,10 @@
 """Rotary positions and grouped-query attention, the plain path.
 
 1. `rotate` turns queries and keys by their positions.
-2. `attend` is attention of whole rows, for the learner and for prefill.
-3. `attend_cached` is attention of one new token a row: over the prompt that
-   its group shares and over the row's own completion, as one softmax.
+2. `attend` is causal attention of whole rows, for prefill.
+3. `attend_group` is the learner's: completions over the prompt that they share
+   and over themselves, as one softmax.
+4. `attend_cached` is the same for one new token a row, against a cache.
 """
 
 import jax
@@ -33,10 +34,6 @@ def rotate(x, positions, frequencies):
   return out.astype(x.dtype)
 
 
-def _softmax(scores, allowed, dtype):
-  return jax.nn.softmax(jnp.where(allowed, scores, _MASKED)).astype(dtype)
-
-
 def attend(q, k, v, mask):
   """Causal attention within each row.
 
@@ -54,8 +51,60 @@ def attend(q, k, v, mask):
     'BTKRH,BSKH->BKRTS', q, k, preferred_element_type=jnp.float32
   )
   allowed = jnp.tril(jnp.ones((T, T), bool)) & mask[:, None, :]  # [B, T, S]
-  weights = _softmax(scores, allowed[:, None, None], v.dtype)
+  scores = jnp.where(allowed[:, None, None], scores, _MASKED)
+  weights = jax.nn.softmax(scores).astype(v.dtype)
   return jnp.einsum('BKRTS,BSKH->BTKRH', weights, v)
+
+
+def attend_group(q, k, v, prompt_mask, num_samples):
+  """Attention of prompts, and of the completions behind each.
+
+  A completion sees its prompt and its own tokens so far; the prompt sees
+  itself, so its keys and values are computed once for all its completions.
+
+  Args:
+    q: [Q, P + G * C, K, R, H], already scaled by H**-0.5: the prompt's slots,
+      then those of each completion.
+    k, v: [Q, P + G * C, K, H].
+    prompt_mask: bool[Q, P]. Completions need none: they are padded on the
+      right, where causality hides the padding.
+    num_samples: G.
+
+  Returns:
+    [Q, P + G * C, K, R, H]; slots without a token are arbitrary but finite.
+  """
+  P, G = prompt_mask.shape[1], num_samples
+  C = (q.shape[1] - P) // G
+
+  def by_sample(x):
+    x = x[:, P:]
+    rows, _, *rest = jax.typeof(x).sharding.spec
+    return jnp.reshape(
+      x,
+      (x.shape[0], G, C, *x.shape[2:]),
+      out_sharding=PartitionSpec(rows, None, None, *rest),
+    )
+
+  of_prompt = attend(q[:, :P], k[:, :P], v[:, :P], prompt_mask)
+  own_q, own_k, own_v = by_sample(q), by_sample(k), by_sample(v)
+  over_prompt = jnp.einsum(
+    'QGCKRH,QPKH->QKRGCP', own_q, k[:, :P], preferred_element_type=jnp.float32
+  )
+  over_own = jnp.einsum(
+    'QGCKRH,QGSKH->QKRGCS', own_q, own_k, preferred_element_type=jnp.float32
+  )
+  over_prompt = jnp.where(
+    prompt_mask[:, None, None, None, None], over_prompt, _MASKED
+  )
+  over_own = jnp.where(jnp.tril(jnp.ones((C, C), bool)), over_own, _MASKED)
+  scores = jnp.concatenate([over_prompt, over_own], axis=-1)
+  weights = jax.nn.softmax(scores).astype(v.dtype)
+  out = jnp.einsum('QKRGCP,QPKH->QGCKRH', weights[..., :P], v[:, :P])
+  out += jnp.einsum('QKRGCS,QGSKH->QGCKRH', weights[..., P:], own_v)
+  out = jnp.reshape(
+    out, q[:, P:].shape, out_sharding=jax.typeof(of_prompt).sharding.spec
+  )
+  return jnp.concatenate([of_prompt, out], axis=1)
 
 
 def attend_cached(q, prompt, prompt_mask, own, slot):

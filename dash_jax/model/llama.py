@@ -6,6 +6,7 @@
      nested dict, and `Llama(..).apply({'params': params}, ..)` runs on it.
   3. `__call__` runs whole rows through a scan over stacked layers, so compile
      time does not grow with depth. With `keep_kv` it is also the prefill.
+     `read_group` runs prompts with the completions that share them.
   4. `decode` runs one new token a row against a cache, layers unrolled.
 
 Weights rest in the TRAIN layout and are gathered over fsdp where they are
@@ -182,6 +183,11 @@ def gather_params(params: dict, config: LlamaConfig, dtype) -> dict:
   )
 
 
+def _positions(mask):
+  # The first token of a row has position 0, wherever padding puts it.
+  return jnp.cumsum(mask, axis=-1) - 1
+
+
 def _norm(x, scale, eps):
   """Root-mean-square norm in float32. Source: arXiv 1910.07467."""
   y = x.astype(jnp.float32)
@@ -232,8 +238,58 @@ class Llama(nn.Module):
       [B, T, D], the normed residual stream that `logits` takes; with keep_kv
       also (k, v), each [L, B, K, T, H], keys already rotated.
     """
-    # The first token of a row has position 0, wherever padding puts it.
-    positions = jnp.cumsum(mask, axis=-1) - 1
+    x, kv = self._run(
+      tokens,
+      _positions(mask),
+      functools.partial(attention.attend, mask=mask),
+      keep_kv,
+    )
+    return (x, kv) if keep_kv else x
+
+  def read_group(self, prompts, prompt_mask, completions):
+    """Runs prompts once each, with the completions that share them.
+
+    Args:
+      prompts: i32[Q, P], padded on the left.
+      prompt_mask: bool[Q, P], True on tokens.
+      completions: i32[Q, G, C], padded on the right.
+
+    Returns:
+      [Q, G, C, D], the normed residual stream from which `logits` predicts
+      each completion slot: that of the token before it.
+    """
+    (Q, P), (_, G, C) = prompts.shape, completions.shape
+    own = jnp.reshape(
+      completions, (Q, G * C), out_sharding=sharding.SAMPLE.spec('batch', None)
+    )
+    lengths = prompt_mask.sum(axis=-1, keepdims=True)
+    x, _ = self._run(
+      jnp.concatenate([prompts, own], axis=1),
+      jnp.concatenate(
+        [_positions(prompt_mask), lengths + jnp.tile(jnp.arange(C), G)], axis=1
+      ),
+      functools.partial(
+        attention.attend_group, prompt_mask=prompt_mask, num_samples=G
+      ),
+      keep_kv=False,
+    )
+    own = jnp.reshape(
+      x[:, P:],
+      (Q, G, C, x.shape[-1]),
+      out_sharding=sharding.SAMPLE.spec('batch', None, None, None),
+    )
+    last = jnp.broadcast_to(x[:, None, P - 1 : P], own[:, :, :1].shape)
+    return jnp.concatenate([last, own[:, :, :-1]], axis=2)
+
+  def _run(self, tokens, positions, attend, keep_kv):
+    """Runs i32[B, T] tokens through every layer and the last norm.
+
+    Args:
+      tokens: i32[B, T].
+      positions: i32[B, T].
+      attend: attention of q [B, T, K, R, H] over k and v [B, T, K, H].
+      keep_kv: as `__call__`'s.
+    """
     rotate = functools.partial(
       attention.rotate,
       positions=positions,
@@ -244,7 +300,7 @@ class Llama(nn.Module):
       w = self._gather_layer(w)
       q, k, v = self._project(w, x)
       q, k = rotate(q), rotate(k)
-      x = self._finish(w, x, attention.attend(self._group(q), k, v, mask))
+      x = self._finish(w, x, attend(self._group(q), k, v))
       kv = (k.swapaxes(1, 2), v.swapaxes(1, 2)) if keep_kv else None
       return x, kv
 
@@ -256,8 +312,7 @@ class Llama(nn.Module):
       self.w['layers'],
       unroll=self.config.num_layers <= _UNROLLED_LAYERS,
     )
-    x = _norm(x, self.w['final_norm'], self.config.norm_eps)
-    return (x, kv) if keep_kv else x
+    return _norm(x, self.w['final_norm'], self.config.norm_eps), kv
 
   def decode(
     self, layers, tokens, positions, prompt_kv, prompt_mask, own, slot

@@ -25,33 +25,29 @@ def write(
   step: int,
   questions: Sequence[batches.Question],
   completions: Sequence[str],
+  rollouts: batches.Rollouts,
   *,
   rewards: np.ndarray,
   advantages: np.ndarray,
   kept: np.ndarray,
-  completion_lens: np.ndarray,
-  truncated: np.ndarray,
-  logprob_sums: np.ndarray,
 ) -> pathlib.Path:
   """Writes the B = Q * G rows of one step, whole or not at all.
 
   Args:
     workdir: the run's folder.
     step: optimizer steps taken, this one included.
-    questions: Q questions; each has G rows, which are neighbours.
-    completions: B texts.
-    rewards: f32[B].
-    advantages: f32[B].
-    kept: bool[B], True where the row was trained on.
-    completion_lens: i32[B], tokens, EOS included.
-    truncated: bool[B], True where the row never stopped by itself.
-    logprob_sums: f32[B], log-probability of the completion as it was sampled.
+    questions: Q questions.
+    completions: B texts, the G of each question one after another.
+    rollouts: the rows as they were sampled, NumPy.
+    rewards: f32[Q, G].
+    advantages: f32[Q, G].
+    kept: bool[Q, G], True where the row was trained on.
 
   Returns:
     The file's path.
 
   Raises:
-    ValueError: lengths disagree; the message names the argument.
+    ValueError: sizes disagree; the message names the argument.
   """
   num_rows = len(completions)
   if not questions or num_rows % len(questions):
@@ -59,22 +55,21 @@ def write(
       f'{num_rows} completions do not divide into groups of equal size for '
       f'{len(questions)} questions'
     )
+  shape = (len(questions), num_rows // len(questions))
   columns = {
     'reward': rewards,
     'advantage': advantages,
     'kept': kept,
-    'completion_len': completion_lens,
-    'truncated': truncated,
-    'logprob_sum': logprob_sums,
+    'completion_len': rollouts.lengths,
+    'truncated': rollouts.truncated,
+    'logprob_sum': rollouts.logprobs.sum(axis=-1),
   }
-  columns = {name: np.asarray(value) for name, value in columns.items()}
   for name, value in columns.items():
-    if value.shape != (num_rows,):
+    if value.shape != shape:
       raise ValueError(
-        f'{name} has shape {value.shape}; valid: ({num_rows},), one per '
-        'completion'
+        f'{name} has shape {value.shape}; valid: {shape}, one per completion'
       )
-  group_size = num_rows // len(questions)
+  group_size = shape[1]
   rows = []
   for i, completion in enumerate(completions):
     question = questions[i // group_size]
@@ -87,7 +82,7 @@ def write(
         'answer': question.answer,
         'completion': completion,
       }
-      | {name: value[i] for name, value in columns.items()}
+      | {name: value.flat[i] for name, value in columns.items()}
     )
   target = path(workdir, step)
   jsonl.write(target, rows)

@@ -76,16 +76,16 @@ def sample(
     max_completion_len: C.
 
   Returns:
-    Rollouts of B = Q * G rows; `truncated` rows ran out of slots.
+    Rollouts of G rows for each prompt; `truncated` rows ran out of slots.
   """
   C, G = max_completion_len, group_size
-  Q, P = prompts.tokens.shape
+  Q = len(prompts.tokens)
   spec = sharding.SAMPLE.spec
   params = llama.gather_params(params, model.config, model.dtype)
   apply = functools.partial(model.apply, {'params': params})
   layers = llama.unstack_layers(params)
 
-  prompt_mask = jnp.arange(P) >= P - prompts.lengths[:, None]
+  prompt_mask = prompts.mask
   hidden, (k, v) = apply(prompts.tokens, prompt_mask, keep_kv=True)
   prompt_kv = tuple((k[i], v[i]) for i in range(k.shape[0]))
 
@@ -151,17 +151,20 @@ def sample(
   state = draw(state, per_row(jax.sharding.reshard(first, spec('batch', None))))
   state = jax.lax.while_loop(go_on, step, state)
 
-  completion_mask = jnp.arange(C) < state.lengths[:, None]
-  no_prompt = jnp.zeros_like(per_row(prompt_mask))
+  def by_group(x):
+    return jnp.reshape(
+      x,
+      (Q, G, *x.shape[1:]),
+      out_sharding=spec('batch', *(None,) * x.ndim),
+    )
+
   return batches.Rollouts(
-    tokens=jnp.concatenate([per_row(prompts.tokens), state.tokens], axis=1),
-    mask=jnp.concatenate([per_row(prompt_mask), completion_mask], axis=1),
-    completion_mask=jnp.concatenate([no_prompt, completion_mask], axis=1),
-    logprobs=jnp.concatenate(
-      [no_prompt.astype(jnp.float32), state.logprobs], axis=1
-    ),
-    truncated=~state.stopped,
-    policy_step=jnp.zeros_like(state.lengths) + policy_step,
+    prompts=prompts,
+    tokens=by_group(state.tokens),
+    lengths=by_group(state.lengths),
+    logprobs=by_group(state.logprobs),
+    truncated=by_group(~state.stopped),
+    policy_step=by_group(jnp.zeros_like(state.lengths) + policy_step),
   )
 
 

@@ -42,17 +42,22 @@ def check_all(config: llama.LlamaConfig) -> Iterator[dict]:
   @functools.partial(jax.jit, static_argnames='model')
   def forward(model, params, rollouts):
     """Returns each token's logprob, and how far its logit is under the best."""
-    logprobs = learner.completion_logprobs(model, params, rollouts, plain, C)
+    logprobs = learner.completion_logprobs(model, params, rollouts, plain)
     apply = functools.partial(model.apply, {'params': params})
-    hidden = apply(rollouts.tokens, rollouts.mask)[:, -C - 1 : -1]
+    hidden = apply(
+      rollouts.prompts.tokens,
+      rollouts.prompts.mask,
+      rollouts.tokens,
+      method=llama.Llama.read_group,
+    )
     logits = apply(hidden, method=llama.Llama.logits)
-    drawn = jnp.arange(logits.shape[-1]) == rollouts.tokens[:, -C:, None]
+    drawn = jnp.arange(logits.shape[-1]) == rollouts.tokens[..., None]
     chosen = jnp.where(drawn, logits, -jnp.inf).max(-1)
     return logprobs, logits.max(-1) - chosen
 
   def gap(model, rollouts):
     logprobs, _ = forward(model, params, rollouts)
-    return np.abs(np.asarray(logprobs - rollouts.logprobs[:, -C:]))
+    return np.abs(np.asarray(logprobs - rollouts.logprobs))
 
   with jax.default_matmul_precision('highest'):
     model = llama.Llama(config)
@@ -66,7 +71,7 @@ def check_all(config: llama.LlamaConfig) -> Iterator[dict]:
     yield _check(
       'logprob gap, float32, max', float(gap(model, rollouts).max()), 1e-4
     )
-    yield _compare_filtered(model, rollouts, plain, C)
+    yield _compare_filtered(model, rollouts, plain)
   model = llama.Llama(config, dtype=jnp.bfloat16)
   gaps = gap(model, draw(model, plain))
   yield _check('logprob gap, bf16, mean', float(gaps.mean()), 0.05) | {
@@ -78,17 +83,15 @@ def _make_params(config) -> dict:
   return llama.init_params(config, jax.random.key(0), jnp.float32)
 
 
-def _compare_filtered(model, rollouts, settings, C) -> dict:
+def _compare_filtered(model, rollouts, settings) -> dict:
   """Checks that the gradient of the kept rows alone is that of all rows."""
   rows = sharding.local_rows(rollouts)
   # Minibatches that cut groups apart: the kept rows meet other neighbours.
-  num_rows, group_size, size = len(rows.tokens), 4, 3
-  rewards = np.random.default_rng(1).random(num_rows, np.float32)
-  rewards[: num_rows // 2] = 1.0  # groups that agree carry no signal
-  gain = advantages.group_advantages(rewards, group_size, normalize_std=True)
-  weight, counted = losses.row_weights(
-    'sequence', rows.completion_mask.sum(axis=1), C
-  )
+  Q, G, C = rows.tokens.shape
+  rewards = np.random.default_rng(1).random((Q, G), np.float32)
+  rewards[: Q // 2] = 1.0  # groups that agree carry no signal
+  gain = advantages.group_advantages(rewards, normalize_std=True)
+  weight, counted = losses.row_weights('sequence', rows.lengths, C)
   # An optimizer whose state is the gradient.
   keep_gradient = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -97,7 +100,7 @@ def _compare_filtered(model, rollouts, settings, C) -> dict:
 
   def gradient(keep):
     minibatches, n = filtering.cut(
-      rows, gain, keep, weight / counted.sum(), size
+      rows, gain, keep, weight / counted.sum(), minibatch_size=6
     )
     # The update donates its state: each run makes the weights anew.
     state = learner.init_state(_make_params(model.config), keep_gradient)
@@ -109,12 +112,11 @@ def _compare_filtered(model, rollouts, settings, C) -> dict:
       settings,
       model=model,
       optimizer=keep_gradient,
-      max_completion_len=C,
       objective=losses.Objective(),
     )
     return state.opt_state, n
 
-  full, num_full = gradient(np.ones(num_rows, bool))
+  full, num_full = gradient(np.ones((Q, G), bool))
   filtered, num_filtered = gradient(filtering.select(gain, 0.0))
 
   @jax.jit

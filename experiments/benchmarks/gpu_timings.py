@@ -217,7 +217,7 @@ def time_sampler(
     yield {'message': 'no time left for rows of geometric lengths'}
     return
   seconds, rollouts = time_runs(draw(stops), deadline, most=3)
-  lengths = [np.asarray(r.completion_mask.sum(1)) for r in rollouts]
+  lengths = [np.asarray(r.lengths) for r in rollouts]
   yield _spread(
     f'the same, {np.mean(lengths):.0f} tokens a row',
     [n.sum() / s for n, s in zip(lengths, seconds, strict=True)],
@@ -239,24 +239,26 @@ def time_learner(
     llama.init_params(config, jax.random.key(0), dtype), optimizer
   )
   rng = np.random.default_rng(0)
-  shape = (case.num_rows, case.prompt_len + C)
-  completion = np.broadcast_to(np.arange(shape[1]) >= case.prompt_len, shape)
+  # Each row has a prompt of its own, so that rows are all the work there is.
+  B, P = case.num_rows, case.prompt_len
   rows = batches.Rollouts(
-    tokens=rng.integers(0, config.vocab_size, shape).astype(np.int32),
-    mask=np.ones(shape, bool),
-    completion_mask=completion,
-    # Random weights give every token about this, so that ratios are near 1.
-    logprobs=np.where(
-      completion, np.float32(-math.log(config.vocab_size)), np.float32(0)
+    prompts=batches.PromptBatch(
+      tokens=rng.integers(0, config.vocab_size, (B, P)).astype(np.int32),
+      lengths=np.full(B, P, np.int32),
+      uids=np.arange(B, dtype=np.int32),
     ),
-    truncated=np.zeros(case.num_rows, bool),
-    policy_step=np.zeros(case.num_rows, np.int32),
+    tokens=rng.integers(0, config.vocab_size, (B, 1, C)).astype(np.int32),
+    lengths=np.full((B, 1), C, np.int32),
+    # Random weights give every token about this, so that ratios are near 1.
+    logprobs=np.full((B, 1, C), -math.log(config.vocab_size), np.float32),
+    truncated=np.zeros((B, 1), bool),
+    policy_step=np.zeros((B, 1), np.int32),
   )
   minibatches, n = filtering.cut(
     rows,
-    rng.normal(size=case.num_rows).astype(np.float32),
-    np.ones(case.num_rows, bool),
-    np.full(case.num_rows, 1 / case.num_rows / C, np.float32),
+    rng.normal(size=(B, 1)).astype(np.float32),
+    np.ones((B, 1), bool),
+    np.full((B, 1), 1 / B / C, np.float32),
     case.minibatch_size,
   )
   minibatches = sharding.put_rows(minibatches, axis=1)
@@ -272,7 +274,6 @@ def time_learner(
         decoding.make_decoding(1.0),
         model=model,
         optimizer=optimizer,
-        max_completion_len=C,
         objective=losses.Objective(),
       )
       jax.block_until_ready(state)

@@ -82,12 +82,10 @@ def take_step(
   rows = sharding.local_rows(sampled)
   cpu_sampled, sampled_at = time.process_time(), time.perf_counter()
 
-  rewards = workloads.fraction_even(rows.tokens, rows.completion_mask)
-  gain = advantages.group_advantages(
-    rewards, workload.group_size, normalize_std=True
-  )
+  rewards = workloads.fraction_even(rows.tokens, rows.mask)
+  gain = advantages.group_advantages(rewards, normalize_std=True)
   keep = filtering.select(gain, 0.0)
-  lengths = rows.completion_mask.sum(axis=1)
+  lengths = rows.lengths
   weight, counted = losses.row_weights(
     'sequence', lengths, workload.completion_len
   )
@@ -104,7 +102,6 @@ def take_step(
     settings,
     model=workload.model,
     optimizer=optimizer,
-    max_completion_len=workload.completion_len,
     objective=losses.Objective(workload.clip, workload.clip),
   )
   jax.block_until_ready(state)

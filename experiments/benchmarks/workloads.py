@@ -131,9 +131,9 @@ def make_prompts(workload: Workload, num_steps: int) -> np.ndarray:
 
 
 def fraction_even(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """Returns f32[B], the share of even ids among each row's masked tokens."""
-  even = ((tokens % 2 == 0) & mask).sum(axis=1)
-  return (even / np.maximum(mask.sum(axis=1), 1)).astype(np.float32)
+  """Returns f32[..], the share of even ids among each row's masked tokens."""
+  even = ((tokens % 2 == 0) & mask).sum(axis=-1)
+  return (even / np.maximum(mask.sum(axis=-1), 1)).astype(np.float32)
 
 
 def make_params(workload: Workload) -> dict:

@@ -156,11 +156,15 @@ def test_learn_flops_are_what_xla_counts(mesh):
     ffw_dim=256,
   )
   rows, P, C = 4, 12, 20
-  tokens = sharding.put_rows(np.zeros((rows, P + C), np.int32))
-  floats, flags = tokens.astype(jnp.float32), tokens > 0
-  a_row = floats[:, 0]
-  minibatch = batches.Minibatches(
-    batches.Rollouts(tokens, flags, flags, floats, a_row, a_row), a_row, a_row
+  a_row = np.ones((rows, 1), np.float32)
+  slots = np.zeros((rows, 1, C), np.int32)
+  prompts = batches.PromptBatch(slots[:, 0, :P], a_row[:, 0], a_row[:, 0])
+  minibatch = sharding.put_rows(
+    batches.Minibatches(
+      batches.Rollouts(prompts, slots, a_row, slots * 0.5, a_row, a_row),
+      a_row,
+      a_row,
+    )
   )
 
   def gradient(params, minibatch):
@@ -170,7 +174,6 @@ def test_learn_flops_are_what_xla_counts(mesh):
       minibatch,
       None,
       decoding.make_decoding(1.0),
-      C,
       losses.Objective(),
     )[0]
 

@@ -69,26 +69,27 @@ def test_the_rows_of_solutions_hold_prompt_solution_and_eos():
   rows = encode_solutions()
   tokenizer = Letters()
   for i, question in enumerate(QUESTIONS):
-    completion = rows.tokens[i][rows.completion_mask[i]]
+    completion = rows.tokens[i, 0][rows.mask[i, 0]]
     assert completion[-1] == tokenizer.stop_ids[0]
     assert tokenizer.decode(completion) == question.solution
-    prompt = rows.tokens[i][rows.mask[i] & ~rows.completion_mask[i]]
+    prompt = rows.prompts.tokens[i][rows.prompts.mask[i]]
     assert tokenizer.decode(prompt) == question.prompt
-  assert not rows.completion_mask[:, :6].any()
-  assert rows.completion_mask[:, 6].all()
-  # Masks are whole runs of slots: no hole, although 0 is a real token.
-  assert (np.abs(np.diff(rows.mask.astype(int))).sum(axis=1) <= 2).all()
+  # Masks are whole runs of slots, from the left and from the right: no hole,
+  # although 0 is a real token.
+  assert (np.diff(rows.mask.astype(int)) <= 0).all()
+  assert (np.diff(rows.prompts.mask.astype(int)) >= 0).all()
 
 
 def test_the_rows_of_solutions_have_a_sampled_rows_shapes():
   rows = encode_solutions()
-  shape = (3, 10)
+  shape = (3, 1, 4)
   assert rows.tokens.shape == rows.mask.shape == shape
   assert (rows.logprobs.shape, rows.logprobs.dtype) == (shape, np.float32)
   assert (rows.tokens.dtype, rows.mask.dtype) == (np.int32, bool)
+  assert rows.lengths.dtype == np.int32
   assert not rows.logprobs.any()
-  assert rows.truncated.tolist() == [False] * 3
-  assert rows.policy_step.tolist() == [0] * 3
+  assert rows.truncated.tolist() == [[False]] * 3
+  assert rows.policy_step.tolist() == [[0]] * 3
 
 
 def test_a_prompt_that_is_too_long_names_a_length_that_is_not():
@@ -108,7 +109,7 @@ def test_a_solution_that_is_too_long_names_a_length_that_is_not():
     encode_solutions(max_completion_len=3)
   fits = int(re.search(r'completion_len=(\d+)', str(error.value))[1])
   rows = encode_solutions(max_completion_len=fits)
-  assert rows.completion_mask.sum(axis=1).max() == fits
+  assert rows.lengths.max() == fits
 
 
 def test_drop_too_long_drops_only_those_and_counts_them():
@@ -131,7 +132,7 @@ def test_drop_too_long_makes_room_for_eos_behind_solutions():
   kept, num_dropped = prompts.drop_too_long(asked, Letters(), **options)
   assert (kept, num_dropped) == (asked[:1], 1)
   rows = prompts.encode_solutions(kept, Letters(), **options)
-  assert rows.completion_mask.sum() == 3
+  assert rows.lengths.sum() == 3
 
 
 def test_nothing_to_read_is_an_error():

@@ -14,9 +14,8 @@ from dash_jax.learning import learner, losses, optim
 from dash_jax.model import llama
 from dash_jax.runs import compiles
 
-P, C = tiny_rows.P, tiny_rows.C
 ROLLOUTS = tiny_rows.draw_rollouts()
-GAIN = np.random.default_rng(2).normal(size=8).astype(np.float32)
+GAIN = np.random.default_rng(2).normal(size=(4, 2)).astype(np.float32)
 
 
 @pytest.fixture
@@ -26,9 +25,11 @@ def shallow(tiny):
 
 
 def plain_logprobs(params, config, rollouts, row, temperature=1.0):
-  """Returns f64[n], of one row's completion, from its tokens alone."""
-  tokens = rollouts.tokens[row][rollouts.mask[row]]
-  n = rollouts.completion_mask[row].sum()
+  """Returns f64[n], of the completion of row (question, sample), from its
+  tokens alone."""
+  prompts, n = rollouts.prompts, rollouts.lengths[row]
+  prompt = prompts.tokens[row[0]][prompts.mask[row[0]]]
+  tokens = np.concatenate([prompt, rollouts.tokens[row][:n]])
   logits = plain_llama.forward(params, config, tokens) / temperature
   logprobs = plain_llama.log_softmax(logits)[-n - 1 : -1]
   return logprobs[np.arange(n), tokens[-n:]]
@@ -39,10 +40,10 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
   a mean over rows of means over their tokens."""
   o = objective or losses.Objective()
   loss, sums = 0.0, dict.fromkeys(('kl', 'entropy', 'clipped', 'gap'), 0.0)
-  num_tokens = ROLLOUTS.completion_mask.sum()
-  for row, gain in enumerate(GAIN.astype(np.float64)):
+  num_tokens = ROLLOUTS.lengths.sum()
+  for row, gain in np.ndenumerate(GAIN.astype(np.float64)):
     new = plain_logprobs(params, config, ROLLOUTS, row, temperature)
-    old = ROLLOUTS.logprobs[row][ROLLOUTS.completion_mask[row]].astype(float)
+    old = ROLLOUTS.logprobs[row][ROLLOUTS.mask[row]].astype(float)
     if o.supervised:
       token_loss, old = -new, new
     else:
@@ -55,7 +56,7 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
       kl = np.exp(d) - 1 - d
       token_loss = token_loss + o.kl_coef * kl
       sums['kl'] += kl.sum()
-    loss += token_loss.mean() / len(GAIN)
+    loss += token_loss.mean() / GAIN.size
     sums['entropy'] -= new.sum()
     sums['gap'] += abs(new - old).sum()
   return loss, {name: x / num_tokens for name, x in sums.items()}
@@ -119,8 +120,8 @@ def test_on_policy_the_gap_is_zero_and_the_reference_adds_nothing(mesh, tiny):
   clipped, and against itself the policy has no KL."""
   params = tiny_rows.draw_params(tiny)
   logprobs = np.zeros_like(ROLLOUTS.logprobs)
-  for row in range(8):
-    logprobs[row][ROLLOUTS.completion_mask[row]] = plain_logprobs(
+  for row in np.ndindex(GAIN.shape):
+    logprobs[row][ROLLOUTS.mask[row]] = plain_logprobs(
       params, tiny, ROLLOUTS, row, 0.7
     )
   rollouts = jax.tree.map(np.copy, ROLLOUTS)
@@ -187,8 +188,8 @@ def steps_on_meshes():
     vocab_size=64, embed_dim=32, num_layers=1, num_heads=8, num_kv_heads=4,
     head_dim=8, ffw_dim=48, qkv_bias=True,
   )  # fmt: skip
-  rollouts = tiny_rows.draw_rollouts(16)
-  gain = np.random.default_rng(2).normal(size=16).astype(np.float32)
+  rollouts = tiny_rows.draw_rollouts(8)
+  gain = np.random.default_rng(2).normal(size=(8, 2)).astype(np.float32)
   optimizer = optim.make_optimizer(
     optim.OptimConfig(
       learning_rate=1e-3,

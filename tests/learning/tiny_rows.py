@@ -16,23 +16,25 @@ SGD = optax.sgd(1.0)
 POLICY = losses.Objective()
 
 
-def draw_rollouts(num=8, seed=0) -> batches.Rollouts:
+def draw_rollouts(num_prompts=4, num_samples=2, seed=0) -> batches.Rollouts:
   """Rows of all lengths; padding holds ids as likely as any others. The old
   log-probabilities are far enough off that some ratios are clipped."""
   rng = np.random.default_rng(seed)
-  prompt_lens = rng.integers(1, P + 1, num)
-  completion_lens = rng.integers(1, C + 1, num)
-  in_prompt = np.arange(P) >= P - prompt_lens[:, None]
-  in_completion = np.arange(C) < completion_lens[:, None]
-  completion_mask = np.concatenate([in_prompt & False, in_completion], axis=1)
-  logprobs = -np.log(64) + 0.3 * rng.normal(size=completion_mask.shape)
+  rows = (num_prompts, num_samples)
+  lengths = rng.integers(1, C + 1, rows).astype(np.int32)
+  logprobs = -np.log(64) + 0.3 * rng.normal(size=(*rows, C))
+  mask = np.arange(C) < lengths[..., None]
   return batches.Rollouts(
-    tokens=rng.integers(0, 64, completion_mask.shape).astype(np.int32),
-    mask=np.concatenate([in_prompt, in_completion], axis=1),
-    completion_mask=completion_mask,
-    logprobs=np.where(completion_mask, logprobs, 0).astype(np.float32),
-    truncated=np.zeros(num, bool),
-    policy_step=np.zeros(num, np.int32),
+    prompts=batches.PromptBatch(
+      tokens=rng.integers(0, 64, (num_prompts, P)).astype(np.int32),
+      lengths=rng.integers(1, P + 1, num_prompts).astype(np.int32),
+      uids=np.arange(num_prompts, dtype=np.int32),
+    ),
+    tokens=rng.integers(0, 64, (*rows, C)).astype(np.int32),
+    lengths=lengths,
+    logprobs=np.where(mask, logprobs, 0).astype(np.float32),
+    truncated=np.zeros(rows, bool),
+    policy_step=np.zeros(rows, np.int32),
   )
 
 
@@ -55,14 +57,13 @@ def put_params(config, params) -> dict:
 def cut(rollouts, gain, *, keep=None, denominator='sampled', size=4):
   """Returns the minibatches and n of a step, as the training loop makes them."""
   if keep is None:
-    keep = np.ones(len(gain), bool)
-  weight, counted = losses.row_weights(
-    'sequence', rollouts.completion_mask.sum(axis=1), C
-  )
+    keep = np.ones(gain.shape, bool)
+  weight, counted = losses.row_weights('sequence', rollouts.lengths, C)
   if denominator == 'kept':
     counted = counted * keep
+  num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
   return filtering.cut(
-    rollouts, gain, keep, weight / max(counted.sum(), 1), size
+    rollouts, gain, keep, weight / max(counted.sum(), 1), size, num_shards
   )
 
 
@@ -83,7 +84,6 @@ def take_step(
     decoding.make_decoding(temperature),
     model=llama.Llama(config),
     optimizer=optimizer,
-    max_completion_len=C,
     objective=objective,
   )
   return state, {name: float(x) for name, x in metrics.items()}

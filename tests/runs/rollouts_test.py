@@ -14,21 +14,37 @@ _QUESTIONS = [
 _COMPLETIONS = ['2\nyes', 'nan', 'a\u2028b\x85c\r\n', 'é "5"']
 
 
+_SAMPLED = batches.Rollouts(
+  prompts=None,
+  tokens=np.zeros((2, 2, 5), np.int32),
+  lengths=np.int32([[3, 1], [4, 5]]),
+  # A row's log-probabilities add up to minus its place.
+  logprobs=np.full((2, 2, 5), -0.25, np.float32)
+  * np.float32([[[1], [2]], [[3], [4]]])
+  * np.float32([1, 0, 2, 0, 1]),
+  truncated=np.array([[False, False], [True, False]]),
+  policy_step=np.zeros((2, 2), np.int32),
+)
+
+
 def _columns(**changes):
   return {
-    'rewards': np.float32([1, 0, 0, 1]),
-    'advantages': np.float32([0.5, -0.5, 0.0, np.nan]),
-    'kept': np.array([True, True, False, False]),
-    'completion_lens': np.int32([3, 1, 4, 5]),
-    'truncated': np.array([False, False, True, False]),
-    'logprob_sums': np.float32([-1, -2, -3, -4]),
+    'rewards': np.float32([[1, 0], [0, 1]]),
+    'advantages': np.float32([[0.5, -0.5], [0.0, np.nan]]),
+    'kept': np.array([[True, True], [False, False]]),
     **changes,
   }
 
 
+def _write(folder, step, completions, **changes):
+  return rollouts.write(
+    folder, step, _QUESTIONS, completions, _SAMPLED, **_columns(**changes)
+  )
+
+
 def test_each_row_comes_back_with_its_question(tmp_path):
   """Neighbours share a question; text survives as it was."""
-  path = rollouts.write(tmp_path, 12, _QUESTIONS, _COMPLETIONS, **_columns())
+  path = _write(tmp_path, 12, _COMPLETIONS)
   assert path == tmp_path / 'rollouts' / 'step_000012.jsonl'
   rows = jsonl.read(path)
   assert [row['completion'] for row in rows] == _COMPLETIONS
@@ -57,18 +73,18 @@ def test_each_row_comes_back_with_its_question(tmp_path):
 
 def test_a_step_done_again_replaces_its_file(tmp_path):
   """After a resume the folder shows what happened, and nothing beside it."""
-  rollouts.write(tmp_path, 1, _QUESTIONS, ['a', 'b', 'c', 'd'], **_columns())
-  rollouts.write(tmp_path, 1, _QUESTIONS, ['e', 'f', 'g', 'h'], **_columns())
+  _write(tmp_path, 1, list('abcd'))
+  _write(tmp_path, 1, list('efgh'))
   (path,) = (tmp_path / 'rollouts').iterdir()
   assert [row['completion'] for row in jsonl.read(path)] == list('efgh')
 
 
 def test_lengths_that_disagree_are_named(tmp_path):
   """A column that is short would put rewards beside other replies."""
-  with pytest.raises(ValueError, match=r'kept has shape \(3,\); valid: \(4,\)'):
-    rollouts.write(
-      tmp_path, 1, _QUESTIONS, _COMPLETIONS, **_columns(kept=np.ones(3, bool))
-    )
+  with pytest.raises(
+    ValueError, match=r'kept has shape \(2, 1\); valid: \(2, 2\)'
+  ):
+    _write(tmp_path, 1, _COMPLETIONS, kept=np.ones((2, 1), bool))
   with pytest.raises(ValueError, match='3 completions do not divide'):
-    rollouts.write(tmp_path, 1, _QUESTIONS, _COMPLETIONS[:3], **_columns())
+    _write(tmp_path, 1, _COMPLETIONS[:3])
   assert not list(tmp_path.iterdir())

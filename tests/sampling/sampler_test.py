@@ -48,15 +48,17 @@ def test_greedy_decode_equals_argmax_of_full_forwards(params, tiny):
   """Each greedy token is recomputed by a forward over all tokens before it,
   so a wrong cache slot, position or mask changes some token."""
   rows = run(params, tiny, make_prompts(), temperature=0.0, group_size=1)
+  tokens = np.concatenate([rows.prompts.tokens, rows.tokens[:, 0]], axis=1)
+  mask = np.concatenate([rows.prompts.mask, rows.mask[:, 0]], axis=1)
   model = llama.Llama(tiny)
   apply = jax.jit(
     lambda p, t, m: model.apply(
       {'params': p}, model.apply({'params': p}, t, m), method='logits'
     )
   )
-  logits = np.asarray(apply(params, rows.tokens, rows.mask))
+  logits = np.asarray(apply(params, tokens, mask))
   expected = logits[:, P - 1 : -1].argmax(-1)
-  np.testing.assert_array_equal(rows.tokens[:, P:], expected)
+  np.testing.assert_array_equal(rows.tokens[:, 0], expected)
 
 
 @pytest.mark.parametrize(
@@ -74,54 +76,51 @@ def test_learner_and_sampler_agree_on_logprobs(
   )  # fmt: skip
   settings = decoding.make_decoding(temperature, top_p, top_k)
   found = jax.jit(
-    lambda p, r: learner.completion_logprobs(
-      llama.Llama(tiny), p, r, settings, C
-    )
+    lambda p, r: learner.completion_logprobs(llama.Llama(tiny), p, r, settings)
   )(params, rows)
-  assert rows.completion_mask[:, P:].all()
-  assert rows.logprobs[:, P:].std() > 0.1
-  np.testing.assert_allclose(rows.logprobs[:, P:], found, atol=1e-5)
+  assert rows.mask.all()
+  assert rows.logprobs.std() > 0.1
+  np.testing.assert_allclose(rows.logprobs, found, atol=1e-5)
 
 
 def test_rows_of_a_group_differ_and_keys_decide(params, tiny):
   prompts = make_prompts()
-  first = run(params, tiny, prompts, seed=0).tokens.reshape(Q, G, -1)
+  first = run(params, tiny, prompts, seed=0).tokens
   for group in first:
     assert len({row.tobytes() for row in group}) == G
-  again = run(params, tiny, prompts, seed=0).tokens.reshape(Q, G, -1)
+  again = run(params, tiny, prompts, seed=0).tokens
   np.testing.assert_array_equal(first, again)
-  other = run(params, tiny, prompts, seed=1).tokens.reshape(Q, G, -1)
-  assert (first[..., P:] != other[..., P:]).mean() > 0.5
+  other = run(params, tiny, prompts, seed=1).tokens
+  assert (first != other).mean() > 0.5
 
 
 def test_a_row_does_not_depend_on_the_rest_of_the_batch(params, tiny):
   """Reversing the prompts reverses the rows: noise follows the uid."""
   prompts = make_prompts()
-  straight = run(params, tiny, prompts).tokens.reshape(Q, G, -1)
+  straight = run(params, tiny, prompts).tokens
   backwards = batches.PromptBatch(
     prompts.tokens[::-1], prompts.lengths[::-1], prompts.uids[::-1]
   )
-  reverse = run(params, tiny, backwards).tokens.reshape(Q, G, -1)
-  np.testing.assert_array_equal(straight[:, :, P:], reverse[::-1, :, P:])
+  reverse = run(params, tiny, backwards).tokens
+  np.testing.assert_array_equal(straight, reverse[::-1])
 
 
 def test_stop_ids_end_rows_and_are_kept(params, tiny):
   stop_ids = np.array([5, 17, 40, 41, 42, 43], np.int32)
   rows = run(params, tiny, make_prompts(), stop_ids=stop_ids)
   free = run(params, tiny, make_prompts())
-  lengths = rows.completion_mask[:, P:].sum(1)
   assert rows.truncated.any()
   assert (~rows.truncated).any()
-  for i in range(Q * G):
-    stops = np.isin(free.tokens[i, P:], stop_ids)
+  for row in np.ndindex(Q, G):
+    stops = np.isin(free.tokens[row], stop_ids)
     expected = stops.argmax() + 1 if stops.any() else C
-    assert lengths[i] == expected
-    assert rows.truncated[i] == (not stops.any())
+    assert rows.lengths[row] == expected
+    assert rows.truncated[row] == (not stops.any())
     np.testing.assert_array_equal(
-      rows.tokens[i, P : P + expected], free.tokens[i, P : P + expected]
+      rows.tokens[row][:expected], free.tokens[row][:expected]
     )
-    assert (rows.tokens[i, P + expected :] == 0).all()
-    assert (rows.logprobs[i, P + expected :] == 0).all()
+    assert (rows.tokens[row][expected:] == 0).all()
+    assert (rows.logprobs[row][expected:] == 0).all()
   assert (rows.policy_step == 3).all()
 
 
@@ -133,8 +132,7 @@ def test_prompt_padding_is_never_seen(params, tiny):
   changed = np.where(slots, 63 - prompts.tokens, prompts.tokens)
   other = batches.PromptBatch(changed, prompts.lengths, prompts.uids)
   np.testing.assert_array_equal(
-    run(params, tiny, prompts).tokens[:, P:],
-    run(params, tiny, other).tokens[:, P:],
+    run(params, tiny, prompts).tokens, run(params, tiny, other).tokens
   )
 
 

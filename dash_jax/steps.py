@@ -1,0 +1,267 @@
+"""One optimizer step: each line of `rl_step` is one arrow of the design.
+
+  questions -> prompts -> rollouts -> rewards -> advantages -> the rows worth
+  learning from, in minibatches -> one update.
+
+Everything that a step draws (questions, noise) is a function of the seed and of
+its number, so a run resumes from any step.
+"""
+
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dash_jax import assemble, batches, sharding
+from dash_jax import config as config_lib
+from dash_jax import evaluate as evaluate_lib
+from dash_jax.data import questions
+from dash_jax.learning import advantages, filtering, learner, losses
+from dash_jax.runs import rollouts
+from dash_jax.sampling import decoding, sampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+  """What the steps of one phase share."""
+
+  name: str  # 'sft' or 'rl', as in metrics.jsonl
+  title: str
+  first_step: int
+  num_steps: int
+  rows_per_step: int
+  optimizer: object
+  objective: losses.Objective
+  decoding: decoding.Decoding
+
+  @property
+  def last_step(self) -> int:
+    return self.first_step + self.num_steps
+
+  def is_due(self, taken: int, every_samples: int) -> bool:
+    """Returns whether the phase's step number `taken` took its rows across a
+    multiple of `every_samples`."""
+    rows = taken * self.rows_per_step
+    return rows // every_samples > (rows - self.rows_per_step) // every_samples
+
+
+def phases(config) -> tuple[Phase, ...]:
+  """Returns the phases of a run, in order."""
+  sizes, algorithm = config_lib.sizes(config), config.algorithm
+  sft = Phase(
+    name='sft',
+    title='SFT',
+    first_step=0,
+    num_steps=algorithm.sft_steps,
+    rows_per_step=config.optim.sft_batch_size,
+    optimizer=assemble.make_optimizer(
+      config,
+      config.optim.sft_learning_rate,
+      algorithm.sft_steps,
+      config.optim.sft_warmup_steps,
+    ),
+    objective=losses.Objective(supervised=True),
+    decoding=decoding.make_decoding(1.0),
+  )
+  rl = Phase(
+    name='rl',
+    title=algorithm.name.upper(),
+    first_step=algorithm.sft_steps,
+    num_steps=sizes.rl_steps,
+    rows_per_step=sizes.batch_size,
+    optimizer=assemble.make_optimizer(
+      config, sizes.learning_rate, sizes.rl_steps, config.optim.warmup_steps
+    ),
+    objective=losses.Objective(
+      clip_low=algorithm.clip_low,
+      clip_high=algorithm.clip_high,
+      kl_coef=algorithm.kl_coef,
+    ),
+    decoding=decoding.make_decoding(
+      config.sampling.temperature, config.sampling.top_p, config.sampling.top_k
+    ),
+  )
+  return tuple(phase for phase in (sft, rl) if phase.num_steps)
+
+
+def take_step(
+  parts: assemble.Parts,
+  phase: Phase,
+  state: batches.TrainState,
+  step: int,
+  ref_params: dict | None,
+  *,
+  write_rollouts: bool,
+) -> tuple[batches.TrainState, dict]:
+  """Takes one optimizer step of a phase.
+
+  Args:
+    parts: of the run.
+    phase: what to do.
+    state: donated.
+    step: its number, over all phases.
+    ref_params: the reference policy, if the loss has a KL term.
+    write_rollouts: whether to write what was sampled to the workdir.
+
+  Returns:
+    The new state and the step's metrics, as metrics.jsonl has them.
+  """
+  if phase.name == 'sft':
+    return sft_step(parts, phase, state, step)
+  return rl_step(parts, phase, state, step, ref_params, write_rollouts)
+
+
+def sft_step(
+  parts: assemble.Parts, phase: Phase, state: batches.TrainState, step: int
+) -> tuple[batches.TrainState, dict]:
+  """Takes one supervised step on worked solutions."""
+  start = time.perf_counter()
+  asked = _draw(parts, step, phase.rows_per_step)
+  rows = parts.encoding.encode_solutions(asked)
+  weight, counted = losses.row_weights(
+    'token', rows.lengths, parts.encoding.max_completion_len
+  )
+  total = sharding.sum_over_hosts({'tokens': float(counted.sum())})['tokens']
+  state, values = _learn(
+    parts, phase, state, rows,
+    gain=np.ones(weight.shape, np.float32),
+    keep=np.ones(weight.shape, bool),
+    weight=weight / total,
+    minibatch_size=phase.rows_per_step,
+  )  # fmt: skip
+  end = time.perf_counter()
+  return state, values | {
+    'learn_s': end - start,
+    'step_s': end - start,
+    'trained_tokens': round(total),
+  }
+
+
+def rl_step(
+  parts: assemble.Parts,
+  phase: Phase,
+  state: batches.TrainState,
+  step: int,
+  ref_params: dict | None,
+  write_rollouts: bool,
+) -> tuple[batches.TrainState, dict]:
+  """Takes one on-policy step: sample, score, filter, learn."""
+  config, sizes = parts.config, config_lib.sizes(parts.config)
+  start = time.perf_counter()
+  asked = _draw(parts, step, sizes.num_questions)
+  sampled = sampler.sample(
+    parts.model,
+    state.params,
+    sharding.put_rows(parts.encoding.encode(asked)),
+    jax.random.fold_in(jax.random.key(config.seed), step),
+    jnp.asarray(parts.stop_ids),
+    phase.decoding,
+    state.step,
+    group_size=config.algorithm.group_size,
+    max_completion_len=parts.encoding.max_completion_len,
+  )
+  rows = sharding.local_rows(sampled)
+  sampled_at = time.perf_counter()
+
+  texts, scores = evaluate_lib.score(parts, asked, rows)
+  rewards = scores.rewards.reshape(rows.lengths.shape)
+  scored_at = time.perf_counter()
+
+  gain = advantages.group_advantages(
+    rewards, normalize_std=config.algorithm.normalize_std
+  )
+  keep = filtering.select(gain, sizes.filter_threshold)
+  weight, counted = losses.row_weights(
+    config.algorithm.normalizer, rows.lengths, parts.encoding.max_completion_len
+  )
+  if config.algorithm.denominator == 'kept':
+    counted = counted * keep
+  sums = sharding.sum_over_hosts(
+    {
+      'denominator': counted.sum(),
+      'rows': keep.size,
+      'kept_rows': keep.sum(),
+      'reward': rewards.sum(),
+      'right': (rewards == 1).sum(),
+      'tokens': rows.lengths.sum(),
+      'trained_tokens': rows.lengths[keep].sum(),
+      'truncated': rows.truncated.sum(),
+      'no_signal': (gain == 0).sum(),
+      'timeouts': scores.timeouts,
+      'errors': scores.errors,
+    }
+  )
+  weight = weight / max(sums['denominator'], 1.0)
+  state, values = _learn(
+    parts, phase, state, rows, gain, keep, weight, sizes.minibatch_size,
+    ref_params,
+  )  # fmt: skip
+  learned_at = time.perf_counter()
+  if write_rollouts:
+    rollouts.write(
+      parts.own_folder, step + 1, asked, texts, rows,
+      rewards=rewards, advantages=gain, kept=keep,
+    )  # fmt: skip
+  seconds = {
+    'sample_s': sampled_at - start,
+    'reward_s': scored_at - sampled_at,
+    'learn_s': learned_at - scored_at,
+    'step_s': learned_at - start,
+  }
+  return state, values | seconds | _summarize(sums, seconds)
+
+
+def _draw(parts, step, num):
+  """Returns this process's share of the questions of a step."""
+  return sharding.host_share(
+    questions.draw(parts.train_questions, step, num, parts.config.seed)
+  )
+
+
+def _learn(
+  parts, phase, state, rows, gain, keep, weight, minibatch_size, ref_params=None
+):
+  """Takes the optimizer step on the kept rows and returns host metrics."""
+  num_hosts = jax.process_count()
+  minibatches, n = filtering.cut(
+    rows,
+    gain,
+    keep,
+    weight,
+    minibatch_size // num_hosts,
+    sharding.num_batch_shards(jax.sharding.get_mesh()) // num_hosts,
+  )
+  n = sharding.max_over_hosts({'n': n})['n']
+  state, values = learner.update(
+    state,
+    sharding.put_rows(minibatches, axis=1),
+    jnp.int32(n),
+    ref_params,
+    phase.decoding,
+    model=parts.model,
+    optimizer=phase.optimizer,
+    objective=phase.objective,
+  )
+  return state, {name: float(x) for name, x in jax.device_get(values).items()}
+
+
+def _summarize(sums, seconds):
+  """Returns the metrics of an RL step that are sums over its rows."""
+  num_rows = sums['rows']
+  return {
+    'reward_mean': sums['reward'] / num_rows,
+    'accuracy': sums['right'] / num_rows,
+    'sampled_tokens': int(sums['tokens']),
+    'trained_tokens': int(sums['trained_tokens']),
+    'sampled_tokens_per_s': sums['tokens'] / seconds['sample_s'],
+    'sampled_rows': int(num_rows),
+    'kept_rows': int(sums['kept_rows']),
+    'zero_signal_fraction': sums['no_signal'] / num_rows,
+    'completion_len_mean': sums['tokens'] / num_rows,
+    'truncated_fraction': sums['truncated'] / num_rows,
+    'reward_timeouts': int(sums['timeouts']),
+    'reward_errors': int(sums['errors']),
+    'staleness': 0,
+  }
