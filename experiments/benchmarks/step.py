@@ -33,7 +33,7 @@ import numpy as np
 from dash_jax import batches, sharding
 from dash_jax.learning import advantages, filtering, learner, losses, optim
 from dash_jax.runs import compiles
-from dash_jax.sampling import decoding, sampler
+from dash_jax.sampling import sampler
 from experiments.benchmarks import workloads
 
 # Settings of the environment that change speed, for a fair comparison.
@@ -60,52 +60,19 @@ def take_step(
   Returns:
     The new state and the step's seconds, CPU seconds and token counts.
   """
-  Q, P = tokens.shape
-  settings = decoding.make_decoding(
-    workload.temperature, workload.top_p, workload.top_k
-  )
   cpu_start, start = time.process_time(), time.perf_counter()
-  prompts = batches.PromptBatch(
-    tokens, np.full(Q, P, np.int32), np.arange(Q, dtype=np.int32)
-  )
-  sampled = sampler.sample(
-    workload.model,
-    state.params,
-    sharding.put_rows(prompts),
-    jax.random.fold_in(jax.random.key(workload.seed), state.step),
-    jnp.asarray(workload.stop_ids, jnp.int32),
-    settings,
-    state.step,
-    group_size=workload.group_size,
-    max_completion_len=workload.completion_len,
-  )
-  rows = sharding.local_rows(sampled)
+  rows = sample_rows(workload, state, tokens)
   cpu_sampled, sampled_at = time.process_time(), time.perf_counter()
 
   rewards = workloads.fraction_even(rows.tokens, rows.mask)
   gain = advantages.group_advantages(rewards, normalize_std=True)
   keep = filtering.select(gain, 0.0)
   lengths = rows.lengths
-  weight, counted = losses.row_weights(
-    'sequence', lengths, workload.completion_len
-  )
   scored_at = time.perf_counter()
 
-  minibatches, n = filtering.cut(
-    rows, gain, keep, weight / counted.sum(), minibatch_size
+  state, values = learn(
+    workload, optimizer, state, rows, gain, keep, minibatch_size
   )
-  state, values = learner.update(
-    state,
-    sharding.put_rows(minibatches, axis=1),
-    jnp.int32(n),
-    None,
-    settings,
-    model=workload.model,
-    optimizer=optimizer,
-    objective=losses.Objective(workload.clip, workload.clip),
-  )
-  jax.block_until_ready(state)
-  loss = float(values['loss'])
   cpu_end, end = time.process_time(), time.perf_counter()
   return state, {
     'step_s': end - start,
@@ -121,9 +88,65 @@ def take_step(
     'trained_tokens_per_s': lengths[keep].sum() / (end - scored_at),
     'kept_rows': int(keep.sum()),
     'completion_len_mean': float(lengths.mean()),
-    'loss': loss,
-    'logprob_gap': float(values['logprob_gap']),
+    'loss': values['loss'],
+    'logprob_gap': values['logprob_gap'],
   }
+
+
+def sample_rows(
+  workload: workloads.Workload, state: batches.TrainState, tokens: np.ndarray
+) -> batches.Rollouts:
+  """Returns the rows that a step samples, on the host."""
+  Q, P = tokens.shape
+  prompts = batches.PromptBatch(
+    tokens, np.full(Q, P, np.int32), np.arange(Q, dtype=np.int32)
+  )
+  sampled = sampler.sample(
+    workload.model,
+    state.params,
+    sharding.put_rows(prompts),
+    jax.random.fold_in(jax.random.key(workload.seed), state.step),
+    jnp.asarray(workload.stop_ids, jnp.int32),
+    workload.decoding,
+    state.step,
+    group_size=workload.group_size,
+    max_completion_len=workload.completion_len,
+  )
+  return sharding.local_rows(sampled)
+
+
+def learn(
+  workload: workloads.Workload,
+  optimizer,
+  state: batches.TrainState,
+  rows: batches.Rollouts,
+  gain: np.ndarray,
+  keep: np.ndarray,
+  minibatch_size: int,
+) -> tuple[batches.TrainState, dict]:
+  """Learns from the rows to keep, and waits for the new state.
+
+  Returns:
+    The state, whose old one is donated, and the learner's metrics.
+  """
+  weight, counted = losses.row_weights(
+    'sequence', rows.lengths, workload.completion_len
+  )
+  minibatches, n = filtering.cut(
+    rows, gain, keep, weight / counted.sum(), minibatch_size
+  )
+  state, values = learner.update(
+    state,
+    sharding.put_rows(minibatches, axis=1),
+    jnp.int32(n),
+    None,
+    workload.decoding,
+    model=workload.model,
+    optimizer=optimizer,
+    objective=losses.Objective(workload.clip, workload.clip),
+  )
+  jax.block_until_ready(state)
+  return state, {name: float(x) for name, x in values.items()}
 
 
 def run(path: str, num_steps: int, num_warmup: int, minibatch_size: int):

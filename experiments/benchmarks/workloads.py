@@ -17,6 +17,7 @@ import numpy as np
 
 from dash_jax.learning import optim
 from dash_jax.model import llama
+from dash_jax.sampling import decoding
 
 # What the step does; a file that asks for something else is refused.
 _DONE_HERE = {
@@ -39,9 +40,7 @@ class Workload:
   model: llama.Llama
   init_std: float
   seed: int
-  temperature: float
-  top_p: float
-  top_k: int
+  decoding: decoding.Decoding
   clip: float
   optim: optim.OptimConfig
   stop_ids: tuple[int, ...]
@@ -94,9 +93,9 @@ def read(path: str) -> Workload:
     ),
     init_std=get('init_std'),
     seed=get('seed'),
-    temperature=get('temperature'),
-    top_p=get('top_p'),
-    top_k=get('top_k'),
+    decoding=decoding.make_decoding(
+      get('temperature'), get('top_p'), get('top_k')
+    ),
     clip=get('algo.clip'),
     optim=optim.OptimConfig(
       learning_rate=get('optim.lr'),

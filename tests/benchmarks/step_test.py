@@ -6,68 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_workload
 
 from dash_jax import batches, sharding
 from dash_jax.learning import learner, losses
 from dash_jax.model import llama
 from dash_jax.sampling import decoding
 from experiments.benchmarks import step, workloads
-
-WORKLOAD = {
-  'name': 'tiny',
-  'init_std': 0.02,
-  'dtype': 'float32',
-  'seed': 3,
-  'temperature': 1.0,
-  'top_p': 1.0,
-  'top_k': 0,
-  'reward': 'even_fraction',
-  'algo': {
-    'name': 'grpo',
-    'loss': 'sequence-mean-token-mean',
-    'beta': 0.0,
-    'clip': 0.2,
-    'num_iterations': 1,
-    'advantage': 'group (r-mean)/(std+eps)',
-  },
-  'optim': {
-    'name': 'adamw',
-    'lr': 1e-5,
-    'b1': 0.9,
-    'b2': 0.999,
-    'eps': 1e-8,
-    'weight_decay': 0.0,
-    'grad_clip': 0.0,
-  },
-  'remat': False,
-  'prompt_ids_from': 16,
-  'pad_id': 0,
-  'model': {
-    'vocab_size': 64,
-    'd_model': 32,
-    'n_layers': 1,
-    'n_heads': 4,
-    'n_kv_heads': 2,
-    'head_dim': 8,
-    'ffn': 48,
-    'rope_theta': 5e5,
-    'norm_eps': 1e-5,
-    'tie': False,
-  },
-  'prompt_len': 6,
-  'max_new_tokens': 10,
-  'num_prompts': 3,
-  'num_generations': 4,
-  'eos_ids': [0, 1, 2, 3, 4, 5],
-  'steps': 10,
-  'warmup': 2,
-}
-
-
-def write(folder, **changes):
-  path = folder / 'workload.json'
-  path.write_text(json.dumps(WORKLOAD | changes))
-  return str(path)
 
 
 def test_a_step_is_the_workloads_and_nothing_compiles_while_timed(
@@ -78,7 +23,12 @@ def test_a_step_is_the_workloads_and_nothing_compiles_while_timed(
   another normalizer, a lost row or other logprobs would show."""
   out = tmp_path / 'out.json'
   step.main(
-    [write(tmp_path), '--steps=3', '--minibatch_size=5', f'--out={out}']
+    [
+      tiny_workload.write(tmp_path),
+      '--steps=3',
+      '--minibatch_size=5',
+      f'--out={out}',
+    ]
   )
   (result,) = json.loads(out.read_text())
   assert result['compiles_while_timed'] == 0
@@ -104,7 +54,7 @@ def test_a_step_is_the_workloads_and_nothing_compiles_while_timed(
 
 def test_prompts_are_the_formats_own_stream(tmp_path):
   """Other programs draw them by this very call."""
-  workload = workloads.read(write(tmp_path))
+  workload = workloads.read(tiny_workload.write(tmp_path))
   expected = np.random.default_rng(3).integers(
     16, 64, (4, 3, 6), dtype=np.int64
   )
@@ -114,7 +64,7 @@ def test_prompts_are_the_formats_own_stream(tmp_path):
 
 
 def test_weights_have_the_stated_deviation(tmp_path, mesh):
-  params = workloads.make_params(workloads.read(write(tmp_path)))
+  params = workloads.make_params(workloads.read(tiny_workload.write(tmp_path)))
   assert float(params['embed'].std()) == pytest.approx(0.02, rel=0.1)
   assert float(params['layers']['wo'].std()) == pytest.approx(0.02, rel=0.1)
   assert (np.asarray(params['final_norm']) == 1).all()
@@ -132,15 +82,21 @@ def test_reward_counts_even_ids_of_the_completion_alone():
   ('changes', 'named'),
   [
     ({'reward': 'length'}, "reward='length'"),
-    ({'algo': WORKLOAD['algo'] | {'beta': 0.1}}, 'algo.beta=0.1'),
-    ({'algo': WORKLOAD['algo'] | {'loss': 'token-mean'}}, 'algo.loss'),
-    ({'optim': WORKLOAD['optim'] | {'name': 'sgd'}}, 'optim.name'),
+    ({'algo': tiny_workload.WORKLOAD['algo'] | {'beta': 0.1}}, 'algo.beta=0.1'),
+    (
+      {'algo': tiny_workload.WORKLOAD['algo'] | {'loss': 'token-mean'}},
+      'algo.loss',
+    ),
+    (
+      {'optim': tiny_workload.WORKLOAD['optim'] | {'name': 'sgd'}},
+      'optim.name',
+    ),
     ({'model': {'vocab_size': 64}}, 'model.d_model is missing'),
   ],
 )
 def test_work_that_is_not_ours_is_refused(tmp_path, changes, named):
   with pytest.raises(ValueError, match=named):
-    workloads.read(write(tmp_path, **changes))
+    workloads.read(tiny_workload.write(tmp_path, **changes))
 
 
 def test_learn_flops_are_what_xla_counts(mesh):
