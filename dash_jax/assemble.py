@@ -25,6 +25,7 @@ from dash_jax.data import prompts, questions, tokenizer
 from dash_jax.learning import optim
 from dash_jax.model import gguf, hf, llama, presets
 from dash_jax.rewards import workers
+from dash_jax.runs import checkpoint
 
 TOKENIZER_NAME = 'tokenizer.model'
 
@@ -70,7 +71,7 @@ class Encoding:
     )
 
   def decode(self, rollouts: batches.Rollouts) -> list[str]:
-    """Returns each row's completion as text, without its stop token."""
+    """Returns each row's completion as text, special tokens left out."""
     return [
       self.tokenizer.decode(tokens[:length].tolist())
       for tokens, length in zip(
@@ -94,6 +95,18 @@ class Parts:
   test_questions: list[batches.Question]
   pool: workers.Pool
 
+  def score(
+    self, asked: list[batches.Question], rollouts: batches.Rollouts
+  ) -> tuple[list[str], workers.Scores]:
+    """Returns the texts of rows on the host, B = Q * G, and their Scores."""
+    texts = self.encoding.decode(rollouts)
+    group_size = len(texts) // len(asked)
+    return texts, self.pool.score(
+      texts,
+      [q.answer for q in asked for _ in range(group_size)],
+      rollouts.truncated.reshape(-1).tolist(),
+    )
+
   @property
   def own_folder(self) -> pathlib.Path:
     """Where this process keeps what is its own: the workdir, if it is alone."""
@@ -109,15 +122,7 @@ def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
   elsewhere COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID name them.
   """
   if config.mesh.multi_host and not jax.distributed.is_initialized():
-    address = os.environ.get('COORDINATOR_ADDRESS')
-    if address:
-      jax.distributed.initialize(
-        address,
-        int(os.environ['NUM_PROCESSES']),
-        int(os.environ['PROCESS_ID']),
-      )
-    else:
-      jax.distributed.initialize()
+    jax.distributed.initialize(**_named_processes())
   mesh = sharding.make_mesh(
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor
   )
@@ -125,6 +130,23 @@ def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
     config, sharding.num_batch_shards(mesh), jax.process_count()
   )
   return mesh
+
+
+def _named_processes():
+  """Returns what the environment says of the job's processes, if anything."""
+  address = os.environ.get('COORDINATOR_ADDRESS')
+  if not address:
+    return {}
+  numbers = {}
+  for argument in ('num_processes', 'process_id'):
+    text = os.environ.get(argument.upper(), '')
+    if not text.isdecimal():
+      raise ValueError(
+        f'{argument.upper()}={text!r} beside COORDINATOR_ADDRESS={address!r}:'
+        ' must be a number'
+      )
+    numbers[argument] = int(text)
+  return {'coordinator_address': address} | numbers
 
 
 def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
@@ -135,6 +157,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
   """
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
+  checkpoint.check_config(workdir, config.to_dict())
   train = _load_questions(config, 'train', config.data.num_train)
   test = _load_questions(config, 'test', config.eval.num_questions)
   tok = _load_tokenizer(config, folder, train)
@@ -155,6 +178,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     _fit(config, encoding, split, asked)
     for split, asked in (('train', train), ('test', test))
   )
+  config_lib.check_num_questions(config, len(train))
   architecture = model_config(config)
   if tok.vocab_size > architecture.vocab_size:
     raise ValueError(
@@ -162,7 +186,9 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
       f' ({config.model.preset}) {architecture.vocab_size}: choose the'
       " model's own data.tokenizer"
     )
-  config_lib.check_model_on_mesh(architecture, config.mesh.tensor)
+  config_lib.check_model_on_mesh(
+    architecture, jax.sharding.get_mesh().shape['tensor']
+  )
   return Parts(
     config=config,
     workdir=folder,
@@ -273,7 +299,8 @@ def _load_tokenizer(config, folder, train):
     config_lib.check_file('data.tokenizer_path', path)
     return tokenizer.load(config.data.tokenizer, path)
   path = folder / TOKENIZER_NAME
-  if path.exists():
+  # One that a refused start left behind may be of other texts.
+  if path.exists() and checkpoint.has_begun(folder):
     return tokenizer.load('sentencepiece', str(path))
   vocab_size = presets.PRESETS[config.model.preset].vocab_size
   texts = [

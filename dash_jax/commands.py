@@ -26,8 +26,9 @@ def run(command: Callable[[ml_collections.ConfigDict, str], int]) -> None:
   """Runs `command(config, workdir)` and exits with the code that it returns.
 
   Args:
-    command: gets the checked config. A ValueError, or a missing file or
-      package, that it raises is about the input: exits with `BAD_INPUT`.
+    command: gets the checked config. A ValueError or OSError that it raises,
+      or a missing package, is about the input: exits with `BAD_INPUT`. What
+      goes wrong later it must raise as something else.
   """
   config = config_flags.DEFINE_config_file(
     'config',
@@ -47,7 +48,7 @@ def run(command: Callable[[ml_collections.ConfigDict, str], int]) -> None:
         )
       config_lib.check(config.value)
       return command(config.value, workdir.value)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
       logging.info('This was raised:', exc_info=error)
       _refuse(error)
 

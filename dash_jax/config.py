@@ -7,7 +7,9 @@ and a value that would do.
 """
 
 import dataclasses
+import math
 import os
+import re
 
 import ml_collections
 
@@ -215,10 +217,11 @@ def _check_fields(config):
       )
       if isinstance(value, float):
         fits = isinstance(given, int | float) and not isinstance(given, bool)
-      _require(
-        fits,
-        f'{section}.{name}={given!r}: must be of type {type(value).__name__}',
+        fits = fits and math.isfinite(given)
+      kind = (
+        'finite float' if isinstance(value, float) else type(value).__name__
       )
+      _require(fits, f'{section}.{name}={given!r}: must be of type {kind}')
 
 
 _AT_LEAST = {
@@ -296,8 +299,18 @@ def check(config: ml_collections.ConfigDict) -> None:
       f'{name}.top_p={section.top_p}: must be in (0, 1]',
     )
   _require(
+    config.algorithm.clip_low <= 1,
+    f'algorithm.clip_low={config.algorithm.clip_low}: must be at most 1, since'
+    ' a ratio of probabilities is never below 0',
+  )
+  _require(
     config.reward.timeout_s > 0,
     f'reward.timeout_s={config.reward.timeout_s}: must be above 0 seconds',
+  )
+  _require(
+    re.fullmatch(r'[\w.]+:\w+', config.reward.function),
+    f'reward.function={config.reward.function!r}: must name a module and a'
+    " function in it, as in 'my_module:score'",
   )
   _require(
     config.algorithm.filter_threshold >= 0,
@@ -320,7 +333,25 @@ def check(config: ml_collections.ConfigDict) -> None:
       else 'is trained on the spot: data.tokenizer_path must be empty'
     ),
   )
+  _check_data(config.data)
   _check_sizes(config)
+
+
+def _check_data(data):
+  try:
+    holds_question = 'Q?' in data.template.format(question='Q?')
+  except (KeyError, IndexError, ValueError):
+    holds_question = False
+  _require(
+    data.template == 'chat' or holds_question,
+    f"data.template={data.template!r}: must be 'chat' or hold {{question}}, and"
+    ' double every other brace',
+  )
+  _require(
+    data.source != 'jsonl' or '{split}' in data.path,
+    f'data.path={data.path!r}: must hold {{split}}, which becomes train and'
+    ' test: one file for both would test on what was trained',
+  )
 
 
 def _check_seed(seed):
@@ -332,8 +363,13 @@ def _check_seed(seed):
 
 
 def _check_sizes(config):
-  algorithm = config.algorithm
+  algorithm, optim = config.algorithm, config.optim
   G, B = algorithm.group_size, config.sampling.batch_size
+  _require(
+    not algorithm.sft_steps or optim.sft_warmup_steps < algorithm.sft_steps,
+    f'optim.sft_warmup_steps={optim.sft_warmup_steps}: must be below'
+    f' algorithm.sft_steps={algorithm.sft_steps}',
+  )
   if algorithm.name == 'sft':
     _require(
       algorithm.sft_steps > 0,
@@ -350,6 +386,17 @@ def _check_sizes(config):
     run.rl_steps >= 1,
     f'algorithm.num_samples={algorithm.num_samples} is less than one step of'
     f' {run.batch_size} rows: take at least {run.batch_size}',
+  )
+  _require(
+    algorithm.num_samples % run.batch_size == 0,
+    f'algorithm.num_samples={algorithm.num_samples} is not a whole number of'
+    f' steps of {run.batch_size} rows: take'
+    f' {_multiples(run.batch_size, algorithm.num_samples)}',
+  )
+  _require(
+    optim.warmup_steps < run.rl_steps,
+    f'optim.warmup_steps={optim.warmup_steps}: must be below the'
+    f' {run.rl_steps} steps of algorithm.num_samples={algorithm.num_samples}',
   )
   _require(
     run.minibatch_size <= run.batch_size,
@@ -396,11 +443,34 @@ def check_mesh(config, num_shards: int, num_hosts: int) -> None:
     f' (algorithm.name={config.algorithm.name!r}) do not divide over {num_shards}'
     ' shards of rows (mesh.data * mesh.fsdp): '
     + (
-      "'grpo' samples one question at a time, so set both to 1"
+      "'grpo' samples one question at a time, so set both to 1, with"
+      ' mesh.tensor=-1 for several devices or one device shown to jax'
       if config.algorithm.name == 'grpo'
       else f'take sampling.batch_size={_multiples(num_shards * G, run.batch_size)}'
     ),
   )
+
+
+def check_num_questions(config, num_train: int) -> None:
+  """Refuses steps that ask more questions than there are.
+
+  Raises:
+    ValueError: as `check`.
+  """
+  asked = {}
+  if config.algorithm.sft_steps:
+    asked['optim.sft_batch_size'] = config.optim.sft_batch_size
+  if config.algorithm.name != 'sft':
+    run = sizes(config)
+    field = f'sampling.batch_size={run.batch_size} in groups of'
+    field += f' {config.algorithm.group_size}'
+    asked[field] = run.num_questions
+  for field, num in asked.items():
+    _require(
+      num <= num_train,
+      f'{field} asks {num} questions a step, but only {num_train} fit'
+      ' data.num_train and the token limits: raise these or lower it',
+    )
 
 
 def check_model_on_mesh(architecture, tensor: int) -> None:

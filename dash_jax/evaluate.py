@@ -5,10 +5,12 @@
 The life of an evaluation:
   1. Questions are asked in batches of one compiled size, one sample each,
      greedily unless `eval.temperature` is above 0.
-  2. Answers are scored as in training. A reply that never stopped is wrong.
+  2. Answers are scored as in training; a reward of exactly 1 is right. Replies
+     whose scoring timed out or failed are counted apart.
   3. The interval is Wilson's, which holds near 0 and 1 too.
 """
 
+import collections
 import math
 import time
 
@@ -16,9 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dash_jax import assemble, batches, commands, sharding
-from dash_jax.learning import learner
-from dash_jax.rewards import workers
+from dash_jax import assemble, commands, sharding
+from dash_jax.model import llama
 from dash_jax.runs import checkpoint
 from dash_jax.sampling import decoding, sampler
 
@@ -42,14 +43,15 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
   """Returns accuracy on the test questions, as evals.jsonl has it.
 
   Keys: split, num_questions, accuracy, accuracy_low, accuracy_high (95%),
-  completion_len_mean (tokens, the stop token included), eval_s.
+  completion_len_mean (tokens, the stop token included), reward_timeouts,
+  reward_errors, eval_s.
   """
   start = time.perf_counter()
   config, encoding = parts.config, parts.encoding
   size = config.eval.batch_size
   settings = decoding.make_decoding(config.eval.temperature, config.eval.top_p)
   asked = parts.test_questions
-  right = tokens = 0
+  total = collections.Counter()
   for first in range(0, len(asked), size):
     wave = asked[first : first + size]
     # The last wave is filled up with its first question, not counted.
@@ -69,15 +71,17 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
       max_completion_len=encoding.max_completion_len,
     )
     rollouts = sharding.local_rows(rollouts)
-    _, scores = score(parts, mine, rollouts)
+    _, scores = parts.score(mine, rollouts)
     sums = sharding.sum_over_hosts(
       {
         'right': float((scores.rewards[counted] == 1).sum()),
         'tokens': float(rollouts.lengths[counted].sum()),
+        'timeouts': scores.timeouts,
+        'errors': scores.errors,
       }
     )
-    right += round(sums['right'])
-    tokens += round(sums['tokens'])
+    total.update({name: round(value) for name, value in sums.items()})
+  right = total['right']
   low, high = wilson_interval(right, len(asked))
   return {
     'split': 'test',
@@ -85,46 +89,30 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
     'accuracy': right / len(asked),
     'accuracy_low': low,
     'accuracy_high': high,
-    'completion_len_mean': tokens / len(asked),
+    'completion_len_mean': total['tokens'] / len(asked),
+    'reward_timeouts': total['timeouts'],
+    'reward_errors': total['errors'],
     'eval_s': time.perf_counter() - start,
   }
-
-
-def score(
-  parts: assemble.Parts,
-  asked: list[batches.Question],
-  rollouts: batches.Rollouts,
-) -> tuple[list[str], workers.Scores]:
-  """Returns the texts of rows on the host, B = Q * G, and their Scores."""
-  texts = parts.encoding.decode(rollouts)
-  group_size = len(texts) // len(asked)
-  return texts, parts.pool.score(
-    texts,
-    [q.answer for q in asked for _ in range(group_size)],
-    rollouts.truncated.reshape(-1).tolist(),
-  )
 
 
 def main(config, workdir):
   with jax.set_mesh(assemble.connect(config)):
     parts = assemble.build(config, workdir)
     with parts.pool:
-      # Every phase's optimizer has the same state, and none of it is used.
-      optimizer = assemble.make_optimizer(config, 0.0, 1, 0)
-      with checkpoint.Checkpoints(
-        workdir, keep=config.checkpoint.keep
-      ) as saved:
-        restored = saved.restore(learner.abstract_state(parts.model, optimizer))
-      if restored is None:
-        params, step = assemble.load_params(config, parts.model), 0
-      else:
-        params, step = restored[0].params, int(restored[0].step)
+      restored = checkpoint.restore_params(
+        workdir,
+        llama.abstract_params(parts.model.config, parts.model.param_dtype),
+      )
+      params, step = restored or (assemble.load_params(config, parts.model), 0)
       result = evaluate(parts, params)
+  where = f'step {step}' if restored else 'the weights that the run starts from'
   print(
-    f'step {step}: accuracy {result["accuracy"]:.1%}'
+    f'{where}: accuracy {result["accuracy"]:.1%}'
     f' (95% {result["accuracy_low"]:.1%} to {result["accuracy_high"]:.1%})'
     f' on {result["num_questions"]} questions,'
     f' {result["completion_len_mean"]:.1f} tokens a reply,'
+    f' {result["reward_timeouts"]} timed out, {result["reward_errors"]} failed,'
     f' {result["eval_s"]:.1f} s'
   )
 

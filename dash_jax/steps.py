@@ -16,7 +16,6 @@ import numpy as np
 
 from dash_jax import assemble, batches, sharding
 from dash_jax import config as config_lib
-from dash_jax import evaluate as evaluate_lib
 from dash_jax.data import questions
 from dash_jax.learning import advantages, filtering, learner, losses
 from dash_jax.runs import rollouts
@@ -165,7 +164,7 @@ def rl_step(
   rows = sharding.local_rows(sampled)
   sampled_at = time.perf_counter()
 
-  texts, scores = evaluate_lib.score(parts, asked, rows)
+  texts, scores = parts.score(asked, rows)
   rewards = scores.rewards.reshape(rows.lengths.shape)
   scored_at = time.perf_counter()
 
@@ -191,6 +190,7 @@ def rl_step(
       'no_signal': (gain == 0).sum(),
       'timeouts': scores.timeouts,
       'errors': scores.errors,
+      'staleness': (step - rows.policy_step).sum(),
     }
   )
   weight = weight / max(sums['denominator'], 1.0)
@@ -263,5 +263,5 @@ def _summarize(sums, seconds):
     'truncated_fraction': sums['truncated'] / num_rows,
     'reward_timeouts': int(sums['timeouts']),
     'reward_errors': int(sums['errors']),
-    'staleness': 0,
+    'staleness': sums['staleness'] / num_rows,
   }

@@ -9,7 +9,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 
 import jax
@@ -19,9 +18,6 @@ from dash_jax import assemble, batches, report, sharding, steps
 from dash_jax import evaluate as evaluate_lib
 from dash_jax.learning import learner
 from dash_jax.runs import checkpoint, compiles, metrics, progress
-
-# A workdir may go on with other values of these.
-_MAY_CHANGE = ('log.', 'eval.', 'checkpoint.', 'mesh.', 'reward.num_workers')
 
 
 def train(config, workdir: str) -> bool:
@@ -34,58 +30,37 @@ def train(config, workdir: str) -> bool:
   Returns:
     True when the run is complete, False when a signal asked it to stop; the
     same call then goes on where it was.
+
+  Raises:
+    ValueError, OSError, ModuleNotFoundError: the input is bad; no step was
+      taken, and a new workdir holds no run yet.
+    RuntimeError: anything of this kind that happens once the run goes on.
   """
   is_writer = jax.process_index() == 0
   parts = assemble.build(config, workdir)
   plan = steps.phases(config)
-  checkpoint.check_config(workdir, config.to_dict(), ignore=_MAY_CHANGE)
-  if is_writer:
-    checkpoint.save_config(workdir, config.to_dict())
   with (
     parts.pool,
     checkpoint.Stop() as stop,
     checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saved,
-    progress.Progress() as shown,
+    progress.Progress(shown=is_writer) as bars,
     contextlib.ExitStack() as closing,
   ):
     state, ref_params = _start(parts, plan, saved)
-    log = (
-      closing.enter_context(metrics.MetricsWriter(workdir, int(state.step)))
-      if is_writer
-      else None
-    )
-    evaluate = functools.partial(_evaluate, parts, log)
-    for phase in plan:
-      done = int(state.step) - phase.first_step
-      if not 0 <= done < phase.num_steps:
-        continue
-      bar = shown.phase(phase.title, phase.num_steps, done)
-      if phase.name == 'rl' and not done:
-        evaluate(state, 'sft' if phase.first_step else 'rl')
-      elif _is_eval_due(parts, phase, done):
-        # The process may have died between the checkpoint and the evaluation.
-        evaluate(state, 'rl')
-      for step in range(int(state.step), phase.last_step):
-        if sharding.max_over_hosts({'stop': stop.requested})['stop']:
-          _save(saved, state)
-          return False
-        taken = step + 1 - phase.first_step
-        state, values = steps.take_step(
-          parts, phase, state, step, ref_params,
-          write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
-        )  # fmt: skip
-        if log:
-          values = values | {'compiles': compiles.count()}
-          log.write(step + 1, {'phase': phase.name} | values)
-        bar.update(taken, **_show(values))
-        is_last = step + 1 == phase.last_step
-        if is_last and phase is not plan[-1]:
-          state, ref_params = _enter_rl(parts, plan[-1], state)
-        if is_last or phase.is_due(taken, config.checkpoint.every_samples):
-          _save(saved, state)
-        if _is_eval_due(parts, phase, taken):
-          evaluate(state, 'rl')
-    evaluate(state, plan[-1].name)
+    log = None
+    if is_writer:
+      checkpoint.save_config(workdir, config.to_dict())
+      log = closing.enter_context(
+        metrics.MetricsWriter(workdir, int(state.step))
+      )
+    try:
+      if not _go_on(parts, plan, state, ref_params, stop, saved, bars, log):
+        return False
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+      raise RuntimeError(
+        'the run failed at work; the same command goes on from its newest'
+        f' checkpoint, step {saved.latest_step() or 0}'
+      ) from error
   if is_writer:
     progress.print_summary(report.summarize(workdir))
     report.draw([workdir], pathlib.Path(workdir) / 'curves.png')
@@ -93,49 +68,89 @@ def train(config, workdir: str) -> bool:
   return True
 
 
+def _go_on(parts, plan, state, ref_params, stop, saved, bars, log) -> bool:
+  """Takes the steps that are left; returns whether all were taken."""
+  config = parts.config
+  for phase in plan:
+    done = int(state.step) - phase.first_step
+    if not 0 <= done < phase.num_steps:
+      continue
+    bar = bars.phase(phase.title, phase.num_steps, done)
+    if phase.name == 'rl' and not done:
+      _evaluate(parts, log, state, 'sft' if phase.first_step else 'rl')
+    elif _is_eval_due(parts, phase, done):
+      # The process may have died between the checkpoint and the evaluation.
+      _evaluate(parts, log, state, 'rl')
+    for step in range(int(state.step), phase.last_step):
+      if sharding.max_over_hosts({'stop': stop.requested})['stop']:
+        _save(saved, state)
+        return False
+      taken = step + 1 - phase.first_step
+      state, values = steps.take_step(
+        parts, phase, state, step, ref_params,
+        write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
+      )  # fmt: skip
+      if log:
+        values = values | {'compiles': compiles.count()}
+        log.write(step + 1, {'phase': phase.name} | values)
+      bar.update(taken, **_show(values))
+      is_last = step + 1 == phase.last_step
+      if is_last and phase is not plan[-1]:
+        state, ref_params = _enter_rl(parts, plan[-1], state)
+      if is_last or phase.is_due(taken, config.checkpoint.every_samples):
+        _save(saved, state)
+      if _is_eval_due(parts, phase, taken):
+        _evaluate(parts, log, state, 'rl')
+  _evaluate(parts, log, state, plan[-1].name)
+  return True
+
+
 def _start(parts, plan, saved):
   """Returns the newest state, or a new one, and the reference policy."""
   first, last = plan[0], plan[-1]
   abstract = learner.abstract_state(parts.model, first.optimizer)
-  restored = saved.restore(abstract)
-  if restored is None:
+  state = saved.restore(abstract)
+  if state is None:
     params = assemble.load_params(parts.config, parts.model)
     state = learner.init_state(params, first.optimizer)
     if first.name == 'rl':
-      return _enter_rl(parts, first, state)
+      return state, _freeze(parts, first, state)
     return state, None
-  state, _ = restored
   if not last.objective.kl_coef or int(state.step) < last.first_step:
     return state, None
-  with _reference(parts) as reference:
-    like = dataclasses.replace(abstract, opt_state=())
-    return state, reference.restore(like)[0].params
-
-
-def _enter_rl(parts, phase, state):
-  """Returns the state with a fresh optimizer, and the reference policy: the
-  weights that RL starts from, kept on disk for a resumed run."""
-  optimizer = jax.jit(phase.optimizer.init)(state.params)
-  state = dataclasses.replace(state, opt_state=optimizer)
-  if not phase.objective.kl_coef:
-    return state, None
-  # A copy: the update donates the state's own weights.
-  ref_params = jax.tree.map(jnp.copy, state.params)
-  with _reference(parts) as reference:
-    if reference.latest_step() is None:
-      frozen = batches.TrainState(state.step, ref_params, opt_state=())
-      reference.save(int(state.step), frozen, {})
+  ref_params, _ = checkpoint.restore_params(_reference(parts), abstract.params)
   return state, ref_params
 
 
+def _enter_rl(parts, phase, state):
+  """Returns the state with a fresh optimizer, and the reference policy."""
+  optimizer = jax.jit(phase.optimizer.init)(state.params)
+  state = dataclasses.replace(state, opt_state=optimizer)
+  return state, _freeze(parts, phase, state)
+
+
+def _freeze(parts, phase, state):
+  """Returns the reference policy, if the loss has one: the weights that RL
+  starts from, kept on disk for a resumed run."""
+  if not phase.objective.kl_coef:
+    return None
+  # A copy: the update donates the state's own weights.
+  ref_params = jax.tree.map(jnp.copy, state.params)
+  with checkpoint.Checkpoints(_reference(parts), keep=1) as reference:
+    if reference.latest_step() is None:
+      frozen = batches.TrainState(state.step, ref_params, opt_state=())
+      reference.save(int(state.step), frozen)
+  return ref_params
+
+
 def _reference(parts):
-  return checkpoint.Checkpoints(parts.workdir / 'reference', keep=1)
+  return parts.workdir / 'reference'
 
 
 def _save(saved, state):
   step = int(state.step)
   if saved.latest_step() != step:
-    saved.save(step, state, {})
+    saved.save(step, state)
 
 
 def _is_eval_due(parts, phase, taken):

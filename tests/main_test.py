@@ -26,7 +26,8 @@ METRIC_KEYS = {
 }  # fmt: skip
 EVAL_KEYS = {
   'step', 'phase', 'split', 'num_questions', 'accuracy', 'accuracy_low',
-  'accuracy_high', 'completion_len_mean', 'eval_s',
+  'accuracy_high', 'completion_len_mean', 'reward_timeouts', 'reward_errors',
+  'eval_s',
 }  # fmt: skip
 
 

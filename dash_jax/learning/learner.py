@@ -87,15 +87,20 @@ def minibatch_loss(params, model, minibatch, ref_params, decoding, objective):
   weight = minibatch.weight[..., None]
   mask = rollouts.mask & (weight > 0)
   logprobs = completion_logprobs(model, params, rollouts, decoding)
-  old = rollouts.logprobs
+
+  def on_tokens(x):
+    # Slots without a token must not overflow a ratio: their gradient would be
+    # 0 times infinity.
+    return jnp.where(mask, x, jax.lax.stop_gradient(logprobs))
+
   if objective.supervised:
-    loss, clipped = -logprobs, jnp.zeros_like(mask)
     old = jax.lax.stop_gradient(logprobs)
+    loss, clipped = -logprobs, jnp.zeros_like(mask)
   else:
+    old = on_tokens(rollouts.logprobs)
     loss, clipped = losses.clipped_policy_loss(
       logprobs,
-      # Slots without a token must not overflow the ratio.
-      jnp.where(mask, old, jax.lax.stop_gradient(logprobs)),
+      old,
       minibatch.advantages,
       objective.clip_low,
       objective.clip_high,
@@ -103,7 +108,7 @@ def minibatch_loss(params, model, minibatch, ref_params, decoding, objective):
   kl = jnp.zeros_like(logprobs)
   if objective.kl_coef:
     ref = completion_logprobs(model, ref_params, rollouts, decoding)
-    kl = losses.k3_kl(logprobs, jax.lax.stop_gradient(ref))
+    kl = losses.k3_kl(logprobs, on_tokens(jax.lax.stop_gradient(ref)))
     loss = loss + objective.kl_coef * kl
 
   def total(x):

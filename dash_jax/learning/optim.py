@@ -16,7 +16,8 @@ class OptimConfig:
   Attributes:
     learning_rate: the peak.
     schedule: constant, or linear or cosine decay to 0 over `total_steps`.
-    warmup_steps: steps of linear rise from 0 before the schedule begins.
+    warmup_steps: steps of linear rise before the schedule begins; step i of
+      them has (i + 1) / (warmup_steps + 1) of the peak.
     total_steps: optimizer steps of the phase, warm-up included.
     weight_decay: decoupled, on matrices only: not on norms and biases.
     max_grad_norm: global-norm clip; 0 clips nothing.
@@ -40,7 +41,9 @@ def make_schedule(config: OptimConfig) -> optax.Schedule:
     'linear': optax.linear_schedule(config.learning_rate, 0.0, rest),
     'cosine': optax.cosine_decay_schedule(config.learning_rate, rest),
   }[config.schedule]
-  rise = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+  # From above 0: a step of rate 0 would sample a batch for nothing.
+  first = config.learning_rate / (config.warmup_steps + 1)
+  rise = optax.linear_schedule(first, config.learning_rate, config.warmup_steps)
   return optax.join_schedules([rise, after], [config.warmup_steps])
 
 

@@ -192,7 +192,8 @@ def _norm(x, scale, eps):
   """Root-mean-square norm in float32. Source: arXiv 1910.07467."""
   y = x.astype(jnp.float32)
   y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-  return (y * scale).astype(x.dtype)
+  # The sampler holds scales in x's type already, and both must agree.
+  return (y * scale.astype(x.dtype)).astype(x.dtype)
 
 
 class Llama(nn.Module):

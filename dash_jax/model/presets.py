@@ -7,12 +7,12 @@ PRESETS = {
   # what the quickstart's tokenizer is trained to.
   'quickstart': llama.LlamaConfig(
     vocab_size=640,
-    embed_dim=192,
+    embed_dim=256,
     num_layers=4,
-    num_heads=6,
+    num_heads=8,
     num_kv_heads=2,
     head_dim=32,
-    ffw_dim=512,
+    ffw_dim=640,
     tied=True,
   ),
   'smollm2_135m': llama.LlamaConfig(

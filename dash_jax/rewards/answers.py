@@ -24,7 +24,7 @@ STYLES = ('gsm8k', 'boxed', 'last_number')
 # time on any text.
 MAX_TAIL_LEN = 20_000
 
-_GSM8K = re.compile(r'####([^\n]*)')
+_GSM8K = re.compile(r'####((?:(?!####)[^\n])*)')
 _STARTS_AS_NUMBER = re.compile(r'[^0-9A-Za-z]{0,8}[0-9]')
 _BOX_TOKEN = re.compile(r'\\(?:boxed|fbox)(?![A-Za-z])\s*|\\.|[{}]', re.DOTALL)
 _UNBRACED = re.compile(r'(?:(?!\\[)\]])[^\s${}]){1,100}')
@@ -46,8 +46,8 @@ def extract(text: str, style: str) -> str | None:
 
   Returns:
     The answer as written, with its unit, or None if there is none in the last
-    `MAX_TAIL_LEN` characters. 'gsm8k': the rest of the last line in which a
-    number follows `####`. 'boxed': the inside of the last outermost \boxed{} or
+    `MAX_TAIL_LEN` characters. 'gsm8k': the rest of the line behind the last
+    `####` that a number follows. 'boxed': the inside of the last outermost \boxed{} or
     \fbox{}; None if that box is empty or never closed.
 
   Raises:

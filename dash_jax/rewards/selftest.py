@@ -15,10 +15,10 @@ that every row has one and that it can be read.
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 
+from dash_jax.data import jsonl
 from dash_jax.rewards import answers, workers
 
 
@@ -94,34 +94,17 @@ def read_rows(
     ValueError: it is empty, or a line is no object or lacks a field.
   """
   rows = []
-  with open(file, encoding='utf-8') as lines:
-    for number, line in enumerate(lines, start=1):
-      if not line.strip():
-        continue
-      where = f'{file}, line {number}'
-      try:
-        fields = json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(f'{where}: not JSON: {error}') from error
-      if not isinstance(fields, dict):
-        raise ValueError(f'{where}: not a JSON object')
-      for name in (solution_field, answer_field):
-        if name not in fields:
-          raise ValueError(
-            f'{where}: no field {name!r}; its fields are {sorted(fields)}'
-          )
-      answer = str(fields[answer_field])
-      gold = answer
-      if answer_field == solution_field:
-        gold = answers.extract(answer, style)
-        if gold is None:
-          raise ValueError(
-            f'{where}: field {answer_field!r} ends in no answer in style'
-            f' {style!r}'
-          )
-      rows.append(Row(number, str(fields[solution_field]), gold))
-  if not rows:
-    raise ValueError(f'{file} has no rows; it must have one JSON object a line')
+  for number, fields in jsonl.read(file, (solution_field, answer_field)):
+    answer = str(fields[answer_field])
+    gold = answer
+    if answer_field == solution_field:
+      gold = answers.extract(answer, style)
+      if gold is None:
+        raise ValueError(
+          f'{file}:{number}: field {answer_field!r} ends in no answer in style'
+          f' {style!r}'
+        )
+    rows.append(Row(number, str(fields[solution_field]), gold))
   return rows
 
 

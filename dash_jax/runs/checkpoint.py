@@ -4,16 +4,14 @@ The life of a checkpoint:
   1. `save` copies the arrays off the devices and returns; Orbax writes them
      behind the next steps to checkpoints/<step>, and commits them last. A
      process that is killed in between leaves the checkpoint before it.
-  2. Beside the arrays lies one JSON object, `meta`: the phase and whatever else
-     the training loop needs to go on at the next question.
-  3. `restore` reads the newest committed step onto the mesh of now, which need
-     not be the mesh of then.
+  2. `restore` reads the newest committed step onto the mesh of now, which need
+     not be the mesh of then. `restore_params` reads the weights alone, and
+     disturbs no run that is going on.
 
 A workdir belongs to one configuration: `check_config` refuses another one, and
 so keeps a run from going on with other hyper-parameters unseen.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -26,6 +24,9 @@ from dash_jax import batches
 from dash_jax.runs import jsonl
 
 CONFIG_NAME = 'config.json'
+
+# A workdir may go on with other values of these.
+MAY_CHANGE = ('log.', 'eval.', 'checkpoint.', 'mesh.', 'reward.num_workers')
 
 
 class Checkpoints:
@@ -47,17 +48,12 @@ class Checkpoints:
     """
     if keep < 1:
       raise ValueError(f'keep is {keep}; at least 1 checkpoint must stay')
-    self._folder = pathlib.Path(workdir).absolute() / 'checkpoints'
-    self._manager = ocp.CheckpointManager(
+    self._folder = _folder(workdir)
+    self._manager = _open(
       self._folder,
-      options=ocp.CheckpointManagerOptions(
+      ocp.CheckpointManagerOptions(
         max_to_keep=keep, cleanup_tmp_directories=True
       ),
-      # Named here, so that shapes can be read before anything is restored.
-      item_handlers={
-        'state': ocp.StandardCheckpointHandler(),
-        'meta': ocp.JsonCheckpointHandler(),
-      },
     )
 
   def __enter__(self):
@@ -66,17 +62,15 @@ class Checkpoints:
   def __exit__(self, *exc_info):
     self.close()
 
-  def save(self, step: int, state: batches.TrainState, meta: dict) -> None:
+  def save(self, step: int, state: batches.TrainState) -> None:
     """Starts to save; returns when the arrays may be donated or changed.
 
     Args:
       step: optimizer steps taken, in all phases.
       state: any shapes and shardings.
-      meta: what JSON can hold.
 
     Raises:
       ValueError: `step` is not after the newest checkpoint.
-      TypeError: JSON cannot hold `meta`.
     """
     latest = self.latest_step()
     if latest is not None and step <= latest:
@@ -84,20 +78,15 @@ class Checkpoints:
         f'step {step} is not after step {latest}, the newest checkpoint in '
         f'{self._folder}'
       )
-    # Copied now: Orbax turns it into text later, in the background.
-    meta = json.loads(json.dumps(meta))
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_to_dict(state)),
-        meta=ocp.args.JsonSave(meta),
-      ),
-    )
+    items = {
+      name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()
+    }
+    self._manager.save(step, args=ocp.args.Composite(**items))
 
   def restore(
     self, abstract_state: batches.TrainState
-  ) -> tuple[batches.TrainState, dict] | None:
-    """Returns the newest state and its meta, or None if nothing was saved.
+  ) -> batches.TrainState | None:
+    """Returns the newest state, or None if nothing was saved.
 
     Args:
       abstract_state: a jax.ShapeDtypeStruct with a concrete sharding for each
@@ -111,16 +100,10 @@ class Checkpoints:
     step = self.latest_step()
     if step is None:
       return None
-    wanted = _to_dict(abstract_state)
-    self._check_arrays(step, wanted)
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(wanted),
-        meta=ocp.args.JsonRestore(),
-      ),
+    restored = _restore(
+      self._manager, self._folder, step, _split(abstract_state)
     )
-    return batches.TrainState(**restored.state), restored.meta
+    return batches.TrainState(params=restored.params, **restored.rest)
 
   def latest_step(self) -> int | None:
     """Returns the newest saved step, one still being written included."""
@@ -134,22 +117,74 @@ class Checkpoints:
     """Waits for every save and frees the writers."""
     self._manager.close()
 
-  def _check_arrays(self, step, wanted):
-    # Orbax casts other dtypes in silence, and names no field of other shapes.
-    stored = _describe(self._manager.item_metadata(step).state.tree)
-    now = _describe(wanted)
-    differing = [
-      f'  {name}: {stored.get(name, "absent")} in the checkpoint, '
-      f'{now.get(name, "absent")} in this run'
-      for name in sorted(stored.keys() | now.keys())
-      if stored.get(name) != now.get(name)
-    ]
-    if differing:
-      raise ValueError(
-        f'{self._folder / str(step)} holds other arrays than this run needs '
-        '(use the configuration it was made with, or a new workdir):\n'
-        + '\n'.join(differing)
-      )
+
+def restore_params(
+  workdir: str | os.PathLike, abstract_params: dict
+) -> tuple[dict, int] | None:
+  """Returns the newest checkpoint's weights and its step, or None.
+
+  Nothing in the folder changes: a run may be writing there.
+
+  Args:
+    workdir: the run's folder.
+    abstract_params: as `Checkpoints.restore`'s.
+
+  Raises:
+    ValueError: as `Checkpoints.restore`.
+  """
+  folder = _folder(workdir)
+  if not folder.exists():
+    return None
+  with _open(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    step = manager.latest_step()
+    if step is None:
+      return None
+    wanted = {'params': abstract_params}
+    return _restore(manager, folder, step, wanted).params, step
+
+
+def _folder(workdir):
+  return pathlib.Path(workdir).absolute() / 'checkpoints'
+
+
+def _open(folder, options):
+  # Handlers by name, so that shapes can be read before anything is restored.
+  handlers = {
+    'params': ocp.StandardCheckpointHandler(),
+    'rest': ocp.StandardCheckpointHandler(),
+  }
+  return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+
+
+def _split(state):
+  """Returns a state as two items, so that weights can be read alone."""
+  # Not dataclasses.asdict: it would copy arrays and open optax's tuples.
+  rest = {'step': state.step, 'opt_state': state.opt_state}
+  return {'params': state.params, 'rest': rest}
+
+
+def _restore(manager, folder, step, wanted):
+  """Returns items by their names, checked before anything is read."""
+  # Orbax casts other dtypes in silence, and names no field of other shapes.
+  metadata = manager.item_metadata(step)
+  stored = _describe({name: metadata[name].tree for name in wanted})
+  now = _describe(wanted)
+  differing = [
+    f'  {name}: {stored.get(name, "absent")} in the checkpoint, '
+    f'{now.get(name, "absent")} in this run'
+    for name in sorted(stored.keys() | now.keys())
+    if stored.get(name) != now.get(name)
+  ]
+  if differing:
+    raise ValueError(
+      f'{folder / str(step)} holds other arrays than this run needs '
+      '(use the configuration it was made with, or a new workdir):\n'
+      + '\n'.join(differing)
+    )
+  items = {
+    name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()
+  }
+  return manager.restore(step, args=ocp.args.Composite(**items))
 
 
 def save_config(workdir: str | os.PathLike, config: dict) -> None:
@@ -164,30 +199,32 @@ def save_config(workdir: str | os.PathLike, config: dict) -> None:
   jsonl.replace(pathlib.Path(workdir) / CONFIG_NAME, text + '\n')
 
 
-def check_config(
-  workdir: str | os.PathLike, config: dict, ignore: tuple[str, ...] = ()
-) -> None:
+def has_begun(workdir: str | os.PathLike) -> bool:
+  """Returns whether a run has written its config.json."""
+  return (pathlib.Path(workdir) / CONFIG_NAME).exists()
+
+
+def check_config(workdir: str | os.PathLike, config: dict) -> None:
   """Checks that `workdir` is new or belongs to `config`.
 
   Args:
     workdir: the run's folder.
-    config: nested dicts of what JSON can hold.
-    ignore: beginnings of dotted field names that may differ, such as 'log.' or
-      'algorithm.num_steps'.
+    config: nested dicts of what JSON can hold; fields in MAY_CHANGE may differ.
 
   Raises:
     ValueError: other fields differ; the message names each with both values.
   """
-  path = pathlib.Path(workdir) / CONFIG_NAME
-  if not path.exists():
+  if not has_begun(workdir):
     return
+  path = pathlib.Path(workdir) / CONFIG_NAME
   stored = _flatten(json.loads(path.read_text(encoding='utf-8')))
   # Through JSON, so that a tuple equals the list that it was written as.
   now = _flatten(json.loads(json.dumps(config)))
   differing = [
     f'  {name}: {_show(stored, name)} there, {_show(now, name)} now'
     for name in sorted(stored.keys() | now.keys())
-    if _show(stored, name) != _show(now, name) and not name.startswith(ignore)
+    if _show(stored, name) != _show(now, name)
+    and not name.startswith(MAY_CHANGE)
   ]
   if differing:
     raise ValueError(
@@ -230,14 +267,6 @@ class Stop:
     self._interrupted |= number == signal.SIGINT
     # Not print: a handler may run inside another write to the same stream.
     os.write(2, b'\nStopping after this step. Ctrl-C twice stops at once.\n')
-
-
-def _to_dict(state):
-  # Not dataclasses.asdict: it would copy arrays and open optax's tuples.
-  return {
-    field.name: getattr(state, field.name)
-    for field in dataclasses.fields(state)
-  }
 
 
 def _describe(tree):

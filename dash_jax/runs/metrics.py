@@ -34,6 +34,8 @@ EVAL_KEYS = (
   'accuracy_low',
   'accuracy_high',
   'completion_len_mean',
+  'reward_timeouts',
+  'reward_errors',
   'eval_s',
 )
 

@@ -31,9 +31,12 @@ _NUM_PLAIN_LINES = 10
 class Progress:
   """Shows the phases of a run, one below the other; a context."""
 
-  def __init__(self, console: rich.console.Console | None = None):
-    """Shows on `console`, which is standard output if left out."""
-    self._console = console or rich.console.Console()
+  def __init__(
+    self, console: rich.console.Console | None = None, *, shown: bool = True
+  ):
+    """Shows on `console`, which is standard output if left out, or nowhere: of
+    a job's processes one is enough."""
+    self._console = console or rich.console.Console(quiet=not shown)
     self._bars = None
     if self._console.is_terminal and not self._console.is_dumb_terminal:
       self._bars = rich.progress.Progress(
@@ -147,15 +150,17 @@ def _summary_rows(summary):
   if summary['sft_steps']:
     yield 'SFT, steps', f'{summary["sft_steps"]:,}'
     yield 'SFT, seconds', f'{summary["sft_s"]:,.1f} s'
-  yield f'{algorithm}, steps', f'{summary["rl_steps"]:,}'
-  yield f'{algorithm}, sampling', f'{summary["sample_s"]:,.1f} s'
-  yield f'{algorithm}, reward', f'{summary["reward_s"]:,.1f} s'
-  yield f'{algorithm}, learning', f'{summary["learn_s"]:,.1f} s'
+  if summary['rl_steps']:
+    yield f'{algorithm}, steps', f'{summary["rl_steps"]:,}'
+    yield f'{algorithm}, sampling', f'{summary["sample_s"]:,.1f} s'
+    yield f'{algorithm}, reward', f'{summary["reward_s"]:,.1f} s'
+    yield f'{algorithm}, learning', f'{summary["learn_s"]:,.1f} s'
   yield 'evaluation', f'{summary["eval_s"]:,.1f} s'
   kept, sampled = summary['kept_rows'], summary['sampled_rows']
-  share = f' ({kept / sampled:.0%})' if sampled else ''
-  yield 'rows kept / sampled', f'{kept:,} / {sampled:,}{share}'
-  yield 'tokens sampled', f'{summary["sampled_tokens"]:,}'
+  if sampled:
+    share = f'{kept / sampled:.0%}'
+    yield 'rows kept / sampled', f'{kept:,} / {sampled:,} ({share})'
+    yield 'tokens sampled', f'{summary["sampled_tokens"]:,}'
 
 
 def _show_accuracy(row):
