@@ -3,7 +3,7 @@
     python -m dash_jax.main --config=experiments/quickstart.py \
         --workdir=runs/quickstart
 
-A Llama of 1.7 million parameters reads word problems that the project makes
+A Llama of 2.8 million parameters reads word problems that the project makes
 (dash_jax/data/word_problems.py). Half of the solutions that it imitates at first
 skip the work and state an answer, so after SFT its likeliest reply is a guess.
 DASH rewards right answers alone, and the model finds that working step by step
@@ -18,9 +18,8 @@ def get_config():
   config.data.template = '{question} Answer:'
   config.data.max_prompt_len = 42
   config.sampling.max_completion_len = 22
-  config.algorithm.sft_steps = 1_000
+  config.algorithm.sft_steps = 1_200
   config.algorithm.num_samples = 10_240
-  config.optim.sft_learning_rate = 1.5e-3
   config.optim.sft_batch_size = 16
   config.optim.learning_rate = 1e-4
   config.optim.warmup_steps = 5

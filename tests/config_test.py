@@ -79,11 +79,27 @@ BAD = [
   ({'checkpoint__keep': 0}, 'checkpoint.keep', 'at least 1'),
   ({'reward__timeout_s': 0.0}, 'reward.timeout_s', 'above 0'),
   ({'reward__num_workers': 0}, 'reward.num_workers', 'at least 1'),
+  ({'reward__timeout_s': float('inf')}, 'reward.timeout_s', 'finite'),
+  ({'optim__learning_rate': float('nan')}, 'optim.learning_rate', 'finite'),
+  ({'reward__function': 'score'}, 'reward.function', 'my_module:score'),
+  ({'algorithm__clip_low': 1.5}, 'algorithm.clip_low', 'at most 1'),
+  ({'data__template': 'Q: '}, 'data.template', '{question}'),
+  ({'data__template': '{prompt}'}, 'data.template', '{question}'),
+  ({'data__template': '{question} {0}'}, 'data.template', '{question}'),
+  ({'data__template': '{question} {'}, 'data.template', 'double every'),
+  (
+    {'data__source': 'jsonl', 'data__path': 'all.jsonl'},
+    'data.path',
+    '{split}',
+  ),
   # Fields that do not fit each other.
   ({'sampling__batch_size': 100}, 'sampling.batch_size', 'take 96 or 104'),
   ({'sampling__batch_size': 4}, 'sampling.batch_size', 'take 8 or 16'),
   ({'algorithm__group_size': 7}, 'algorithm.group_size', 'take 252 or 259'),
   ({'algorithm__num_samples': 255}, 'algorithm.num_samples', 'least 256'),
+  ({'algorithm__num_samples': 1000}, 'algorithm.num_samples', '768 or 1024'),
+  ({'optim__warmup_steps': 80}, 'optim.warmup_steps', 'below the 80 steps'),
+  ({'algorithm__sft_steps': 20}, 'optim.sft_warmup_steps', 'sft_steps=20'),
   ({'optim__minibatch_size': 257}, 'optim.minibatch_size', 'at most 256'),
   (
     {'algorithm__name': 'sft', 'algorithm__sft_steps': 0},
@@ -138,12 +154,18 @@ def test_a_bad_seed_is_refused(seed):
 def test_what_an_offer_says_is_valid():
   """The sizes that the messages above offer pass."""
   for fields in (
-    {'sampling__batch_size': 96},
-    {'sampling__batch_size': 104},
-    {'algorithm__group_size': 7, 'sampling__batch_size': 252},
+    {'sampling__batch_size': 96, 'algorithm__num_samples': 960},
+    {'sampling__batch_size': 104, 'algorithm__num_samples': 1040},
+    {
+      'algorithm__group_size': 7,
+      'sampling__batch_size': 252,
+      'algorithm__num_samples': 2520,
+    },
     {'algorithm__num_samples': 256},
+    {'algorithm__num_samples': 1024},
     {'optim__minibatch_size': 256},
-    {'algorithm__name': 'sft', 'algorithm__sft_steps': 1},
+    {'optim__warmup_steps': 79},
+    {'algorithm__name': 'sft', 'algorithm__sft_steps': 21},
   ):
     config_lib.check(change(**fields))
 
@@ -151,7 +173,7 @@ def test_what_an_offer_says_is_valid():
 def test_sizes_of_dash():
   found = config_lib.sizes(
     change(
-      algorithm__num_samples=1000,
+      algorithm__num_samples=960,
       sampling__batch_size=96,
       algorithm__filter_threshold=0.25,
     )
@@ -160,7 +182,7 @@ def test_sizes_of_dash():
     batch_size=96,
     num_questions=12,
     minibatch_size=32,
-    rl_steps=10,  # of 96 rows; the 40 left over make no step
+    rl_steps=10,
     learning_rate=1e-4,
     filter_threshold=0.25,
   )
@@ -200,7 +222,13 @@ def test_sft_has_no_rl_steps():
     ({'optim__minibatch_size': 12}, 8, 1, 'minibatch_size', 'take 8 or 16'),
     # 20 questions on 8 shards: 16 or 24 questions of 8 samples.
     ({'sampling__batch_size': 160}, 8, 1, 'batch_size', '=128 or 192'),
-    ({'algorithm__name': 'grpo'}, 2, 1, "'grpo'", 'set both to 1'),
+    (
+      {'algorithm__name': 'grpo'},
+      2,
+      1,
+      "'grpo'",
+      'set both to 1, with mesh.tensor=-1',
+    ),
     # Each process scores rows of its own.
     ({}, 1, 4, 'mesh.data * mesh.fsdp', 'a multiple of 4'),
   ],
@@ -224,7 +252,7 @@ def test_rows_that_the_mesh_can_split_pass():
     (
       {
         'algorithm__name': 'sft',
-        'algorithm__sft_steps': 1,
+        'algorithm__sft_steps': 21,
         'sampling__batch_size': 8,
       },
       8,
@@ -238,7 +266,7 @@ def test_rows_that_the_mesh_can_split_pass():
   [
     ('llama3_8b', 16, 'num_kv_heads=8'),
     ('smollm2_135m', 2, 'num_heads=9'),
-    ('quickstart', 4, 'num_heads=6'),
+    ('quickstart', 4, 'num_kv_heads=2'),
   ],
 )
 def test_a_model_that_tensor_cannot_split_is_refused(preset, tensor, named):

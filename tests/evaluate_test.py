@@ -67,13 +67,16 @@ def test_any_batch_size_gives_the_same_accuracy(parts):
 
 
 def test_a_partly_right_reply_is_not_right(parts, monkeypatch):
-  """Accuracy counts rewards of exactly 1."""
+  """Accuracy counts rewards of exactly 1; time-outs and errors stand apart."""
 
-  def score(parts, asked, rollouts):
-    rewards = [1.0, 0.5, 1.0, 0.999][: len(asked)]
-    return [], workers.Scores(np.array(rewards, np.float32), 0, 0)
+  def score(completions, answers, truncated):
+    del answers, truncated
+    rewards = [1.0, 0.5, 1.0, 0.999][: len(completions)]
+    return workers.Scores(np.array(rewards, np.float32), 3, 1)
 
-  monkeypatch.setattr(evaluate, 'score', score)
+  monkeypatch.setattr(parts.pool, 'score', score)
   parts = dataclasses.replace(parts, test_questions=parts.test_questions[:4])
   params = assemble.load_params(parts.config, parts.model)
-  assert evaluate.evaluate(parts, params)['accuracy'] == 0.5
+  result = evaluate.evaluate(parts, params)
+  assert result['accuracy'] == 0.5
+  assert (result['reward_timeouts'], result['reward_errors']) == (3, 1)

@@ -20,6 +20,8 @@ def _eval(step, phase, accuracy, split='test'):
     'accuracy_low': accuracy - 0.06,
     'accuracy_high': accuracy + 0.06,
     'completion_len_mean': 30.0,
+    'reward_timeouts': 0,
+    'reward_errors': 0,
     'eval_s': 2.0,
   }
 

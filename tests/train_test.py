@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import assemble, train
+from dash_jax import assemble, steps, train
 from dash_jax.model import presets
 from dash_jax.runs import jsonl
 
@@ -18,6 +18,14 @@ def config(mesh, monkeypatch):
   monkeypatch.setitem(presets.PRESETS, 'quickstart', quickstart)
   monkeypatch.syspath_prepend(tiny_run.FOLDER)
   return tiny_run.get_config()
+
+
+def keep_tokenizer(config, tmp_path):
+  """Trains the tokenizer on the config's questions, and names it there."""
+  made = tmp_path / 'made'
+  assemble.build(config, str(made)).pool.close()
+  config.data.tokenizer = 'sentencepiece'
+  config.data.tokenizer_path = str(made / assemble.TOKENIZER_NAME)
 
 
 def read(workdir, name):
@@ -60,7 +68,7 @@ def test_every_step_has_noise_of_its_own(config, tmp_path):
   """At learning rate 0 the weights stay, and eight questions are all there are:
   between the two steps only the noise differs."""
   # So few texts cannot fill the vocabulary, so it is learned from more.
-  assemble.build(config, str(tmp_path)).pool.close()
+  keep_tokenizer(config, tmp_path)
   config.data.num_train = 8
   config.algorithm.sft_steps = 0
   config.algorithm.num_samples = 64
@@ -98,10 +106,10 @@ def test_a_finished_run_adds_only_what_is_missing(config, tmp_path):
 
 
 def use_jsonl(config, tmp_path, rows):
-  path = tmp_path / 'questions.jsonl'
-  jsonl.write(path, rows)
+  for split in ('train', 'test'):
+    jsonl.write(tmp_path / f'{split}.jsonl', rows)
   config.data.source = 'jsonl'
-  config.data.path = str(path)
+  config.data.path = str(tmp_path / '{split}.jsonl')
   config.data.num_train = 0
 
 
@@ -121,7 +129,7 @@ def test_a_missing_file_is_named_by_its_field(config, tmp_path):
 
 def test_an_empty_data_set_is_refused(config, tmp_path):
   use_jsonl(config, tmp_path, [])
-  with pytest.raises(ValueError, match=r'questions\.jsonl: no rows'):
+  with pytest.raises(ValueError, match=r'train\.jsonl: no rows'):
     assemble.build(config, str(tmp_path))
 
 
@@ -135,7 +143,7 @@ def test_prompts_that_do_not_fit_are_errors_or_dropped(config, tmp_path):
 
 
 def test_sft_needs_solutions(config, tmp_path):
-  assemble.build(config, str(tmp_path)).pool.close()
+  keep_tokenizer(config, tmp_path)
   rows = [{'question': f'{i} + {i} =', 'answer': 2 * i} for i in range(9)]
   use_jsonl(config, tmp_path, rows)
   with pytest.raises(ValueError, match=r'data\.solution_field, or sft_steps=0'):
@@ -151,8 +159,67 @@ def test_a_stop_text_is_one_token(config, tmp_path):
 def test_a_larger_tokenizer_than_the_model_is_refused(
   config, tmp_path, monkeypatch
 ):
-  assemble.build(config, str(tmp_path)).pool.close()
+  keep_tokenizer(config, tmp_path)
   small = dataclasses.replace(presets.PRESETS['quickstart'], vocab_size=300)
   monkeypatch.setitem(presets.PRESETS, 'quickstart', small)
   with pytest.raises(ValueError, match=r'has 304 ids, the model .* 300'):
     assemble.build(config, str(tmp_path))
+
+
+def test_a_refused_start_leaves_nothing_that_a_corrected_one_would_use(
+  config, tmp_path
+):
+  """The tokenizer was trained before a prompt was refused; with other questions
+  it is trained anew, as in a new folder."""
+  refused, fresh = tmp_path / 'refused', tmp_path / 'fresh'
+  config.data.max_prompt_len = 9
+  with pytest.raises(ValueError, match=r'data\.max_prompt_len'):
+    assemble.build(config, str(refused))
+  config.data.max_prompt_len = 64
+  config.data.num_train = 90
+  for workdir in (refused, fresh):
+    assemble.build(config, str(workdir)).pool.close()
+  made = [(w / assemble.TOKENIZER_NAME).read_bytes() for w in (refused, fresh)]
+  assert made[0] == made[1]
+
+
+@pytest.mark.parametrize(
+  ('changes', 'named'),
+  [
+    ({'data__num_train': 7}, r'optim\.sft_batch_size asks 8 .* only 7'),
+    (
+      {'data__num_train': 7, 'algorithm__sft_steps': 0},
+      r'sampling\.batch_size=32 in groups of 4 asks 8 .* only 7',
+    ),
+  ],
+)
+def test_too_few_questions_for_a_step_are_refused_before_it(
+  config, tmp_path, changes, named
+):
+  keep_tokenizer(config, tmp_path)
+  for name, value in changes.items():
+    section, field = name.split('__')
+    config[section][field] = value
+  with pytest.raises(ValueError, match=named):
+    assemble.build(config, str(tmp_path))
+
+
+def test_what_fails_at_work_is_not_called_bad_input(
+  config, tmp_path, monkeypatch
+):
+  """Commands turn a ValueError into one line: a fault in the third step must
+  keep its traceback, and the run before it."""
+  config.algorithm.sft_steps = 4
+  take_step = steps.take_step
+
+  def fail(parts, phase, state, step, *args, **kwargs):
+    if step == 2:
+      raise ValueError('out of shape')
+    return take_step(parts, phase, state, step, *args, **kwargs)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(steps, 'take_step', fail)
+    with pytest.raises(RuntimeError, match='checkpoint, step 0') as error:
+      train.train(config, str(tmp_path))
+  assert str(error.value.__cause__) == 'out of shape'
+  assert len(read(tmp_path, 'metrics.jsonl')) == 2

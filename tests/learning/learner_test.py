@@ -1,8 +1,10 @@
 """One optimizer step against float64 NumPy, and on every mesh."""
 
 import dataclasses
+import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import plain_llama
@@ -10,10 +12,11 @@ import pytest
 import tiny_rows
 
 from dash_jax import sharding
-from dash_jax.learning import learner, losses, optim
+from dash_jax.learning import filtering, learner, losses, optim
 from dash_jax.model import llama
 from dash_jax.runs import compiles
 
+MESHES = ((1, 2, 4), (1, 4, 2), (1, 8, 1), (2, 2, 2))
 ROLLOUTS = tiny_rows.draw_rollouts()
 GAIN = np.random.default_rng(2).normal(size=(4, 2)).astype(np.float32)
 
@@ -137,6 +140,29 @@ def test_on_policy_the_gap_is_zero_and_the_reference_adds_nothing(mesh, tiny):
   assert metrics['loss'] == pytest.approx(-GAIN.mean(), abs=1e-5)
 
 
+def test_slots_without_a_token_never_overflow(monkeypatch):
+  """What lies in padding may be all but ruled out by the policy and likely to
+  the reference: e^199 is infinite, and a masked infinity has no gradient of 0
+  but of 0 times infinity."""
+  minibatches, _ = filtering.cut(
+    ROLLOUTS, GAIN, GAIN > -9, np.ones_like(GAIN), GAIN.size
+  )
+  minibatch = jax.tree.map(lambda x: x[0], minibatches)
+  mask = minibatch.rollouts.mask
+  minibatch.rollouts.logprobs[~mask] = -400.0
+  monkeypatch.setattr(
+    learner, 'completion_logprobs', lambda model, params, *_: params
+  )
+  policy = jnp.where(mask, -4.0, -200.0)
+  ref = jnp.full(mask.shape, -1.0)
+  gradient, _ = jax.grad(learner.minibatch_loss, has_aux=True)(
+    policy, None, minibatch, ref, None, losses.Objective(kl_coef=0.1)
+  )
+  assert (gradient[~mask] == 0).all()
+  assert np.isfinite(gradient).all()
+  assert (gradient[mask] != 0).all()
+
+
 def test_any_minibatch_size_gives_the_same_update(mesh, shallow):
   params = tiny_rows.draw_params(shallow)
   results = []
@@ -183,7 +209,7 @@ def test_only_the_first_n_minibatches_run_and_n_compiles_nothing(mesh, shallow):
 
 @pytest.fixture(scope='module')
 def steps_on_meshes():
-  """One AdamW step of the same rows on meshes of fsdp x tensor devices."""
+  """One AdamW step of the same rows on meshes of data x fsdp x tensor."""
   config = llama.LlamaConfig(
     vocab_size=64, embed_dim=32, num_layers=1, num_heads=8, num_kv_heads=4,
     head_dim=8, ffw_dim=48, qkv_bias=True,
@@ -202,24 +228,24 @@ def steps_on_meshes():
   with jax.set_mesh(jax.make_mesh((8, 1, 1), sharding.AXES)):
     params = tiny_rows.draw_params(config)
   found = {}
-  for fsdp, tensor in ((1, 1), (2, 4), (4, 2), (8, 1)):
-    devices = jax.devices()[: fsdp * tensor]
-    grid = jax.make_mesh((1, fsdp, tensor), sharding.AXES, devices=devices)
+  for shape in ((1, 1, 1), *MESHES):
+    devices = jax.devices()[: math.prod(shape)]
+    grid = jax.make_mesh(shape, sharding.AXES, devices=devices)
     with jax.set_mesh(grid):
       minibatches, n = tiny_rows.cut(rollouts, gain, size=8)
       state, metrics = tiny_rows.take_step(
         config, params, minibatches, n, optimizer=optimizer
       )
       abstract = learner.abstract_state(llama.Llama(config), optimizer)
-    found[fsdp, tensor] = state, metrics, abstract
+    found[shape] = state, metrics, abstract
   return found
 
 
-@pytest.mark.parametrize('shape', [(2, 4), (4, 2), (8, 1)])
+@pytest.mark.parametrize('shape', MESHES)
 def test_any_mesh_takes_the_same_step(steps_on_meshes, shape):
   """The first moment is a tenth of the (clipped) gradient: equal moments are
   equal gradients, weight by weight."""
-  state, metrics, _ = steps_on_meshes[1, 1]
+  state, metrics, _ = steps_on_meshes[1, 1, 1]
   other, others, _ = steps_on_meshes[shape]
   for name in metrics:
     assert others[name] == pytest.approx(metrics[name], abs=1e-5), name
@@ -242,7 +268,7 @@ def test_any_mesh_takes_the_same_step(steps_on_meshes, shape):
   assert (flat < 1e-5).mean() > 0.999
 
 
-@pytest.mark.parametrize('shape', [(1, 1), (2, 4), (4, 2), (8, 1)])
+@pytest.mark.parametrize('shape', [(1, 1, 1), *MESHES])
 def test_moments_rest_where_their_weights_rest(steps_on_meshes, shape):
   """And a checkpoint is read into exactly the layout of the running state."""
   state, _, abstract = steps_on_meshes[shape]
@@ -260,7 +286,8 @@ def test_moments_rest_where_their_weights_rest(steps_on_meshes, shape):
     assert (x.shape, x.dtype) == (like.shape, like.dtype), path
     assert x.sharding.is_equivalent_to(like.sharding, x.ndim), path
   share = state.params['layers']['wq'].addressable_shards[0].data.size
-  assert share * shape[0] * shape[1] == state.params['layers']['wq'].size
+  _, fsdp, tensor = shape  # each data shard holds all of them
+  assert share * fsdp * tensor == state.params['layers']['wq'].size
 
 
 def adam_state(state):

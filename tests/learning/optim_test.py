@@ -38,7 +38,7 @@ def test_schedules_in_closed_form(schedule, shape, warmup_steps):
   )
   rest = 12 - warmup_steps
   for step in range(12):
-    rise = step / warmup_steps if step < warmup_steps else None
+    rise = (step + 1) / (warmup_steps + 1) if step < warmup_steps else None
     expected = shape((step - warmup_steps) / rest) if rise is None else rise
     assert rate(step) == pytest.approx(0.5 * expected, abs=1e-6)
 

@@ -13,6 +13,7 @@ from dash_jax.rewards import answers
   [
     ('6 * 3 = 18\n#### 18', '18'),
     ('####18', '18'),
+    ('#### 15 ; 14 + 15 = 29 ; #### 29', '29'),  # the last, on one line too
     ('#### 3\nNo, wait.\n#### 4', '4'),
     ('#### 3\n#### That is all', '3'),
     ('#### $1,800.50 per day', '$1,800.50 per day'),

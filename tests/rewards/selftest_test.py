@@ -57,15 +57,18 @@ def test_a_gold_answer_that_is_no_number_is_a_miss_and_a_failure(
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    ('', 'has no rows'),
-    ('\n\n', 'has no rows'),
+    ('', 'no rows'),
+    ('\n\n', 'no rows'),
     (
       '{"answer": "#### 1"}\n{"a": 1, "b": 2}',
-      "line 2: no field 'answer'; its fields are ['a', 'b']",
+      "rows.jsonl:2: no field 'answer'; the fields there are ['a', 'b']",
     ),
-    ('{"answer": "#### 1"}\nnot json', 'line 2: not JSON'),
-    ('[1]', 'line 1: not a JSON object'),
-    ('{"answer": "no hashes"}', "line 1: field 'answer' ends in no answer"),
+    ('{"answer": "#### 1"}\nnot json', 'rows.jsonl:2: not JSON'),
+    ('[1]', 'rows.jsonl:1: a JSON list'),
+    (
+      '{"answer": "no hashes"}',
+      "rows.jsonl:1: field 'answer' ends in no answer",
+    ),
   ],
 )
 def test_a_file_that_cannot_be_used_is_an_error(

@@ -21,6 +21,8 @@ def _eval(step, phase='rl', split='test', **values):
     'accuracy_low': 0.4,
     'accuracy_high': 0.6,
     'completion_len_mean': 20.0,
+    'reward_timeouts': 0,
+    'reward_errors': 0,
     'eval_s': 1.5,
     **values,
   }

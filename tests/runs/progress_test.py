@@ -105,11 +105,20 @@ def test_summary_has_each_figure_beside_its_label(label, figure):
 
 
 def test_summary_leaves_out_what_was_not_done():
-  """A run without SFT, or stopped before any sample, is no error."""
+  """A run without SFT, or one of SFT alone, has no rows of the other."""
   console = _console(is_terminal=False)
-  progress.print_summary(
-    _summary(sft_eval=None, sft_steps=0, sampled_rows=0, kept_rows=0), console
-  )
+  progress.print_summary(_summary(sft_eval=None, sft_steps=0), console)
   text = console.file.getvalue()
   assert 'SFT' not in text
-  assert '0 / 0' in text
+  assert 'DASH, steps' in text
+  console = _console(is_terminal=False)
+  progress.print_summary(
+    _summary(
+      algorithm='sft', rl_eval=None, rl_steps=0, sampled_rows=0, kept_rows=0
+    ),
+    console,
+  )
+  text = console.file.getvalue()
+  assert text.count('SFT, steps') == 1
+  for absent in ('sampling', 'learning', 'kept', 'tokens'):
+    assert absent not in text

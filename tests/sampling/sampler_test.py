@@ -83,6 +83,26 @@ def test_learner_and_sampler_agree_on_logprobs(
   np.testing.assert_allclose(rows.logprobs, found, atol=1e-5)
 
 
+def test_in_bf16_both_see_the_same_weights(params, tiny):
+  """The sampler casts weights once, the learner layer by layer: in bf16, and
+  with norms off their first values, not one bit may depend on which."""
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: x * (1 + 0.3 * rng.normal(size=x.shape).astype(np.float32)),
+    params,
+  )
+  rows = run(params, tiny, make_prompts())
+  model = llama.Llama(tiny, dtype=jnp.bfloat16)
+
+  @jax.jit
+  def logprobs(params):
+    how = decoding.make_decoding(1.0)
+    return learner.completion_logprobs(model, params, rows, how)
+
+  cast = jax.jit(lambda p: llama.gather_params(p, tiny, jnp.bfloat16))(params)
+  np.testing.assert_array_equal(logprobs(params), logprobs(cast))
+
+
 def test_rows_of_a_group_differ_and_keys_decide(params, tiny):
   prompts = make_prompts()
   first = run(params, tiny, prompts, seed=0).tokens
@@ -148,13 +168,13 @@ def test_settings_compile_nothing_new(params, tiny):
   assert compiles.count() == before
 
 
-@pytest.mark.parametrize('shape', [(2, 4), (4, 2), (8, 1)])
+@pytest.mark.parametrize('shape', [(1, 2, 4), (1, 4, 2), (1, 8, 1), (2, 2, 2)])
 def test_any_mesh_samples_the_same_tokens(shape, tiny):
-  """fsdp x tensor meshes against one device, float32."""
+  """data x fsdp x tensor meshes against one device, float32."""
   results = []
-  for fsdp, tensor in ((1, 1), shape):
-    devices = jax.devices()[: fsdp * tensor]
-    grid = jax.make_mesh((1, fsdp, tensor), sharding.AXES, devices=devices)
+  for axes in ((1, 1, 1), shape):
+    devices = jax.devices()[: np.prod(axes)]
+    grid = jax.make_mesh(axes, sharding.AXES, devices=devices)
     with jax.set_mesh(grid):
       params = llama.init_params(tiny, jax.random.key(1), jnp.float32)
       results.append(run(params, tiny, make_prompts()))

@@ -1,0 +1,85 @@
+"""What a step makes of its config on the way from rewards to the learner."""
+
+import numpy as np
+import pytest
+import tiny_run
+
+from dash_jax import assemble, steps
+from dash_jax.learning import filtering, learner
+from dash_jax.model import presets
+
+C = 6
+
+
+@pytest.fixture
+def config(mesh, monkeypatch):
+  quickstart = presets.PRESETS['quickstart']
+  monkeypatch.setitem(presets.PRESETS, 'quickstart', quickstart)
+  monkeypatch.syspath_prepend(tiny_run.FOLDER)
+  config = tiny_run.get_config()
+  config.algorithm.sft_steps = 0
+  return config
+
+
+@pytest.mark.parametrize('normalize_std', [False, True])
+@pytest.mark.parametrize(
+  ('normalizer', 'denominator'),
+  [
+    ('constant', 'sampled'),
+    ('constant', 'kept'),
+    ('sequence', 'kept'),
+    ('token', 'sampled'),
+    ('token', 'kept'),
+  ],
+)
+def test_weights_and_advantages_follow_the_config(
+  config, tmp_path, monkeypatch, normalizer, denominator, normalize_std
+):
+  """Recomputed row by row from the rewards that the step saw: so every named
+  variant reaches the learner, and a filtered row is dropped before it."""
+  config.algorithm.normalizer = normalizer
+  config.algorithm.denominator = denominator
+  config.algorithm.normalize_std = normalize_std
+  seen = {}
+  cut = filtering.cut
+
+  def record(rows, gain, keep, weight, *sizes):
+    seen.update(rows=rows, gain=gain, keep=keep, weight=weight)
+    return cut(rows, gain, keep, weight, *sizes)
+
+  monkeypatch.setattr(filtering, 'cut', record)
+  parts = assemble.build(config, str(tmp_path))
+  (phase,) = steps.phases(config)
+  with parts.pool:
+    params = assemble.load_params(config, parts.model)
+    state = learner.init_state(params, phase.optimizer)
+    _, metrics = steps.take_step(
+      parts, phase, state, 0, None, write_rollouts=False
+    )
+    texts, scores = parts.score(
+      # Only answers are read of these, and the reward ignores them.
+      parts.train_questions[:8],
+      seen['rows'],
+    )
+  rewards = scores.rewards.reshape(8, 4)
+  lengths = seen['rows'].lengths
+  expected = np.zeros((8, 4))
+  for group, gain in zip(rewards.astype(float), expected, strict=True):
+    gain += group - group.mean()
+    if normalize_std and group.std():
+      gain /= group.std() * np.sqrt(4 / 3) + 1e-4
+  np.testing.assert_allclose(seen['gain'], expected, atol=1e-6)
+  keep = expected != 0
+  assert 0 < keep.sum() < 32
+  np.testing.assert_array_equal(seen['keep'], keep)
+  counted = keep if denominator == 'kept' else np.ones((8, 4), bool)
+  weight = {
+    'token': np.ones((8, 4)) / lengths[counted].sum(),
+    'sequence': 1 / lengths / counted.sum(),
+    'constant': np.full((8, 4), 1 / C / counted.sum()),
+  }[normalizer]
+  np.testing.assert_allclose(seen['weight'], weight, rtol=1e-5)
+  assert metrics['kept_rows'] == keep.sum()
+  assert metrics['accuracy'] == rewards.mean()
+  assert metrics['staleness'] == 0
+  assert len(texts) == 32
