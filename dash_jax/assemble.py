@@ -5,7 +5,7 @@
   3. Questions are loaded, and those that cannot fit are errors or counted.
   4. Weights are made or read, straight into the layout they rest in.
 
-`train.py` and `evaluate.py` start here; nothing below sees a ConfigDict.
+`train.py`, `steps.py` and `evaluate.py` use it; nothing below sees a ConfigDict.
 """
 
 import dataclasses

@@ -24,6 +24,7 @@ A smoke run on a CPU, two whole steps of each phase on eight short questions:
         --config.algorithm.sft_steps=2 --config.algorithm.group_size=4 \
         --config.algorithm.num_samples=16 --config.sampling.batch_size=8 \
         --config.optim.minibatch_size=4 --config.optim.sft_batch_size=4 \
+        --config.optim.sft_warmup_steps=0 --config.optim.warmup_steps=0 \
         --config.eval.num_questions=8 --config.eval.batch_size=8 \
         --config.log.rollouts_every_samples=8
 

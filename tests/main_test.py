@@ -127,10 +127,11 @@ def test_a_signal_stops_the_run_and_the_same_command_goes_on(runs):
     assert straight == resumed
   for path in (whole / 'rollouts').iterdir():
     assert path.read_text() == (stopped / 'rollouts' / path.name).read_text()
+  items = ('params', 'rest')
   with ocp.StandardCheckpointer() as reader:
     states = [
-      reader.restore(workdir / 'checkpoints' / str(STEPS) / 'state')
-      for workdir in (whole, stopped)
+      [reader.restore(w / 'checkpoints' / str(STEPS) / item) for item in items]
+      for w in (whole, stopped)
     ]
   assert len(jax.tree.leaves(states[0])) > 20
   jax.tree.map(np.testing.assert_array_equal, *states)

@@ -129,6 +129,8 @@ def load(
     data_dir = data_dir or '~/tensorflow_datasets'
     loaded = gsm8k.load(split, data_dir, path or None)
   else:
+    if not path:
+      raise ValueError("jsonl: path is '', but it must name a file")
     path = path.replace('{split}', split)
     loaded = load_jsonl(path, prompt_field, answer_field, solution_field)
   if num is None:

@@ -5,9 +5,9 @@
 
   1. A workload file gives the model's shape and the step's sizes
      (workloads.py); weights are random, prompts and reward are the file's.
-  2. Each step samples, scores, filters, cuts and learns as dash_jax/train.py
+  2. Each step samples, scores, filters, cuts and learns as dash_jax/steps.py
      does, the way to the host and back included.
-  3. Prints a table, and writes JSON with every step's figures. Several files
+  3. Prints a table; --out gets JSON with every step's figures. Several files
      run one after another, each in a process of its own, so that compile time
      and peak memory are theirs.
 

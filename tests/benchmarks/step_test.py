@@ -1,6 +1,7 @@
 """The step benchmark does the work that a workload file states."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -162,3 +163,9 @@ def test_decode_floor_counts_weights_once_and_the_live_cache():
   assert floor.seconds(10.0, 1e30) == pytest.approx(
     (floor.step_flops.sum() + floor.prefill_flops) / 10
   )
+
+
+def test_the_workload_that_comes_along_can_be_read():
+  path = pathlib.Path(step.__file__).parent / 'small.json'
+  workload = workloads.read(str(path))
+  assert (workload.name, workload.num_questions) == ('small', 16)
