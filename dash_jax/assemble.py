@@ -100,10 +100,10 @@ class Parts:
   ) -> tuple[list[str], workers.Scores]:
     """Returns the texts of rows on the host, B = Q * G, and their Scores."""
     texts = self.encoding.decode(rollouts)
-    group_size = len(texts) // len(asked)
+    G = rollouts.tokens.shape[1]
     return texts, self.pool.score(
       texts,
-      [q.answer for q in asked for _ in range(group_size)],
+      [q.answer for q in asked for _ in range(G)],
       rollouts.truncated.reshape(-1).tolist(),
     )
 
@@ -152,12 +152,13 @@ def _named_processes():
 def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
   """Returns the parts of a checked config; weights come from `load_params`.
 
+  Makes the workdir, and keeps the tokenizer there if it is trained.
+
   Raises:
     ValueError, FileNotFoundError: names the field and what would be valid.
   """
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
-  checkpoint.check_config(workdir, config.to_dict())
   train = _load_questions(config, 'train', config.data.num_train)
   test = _load_questions(config, 'test', config.eval.num_questions)
   tok = _load_tokenizer(config, folder, train)

@@ -340,7 +340,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 def _check_data(data):
   try:
     holds_question = 'Q?' in data.template.format(question='Q?')
-  except (KeyError, IndexError, ValueError):
+  except (LookupError, ValueError, AttributeError, TypeError):
     holds_question = False
   _require(
     data.template == 'chat' or holds_question,
@@ -363,11 +363,12 @@ def _check_seed(seed):
 
 
 def _check_sizes(config):
-  algorithm, optim = config.algorithm, config.optim
+  algorithm = config.algorithm
   G, B = algorithm.group_size, config.sampling.batch_size
   _require(
-    not algorithm.sft_steps or optim.sft_warmup_steps < algorithm.sft_steps,
-    f'optim.sft_warmup_steps={optim.sft_warmup_steps}: must be below'
+    not algorithm.sft_steps
+    or config.optim.sft_warmup_steps < algorithm.sft_steps,
+    f'optim.sft_warmup_steps={config.optim.sft_warmup_steps}: must be below'
     f' algorithm.sft_steps={algorithm.sft_steps}',
   )
   if algorithm.name == 'sft':
@@ -394,8 +395,8 @@ def _check_sizes(config):
     f' {_multiples(run.batch_size, algorithm.num_samples)}',
   )
   _require(
-    optim.warmup_steps < run.rl_steps,
-    f'optim.warmup_steps={optim.warmup_steps}: must be below the'
+    config.optim.warmup_steps < run.rl_steps,
+    f'optim.warmup_steps={config.optim.warmup_steps}: must be below the'
     f' {run.rl_steps} steps of algorithm.num_samples={algorithm.num_samples}',
   )
   _require(

@@ -11,6 +11,7 @@ The life of an evaluation:
 """
 
 import collections
+import itertools
 import math
 import time
 
@@ -70,12 +71,15 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
       group_size=1,
       max_completion_len=encoding.max_completion_len,
     )
-    rollouts = sharding.local_rows(rollouts)
-    _, scores = parts.score(mine, rollouts)
+    rollouts = jax.tree.map(
+      lambda x: x[counted],  # noqa: B023
+      sharding.local_rows(rollouts),
+    )
+    _, scores = parts.score(list(itertools.compress(mine, counted)), rollouts)
     sums = sharding.sum_over_hosts(
       {
-        'right': float((scores.rewards[counted] == 1).sum()),
-        'tokens': float(rollouts.lengths[counted].sum()),
+        'right': float((scores.rewards == 1).sum()),
+        'tokens': float(rollouts.lengths.sum()),
         'timeouts': scores.timeouts,
         'errors': scores.errors,
       }
@@ -97,6 +101,9 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
 
 
 def main(config, workdir):
+  differing = checkpoint.compare_config(workdir, config.to_dict())
+  if differing:
+    print('Judged with other fields than the run has:', *differing, sep='\n')
   with jax.set_mesh(assemble.connect(config)):
     parts = assemble.build(config, workdir)
     with parts.pool:

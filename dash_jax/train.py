@@ -37,6 +37,7 @@ def train(config, workdir: str) -> bool:
     RuntimeError: anything of this kind that happens once the run goes on.
   """
   is_writer = jax.process_index() == 0
+  checkpoint.check_config(workdir, config.to_dict())
   parts = assemble.build(config, workdir)
   plan = steps.phases(config)
   with (
@@ -53,19 +54,27 @@ def train(config, workdir: str) -> bool:
       log = closing.enter_context(
         metrics.MetricsWriter(workdir, int(state.step))
       )
-    try:
-      if not _go_on(parts, plan, state, ref_params, stop, saved, bars, log):
-        return False
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-      raise RuntimeError(
-        'the run failed at work; the same command goes on from its newest'
-        f' checkpoint, step {saved.latest_step() or 0}'
-      ) from error
-  if is_writer:
-    progress.print_summary(report.summarize(workdir))
-    report.draw([workdir], pathlib.Path(workdir) / 'curves.png')
+    with _at_work(saved):
+      finished = _go_on(parts, plan, state, ref_params, stop, saved, bars, log)
+      saved.wait()
+  if finished and is_writer:
+    with _at_work(saved):
+      progress.print_summary(report.summarize(workdir))
+      report.draw([workdir], pathlib.Path(workdir) / 'curves.png')
     print(f'Curves: {pathlib.Path(workdir) / "curves.png"}')
-  return True
+  return finished
+
+
+@contextlib.contextmanager
+def _at_work(saved):
+  """Keeps what fails in the run apart from what commands call bad input."""
+  try:
+    yield
+  except (ValueError, OSError, ModuleNotFoundError) as error:
+    raise RuntimeError(
+      'the run failed at work; the same command goes on from its newest'
+      f' checkpoint, step {saved.latest_step() or 0}'
+    ) from error
 
 
 def _go_on(parts, plan, state, ref_params, stop, saved, bars, log) -> bool:
@@ -118,8 +127,13 @@ def _start(parts, plan, saved):
     return state, None
   if not last.objective.kl_coef or int(state.step) < last.first_step:
     return state, None
-  ref_params, _ = checkpoint.restore_params(_reference(parts), abstract.params)
-  return state, ref_params
+  reference = checkpoint.restore_params(_reference(parts), abstract.params)
+  if reference is None:
+    raise ValueError(
+      f'{_reference(parts)} has no reference policy, which algorithm.kl_coef ='
+      f' {last.objective.kl_coef} needs: a workdir is copied whole'
+    )
+  return state, reference[0]
 
 
 def _enter_rl(parts, phase, state):

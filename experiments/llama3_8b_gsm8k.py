@@ -24,7 +24,7 @@ weights, 16 GB on each device (divided by mesh.tensor), and 13 GB of cache over
 all devices.
 
 As arXiv 2505.17218 without its KL term: 64 questions x 4 samples a step,
-learned from in minibatches of 8, learning rate 3e-6 falling linearly, AdamW
+learned from in minibatches, learning rate 3e-6 falling linearly, AdamW
 without decay, temperature 0.9, tokens counted as 1 / max_completion_len, three
 epochs. Departures: the model; a warm start on 2,048 worked solutions, because
 a base model seldom ends its reply by itself; top_k is off, where the authors
@@ -62,7 +62,8 @@ def get_config():
   config.optim.sft_batch_size = 16
   config.optim.sft_learning_rate = 1e-5
   config.optim.sft_warmup_steps = 8
-  config.optim.minibatch_size = 8
+  # Of 8 devices each holds one group, whose prompt it runs once.
+  config.optim.minibatch_size = 32
   config.optim.learning_rate = 3e-6
   config.optim.grpo_learning_rate = 1e-6
   config.eval.num_questions = 1_319  # all of them

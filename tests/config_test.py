@@ -87,6 +87,7 @@ BAD = [
   ({'data__template': '{prompt}'}, 'data.template', '{question}'),
   ({'data__template': '{question} {0}'}, 'data.template', '{question}'),
   ({'data__template': '{question} {'}, 'data.template', 'double every'),
+  ({'data__template': '{question.a}'}, 'data.template', '{question}'),
   (
     {'data__source': 'jsonl', 'data__path': 'all.jsonl'},
     'data.path',

@@ -142,9 +142,13 @@ def test_evaluate_repeats_the_last_evaluation(runs):
   whole = runs[0]
   last = metrics.read(whole / 'evals.jsonl')[-1]
   code, output = tiny_run.finish(
-    tiny_run.start(whole, *OPTIONS, module='dash_jax.evaluate')
+    tiny_run.start(
+      whole, *OPTIONS, 'data.max_prompt_len=65', module='dash_jax.evaluate'
+    )
   )
   assert code == 0, output
+  # Other fields than the run's are said, and not refused.
+  assert 'data.max_prompt_len: 64 there, 65 now' in output
   assert f'step {STEPS}: accuracy {last["accuracy"]:.1%}' in output
   assert 'on 6 questions' in output
 

@@ -208,7 +208,7 @@ def test_what_fails_at_work_is_not_called_bad_input(
   config, tmp_path, monkeypatch
 ):
   """Commands turn a ValueError into one line: a fault in the third step must
-  keep its traceback, and the run before it."""
+  keep its traceback. The steps before it stay on record."""
   config.algorithm.sft_steps = 4
   take_step = steps.take_step
 

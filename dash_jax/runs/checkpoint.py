@@ -167,6 +167,12 @@ def _restore(manager, folder, step, wanted):
   """Returns items by their names, checked before anything is read."""
   # Orbax casts other dtypes in silence, and names no field of other shapes.
   metadata = manager.item_metadata(step)
+  absent = [name for name in wanted if name not in metadata]
+  if absent:
+    raise ValueError(
+      f'{folder / str(step)} has no item {absent[0]!r}: another version of'
+      ' dash_jax wrote it; go on with that one, or use a new workdir'
+    )
   stored = _describe({name: metadata[name].tree for name in wanted})
   now = _describe(wanted)
   differing = [
@@ -204,32 +210,39 @@ def has_begun(workdir: str | os.PathLike) -> bool:
   return (pathlib.Path(workdir) / CONFIG_NAME).exists()
 
 
-def check_config(workdir: str | os.PathLike, config: dict) -> None:
-  """Checks that `workdir` is new or belongs to `config`.
+def compare_config(workdir: str | os.PathLike, config: dict) -> list[str]:
+  """Returns a line for each field that differs from the run's config.json.
 
   Args:
-    workdir: the run's folder.
+    workdir: the run's folder; a new one differs in nothing.
     config: nested dicts of what JSON can hold; fields in MAY_CHANGE may differ.
-
-  Raises:
-    ValueError: other fields differ; the message names each with both values.
   """
   if not has_begun(workdir):
-    return
+    return []
   path = pathlib.Path(workdir) / CONFIG_NAME
   stored = _flatten(json.loads(path.read_text(encoding='utf-8')))
   # Through JSON, so that a tuple equals the list that it was written as.
   now = _flatten(json.loads(json.dumps(config)))
-  differing = [
+  return [
     f'  {name}: {_show(stored, name)} there, {_show(now, name)} now'
     for name in sorted(stored.keys() | now.keys())
     if _show(stored, name) != _show(now, name)
     and not name.startswith(MAY_CHANGE)
   ]
+
+
+def check_config(workdir: str | os.PathLike, config: dict) -> None:
+  """Checks that `workdir` is new or belongs to `config`.
+
+  Raises:
+    ValueError: fields differ; the message names each with both values.
+  """
+  differing = compare_config(workdir, config)
   if differing:
     raise ValueError(
-      f'{path} belongs to a run with another configuration (go on with that '
-      'one, or use a new workdir):\n' + '\n'.join(differing)
+      f'{pathlib.Path(workdir) / CONFIG_NAME} belongs to a run with another'
+      ' configuration (go on with that one, or use a new workdir):\n'
+      + '\n'.join(differing)
     )
 
 

@@ -39,6 +39,7 @@ def run(path: str, num_steps: int, minibatch_size: int) -> dict:
       workloads.fraction_even(rows.tokens, rows.mask), normalize_std=True
     )
     Q, G = gain.shape
+    minibatch_size = min(minibatch_size, Q * G)
     kept = [round(share * Q) for share in SHARES]
     seconds = [[] for _ in SHARES]
     for i in range(num_steps + 1):

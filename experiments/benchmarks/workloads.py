@@ -172,7 +172,8 @@ def _attention_flops(config, first, last):
 def learn_flops(
   config: llama.LlamaConfig, num_rows: int, prompt_len: int, completion_len: int
 ) -> float:
-  """Returns the FLOPs of a forward and a backward over full rows.
+  """Returns the FLOPs of a forward and a backward over full rows, each with a
+  prompt of its own.
 
       3 * rows * (2 * layers' weights * T + attention + 2 * unembedding * C)
 

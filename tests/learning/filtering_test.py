@@ -63,6 +63,9 @@ def test_kept_rows_come_once_in_order_and_fillers_weigh_nothing(
     minibatches.rollouts.prompts.tokens,
     rollouts.prompts.tokens[minibatches.rollouts.prompts.uids],
   )
+  # Each question takes as many prompts as its rows need, and no more.
+  prompts = -(-keep.sum(axis=1) // s)
+  assert n == -(-prompts.sum() // (size // s))
   # Those from n on are not run, and none before it is run for nothing.
   np.testing.assert_array_equal(real.any((1, 2)), np.arange(M) < n)
 

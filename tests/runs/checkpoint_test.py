@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
 from dash_jax import batches
@@ -61,9 +62,9 @@ def test_the_latest_state_comes_back(tmp_path):
   _assert_equal(state, _state(2.0))
 
 
-def test_weights_are_read_beside_a_save_that_goes_on(tmp_path):
-  """Evaluating a run must not tidy away what it is writing: the folder is as it
-  was, and the save ends well."""
+def test_reading_weights_leaves_what_a_run_is_writing(tmp_path):
+  """Opened by the run itself, the folder of an unfinished save would be tidied
+  away."""
   abstract = _abstract(_state()).params
   assert checkpoint.restore_params(tmp_path, abstract) is None
   with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
@@ -111,6 +112,16 @@ def test_bad_calls_are_refused(tmp_path):
     with pytest.raises(ValueError, match='step 4 is not after step 4'):
       checkpoints.save(4, _state())
     assert checkpoints.latest_step() == 4
+
+
+def test_a_checkpoint_of_another_layout_is_refused(tmp_path):
+  """One item, as this project wrote once, instead of weights and the rest."""
+  with ocp.CheckpointManager(tmp_path / 'checkpoints') as manager:
+    state = {'step': jnp.int32(1)}
+    save = ocp.args.Composite(state=ocp.args.StandardSave(state))
+    manager.save(1, args=save)
+  with pytest.raises(ValueError, match="has no item 'params'"):
+    checkpoint.restore_params(tmp_path, _abstract(_state()).params)
 
 
 def test_other_arrays_are_named(tmp_path):

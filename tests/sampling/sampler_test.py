@@ -83,7 +83,7 @@ def test_learner_and_sampler_agree_on_logprobs(
   np.testing.assert_allclose(rows.logprobs, found, atol=1e-5)
 
 
-def test_in_bf16_both_see_the_same_weights(params, tiny):
+def test_in_bf16_casting_once_or_by_layer_is_the_same(params, tiny):
   """The sampler casts weights once, the learner layer by layer: in bf16, and
   with norms off their first values, not one bit may depend on which."""
   rng = np.random.default_rng(0)
