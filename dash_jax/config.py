@@ -13,7 +13,7 @@ import re
 
 import ml_collections
 
-from dash_jax.data import questions
+from dash_jax.data import chat, questions
 from dash_jax.learning import losses, optim
 from dash_jax.model import presets
 from dash_jax.rewards import answers
@@ -339,14 +339,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def _check_data(data):
   try:
-    holds_question = 'Q?' in data.template.format(question='Q?')
-  except (LookupError, ValueError, AttributeError, TypeError):
-    holds_question = False
-  _require(
-    data.template == 'chat' or holds_question,
-    f"data.template={data.template!r}: must be 'chat' or hold {{question}}, and"
-    ' double every other brace',
-  )
+    chat.check_template(data.template)
+  except ValueError as error:
+    raise ValueError(f'data.template: {error}') from error
   _require(
     data.source != 'jsonl' or '{split}' in data.path,
     f'data.path={data.path!r}: must hold {{split}}, which becomes train and'

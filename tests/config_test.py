@@ -86,8 +86,9 @@ BAD = [
   ({'data__template': 'Q: '}, 'data.template', '{question}'),
   ({'data__template': '{prompt}'}, 'data.template', '{question}'),
   ({'data__template': '{question} {0}'}, 'data.template', '{question}'),
-  ({'data__template': '{question} {'}, 'data.template', 'double every'),
+  ({'data__template': '{question} {'}, 'data.template', 'no format string'),
   ({'data__template': '{question.a}'}, 'data.template', '{question}'),
+  ({'data__template': '{question}' * 2}, 'data.template', 'once'),
   (
     {'data__source': 'jsonl', 'data__path': 'all.jsonl'},
     'data.path',

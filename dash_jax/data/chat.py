@@ -69,13 +69,37 @@ def encode_prompt(
     )
   if system:
     raise ValueError("a system message needs the template 'chat'")
-  _check_format(template)
+  check_template(template)
   ids = tokenizer.encode(template.format(question=question))
   if not add_bos:
     return ids
   if tokenizer.bos_id is None:
     raise ValueError('add_bos is set, but the tokenizer has no BOS')
   return [tokenizer.bos_id, *ids]
+
+
+@functools.lru_cache(maxsize=8)
+def check_template(template: str) -> None:
+  """Refuses what is neither 'chat' nor a format string of '{question}' alone.
+
+  Raises:
+    ValueError: says what the template has instead.
+  """
+  if template == CHAT:
+    return
+  try:
+    fields = [f for _, f, _, _ in string.Formatter().parse(template)]
+  except ValueError as error:
+    raise ValueError(
+      f'the template {template!r} is no format string: {error}'
+    ) from error
+  fields = [f for f in fields if f is not None]
+  if fields != ['question']:
+    raise ValueError(
+      f"the template {template!r} must be 'chat', or contain '{{question}}' "
+      f'once and no other field; it has {fields or "none"} (write {{{{ and }}}} '
+      'for braces)'
+    )
 
 
 class _Frame:
@@ -130,21 +154,3 @@ def _name_bos_and_eos(tokenizer) -> tuple[tuple[str, str], ...]:
   ids = {'bos_token': tokenizer.bos_id, 'eos_token': tokenizer.stop_ids[0]}
   texts = {i: text for text, i in tokenizer.specials.items()}
   return tuple((name, texts[i]) for name, i in ids.items() if i in texts)
-
-
-@functools.lru_cache(maxsize=8)
-def _check_format(template: str) -> None:
-  """Raises ValueError unless '{question}' is the template's only field."""
-  try:
-    fields = [f for _, f, _, _ in string.Formatter().parse(template)]
-  except ValueError as error:
-    raise ValueError(
-      f'the template {template!r} is no format string: {error}'
-    ) from error
-  fields = [f for f in fields if f is not None]
-  if fields != ['question']:
-    raise ValueError(
-      f"the template {template!r} must be 'chat', or contain '{{question}}' "
-      f'once and no other field; it has {fields or "none"} (write {{{{ and }}}} '
-      'for braces)'
-    )
