@@ -165,6 +165,10 @@ def check_small_models(report: Report) -> None:
     ),
     'qwen2': transformers.Qwen2Config(**sizes, tie_word_embeddings=False),
     'qwen2, tied': transformers.Qwen2Config(**sizes, tie_word_embeddings=True),
+    'mistral': transformers.MistralConfig(**sizes, sliding_window=None),
+    'qwen3': transformers.Qwen3Config(
+      **sizes, head_dim=16, tie_word_embeddings=True
+    ),
   }
   rng = np.random.default_rng(0)
   rows = [rng.integers(0, 97, length).tolist() for length in (5, 64, 31)]

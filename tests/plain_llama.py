@@ -66,6 +66,9 @@ def forward(params, config, tokens):
         y @ w['w' + name][:, at] + (w['b' + name][at] if config.qkv_bias else 0)
         for name, at in (('q', head), ('k', shared), ('v', shared))
       )
+      if config.qk_norm:
+        q = _norm(q, w['q_norm'], config.norm_eps)
+        k = _norm(k, w['k_norm'], config.norm_eps)
       q, k = _rotate(q, frequencies), _rotate(k, frequencies)
       for t in range(len(x)):
         seen = _softmax(k[: t + 1] @ q[t] / np.sqrt(config.head_dim))

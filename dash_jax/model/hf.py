@@ -22,7 +22,7 @@ import numpy as np
 
 from dash_jax.model import llama
 
-_ARCHITECTURES = ('llama', 'qwen2')
+_ARCHITECTURES = ('llama', 'mistral', 'qwen2', 'qwen3')
 _FLOAT_TYPES = ('F64', 'F32', 'F16', 'BF16')
 
 # Our name -> the name on disk, and how many of our leading axes are inputs;
@@ -40,6 +40,8 @@ _LAYER_TENSORS = {
   'bq': ('self_attn.q_proj.bias', 0),
   'bk': ('self_attn.k_proj.bias', 0),
   'bv': ('self_attn.v_proj.bias', 0),
+  'q_norm': ('self_attn.q_norm.weight', None),
+  'k_norm': ('self_attn.k_norm.weight', None),
   'wo': ('self_attn.o_proj.weight', 2),
   'mlp_norm': ('post_attention_layernorm.weight', None),
   'w_gate': ('mlp.gate_proj.weight', 1),
@@ -99,6 +101,8 @@ def read_config(folder: str) -> llama.LlamaConfig:
   want('attention_bias', False, False)
   want('mlp_bias', False, False)
   want('use_sliding_window', False, False)
+  if architecture == 'mistral':
+    want('sliding_window', None, None)  # others say it, and do not use it
   num_heads = get('num_attention_heads')
   # transformers 5 writes one dict; before, theta stood apart from the scaling.
   rope = get('rope_parameters', None) or get('rope_scaling', {})
@@ -114,6 +118,7 @@ def read_config(folder: str) -> llama.LlamaConfig:
     norm_eps=float(get('rms_norm_eps')),
     tied=bool(get('tie_word_embeddings', False)),
     qkv_bias=architecture == 'qwen2',
+    qk_norm=architecture == 'qwen3',
     rope_scaling=_read_scaling(path, rope),
   )
 

@@ -54,7 +54,8 @@ class LlamaConfig:
   rope_theta: float = 1e4
   norm_eps: float = 1e-5
   tied: bool = False
-  qkv_bias: bool = False
+  qkv_bias: bool = False  # Qwen2
+  qk_norm: bool = False  # Qwen3
   rope_scaling: RopeScaling | None = None
 
 
@@ -105,6 +106,9 @@ def weights(config: LlamaConfig) -> dict:
     layers['bq'] = Weight((L, N, H), (None, 'heads', None), 0.0)
     layers['bk'] = Weight((L, K, H), (None, 'kv_heads', None), 0.0)
     layers['bv'] = Weight((L, K, H), (None, 'kv_heads', None), 0.0)
+  if config.qk_norm:
+    layers['q_norm'] = Weight((L, H), (None, None), None)
+    layers['k_norm'] = Weight((L, H), (None, None), None)
   tree = {
     'embed': Weight((V, D), ('vocab', 'embed'), D**-0.5),
     'layers': layers,
@@ -390,6 +394,9 @@ class Llama(nn.Module):
     v = jnp.einsum('...D,DKH->...KH', x, w['wv'])
     if self.config.qkv_bias:
       q, k, v = q + w['bq'], k + w['bk'], v + w['bv']
+    if self.config.qk_norm:
+      q = _norm(q, w['q_norm'], self.config.norm_eps)
+      k = _norm(k, w['k_norm'], self.config.norm_eps)
     return q * self.config.head_dim**-0.5, k, v
 
   def _group(self, q):

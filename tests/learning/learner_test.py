@@ -212,7 +212,7 @@ def steps_on_meshes():
   """One AdamW step of the same rows on meshes of data x fsdp x tensor."""
   config = llama.LlamaConfig(
     vocab_size=64, embed_dim=32, num_layers=1, num_heads=8, num_kv_heads=4,
-    head_dim=8, ffw_dim=48, qkv_bias=True,
+    head_dim=8, ffw_dim=48, qkv_bias=True, qk_norm=True,
   )  # fmt: skip
   rollouts = tiny_rows.draw_rollouts(8)
   gain = np.random.default_rng(2).normal(size=(8, 2)).astype(np.float32)

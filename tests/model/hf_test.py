@@ -25,8 +25,11 @@ LLAMA = dataclasses.replace(
   SQUARE, num_heads=4, num_kv_heads=2, head_dim=2, ffw_dim=20
 )
 QWEN2 = dataclasses.replace(LLAMA, tied=True, qkv_bias=True)
+QWEN3 = dataclasses.replace(LLAMA, tied=True, qk_norm=True)
 ARCHITECTURES = pytest.mark.parametrize(
-  'config', [SQUARE, LLAMA, QWEN2], ids=['square', 'llama', 'qwen2']
+  'config',
+  [SQUARE, LLAMA, QWEN2, QWEN3],
+  ids=['square', 'llama', 'qwen2', 'qwen3'],
 )
 
 
@@ -57,6 +60,9 @@ def make_tensors(config, seed=0):
       shapes[f'{prefix}self_attn.q_proj.bias'] = (q,)
       shapes[f'{prefix}self_attn.k_proj.bias'] = (kv,)
       shapes[f'{prefix}self_attn.v_proj.bias'] = (kv,)
+    if c.qk_norm:
+      shapes[f'{prefix}self_attn.q_norm.weight'] = (c.head_dim,)
+      shapes[f'{prefix}self_attn.k_norm.weight'] = (c.head_dim,)
   rng = np.random.default_rng(seed)
   return {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
 
@@ -134,7 +140,11 @@ def test_weights_compute_what_the_tensors_compute(tmp_path, config):
     for ours, theirs in (
       ('attn_norm', 'input_layernorm'),
       ('mlp_norm', 'post_attention_layernorm'),
+      ('q_norm', 'self_attn.q_norm'),
+      ('k_norm', 'self_attn.k_norm'),
     ):
+      if ours not in layers:
+        continue
       np.testing.assert_array_equal(
         layers[ours][layer], disk(f'{theirs}.weight')
       )
@@ -260,6 +270,12 @@ def test_config_of_qwen2(tmp_path):
   assert found == QWEN2
 
 
+def test_config_of_qwen3_and_mistral(tmp_path):
+  found = read_config(tmp_path, model_type='qwen3', tie_word_embeddings=True)
+  assert found == QWEN3
+  assert read_config(tmp_path, model_type='mistral') == LLAMA
+
+
 def test_rotary_fields_old_and_new(tmp_path):
   """transformers 5 moved theta into the dict that held the scaling."""
   scaling = {
@@ -288,7 +304,7 @@ def test_rotary_fields_old_and_new(tmp_path):
 @pytest.mark.parametrize(
   ('field', 'value', 'problem'),
   [
-    ('model_type', 'mistral', "'mistral'; can be read: llama, qwen2"),
+    ('model_type', 'gemma2', "'gemma2'; can be read: llama, mistral, qwen2"),
     ('hidden_act', 'gelu', "only 'silu'"),
     ('attention_bias', True, 'only False'),
     ('mlp_bias', True, 'only False'),
@@ -301,3 +317,11 @@ def test_what_the_model_lacks_is_refused(tmp_path, field, value, problem):
   """Read all the same, such weights would give other logits, silently."""
   with pytest.raises(ValueError, match=problem):
     read_config(tmp_path, **{field: value})
+
+
+def test_a_sliding_window_is_refused_where_it_is_used(tmp_path):
+  """Mistral's first version attends over 4,096 tokens alone; Qwen2's config
+  names a window too, but does not use it."""
+  with pytest.raises(ValueError, match='sliding_window is 4096; only None'):
+    read_config(tmp_path, model_type='mistral', sliding_window=4096)
+  read_config(tmp_path, model_type='qwen2', sliding_window=4096)

@@ -40,6 +40,7 @@ def test_forward_equals_plain_numpy(mesh, tiny, full):
     num_layers=5 if full else 2,
     tied=full,
     qkv_bias=full,
+    qk_norm=full,
     rope_scaling=SCALING if full else None,
     norm_eps=1e-3,
   )
@@ -152,18 +153,44 @@ def test_scaled_frequencies_are_llama_3_1s():
   assert ((between > 1) & (between < 8)).all()
 
 
-@pytest.mark.parametrize(
-  ('preset', 'num'),
-  [('llama3_8b', 8_030_261_248), ('smollm2_135m', 134_515_008)],
-)
-def test_published_sizes(preset, num):
-  assert llama.count_params(presets.PRESETS[preset]) == num
+# What the models' own pages and their checkpoints' indices count.
+PUBLISHED_SIZES = {
+  'llama2_7b': 6_738_415_616,
+  'llama2_13b': 13_015_864_320,
+  'llama2_70b': 68_976_648_192,
+  'llama3_8b': 8_030_261_248,
+  'llama3_70b': 70_553_706_496,
+  'llama3_1_8b': 8_030_261_248,
+  'llama3_1_70b': 70_553_706_496,
+  'llama3_2_1b': 1_235_814_400,
+  'llama3_2_3b': 3_212_749_824,
+  'llama3_3_70b': 70_553_706_496,
+  'mistral_7b': 7_248_023_552,
+  'qwen2_5_0_5b': 494_032_768,
+  'qwen2_5_1_5b': 1_543_714_304,
+  'qwen2_5_3b': 3_085_938_688,
+  'qwen2_5_7b': 7_615_616_512,
+  'qwen3_0_6b': 596_049_920,
+  'qwen3_1_7b': 1_720_574_976,
+  'qwen3_4b': 4_022_468_096,
+  'qwen3_8b': 8_190_735_360,
+  'smollm2_135m': 134_515_008,
+  'smollm2_360m': 361_821_120,
+  'smollm2_1_7b': 1_711_376_384,
+}
+
+
+@pytest.mark.parametrize('preset', presets.PRESETS.keys() - {'quickstart'})
+def test_published_sizes(preset):
+  """To the last weight: a wrong width, head count or tying shows."""
+  num = llama.count_params(presets.PRESETS[preset])
+  assert num == PUBLISHED_SIZES[preset]
 
 
 def test_made_weights_have_the_declared_shapes_layouts_and_scales(tiny):
   """On a split mesh: what is declared once is what init makes and what a
   checkpoint is read into."""
-  config = dataclasses.replace(tiny, qkv_bias=True, embed_dim=64)
+  config = dataclasses.replace(tiny, qkv_bias=True, qk_norm=True, embed_dim=64)
   grid = jax.make_mesh((1, 2, 4), sharding.AXES)
   with jax.set_mesh(grid):
     made = llama.init_params(config, jax.random.key(0), jnp.bfloat16)
