@@ -161,7 +161,9 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
   folder.mkdir(parents=True, exist_ok=True)
   train = _load_questions(config, 'train', config.data.num_train)
   test = _load_questions(config, 'test', config.eval.num_questions)
-  tok = _load_tokenizer(config, folder, train)
+  tok = load_tokenizer(config, folder) or _train_tokenizer(
+    config, folder, train
+  )
   encoding = Encoding(
     tokenizer=tok,
     template=config.data.template,
@@ -180,7 +182,8 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     for split, asked in (('train', train), ('test', test))
   )
   config_lib.check_num_questions(config, len(train))
-  architecture = model_config(config)
+  model = make_model(config)
+  architecture = model.config
   if tok.vocab_size > architecture.vocab_size:
     raise ValueError(
       f'the tokenizer has {tok.vocab_size} ids, the model'
@@ -194,12 +197,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     config=config,
     workdir=folder,
     encoding=encoding,
-    model=llama.Llama(
-      architecture,
-      dtype=jnp.dtype(config.model.dtype),
-      param_dtype=jnp.dtype(config.model.param_dtype),
-      remat=config.model.remat,
-    ),
+    model=model,
     stop_ids=_stop_ids(tok, config.data.stop_text),
     train_questions=train,
     test_questions=test,
@@ -209,6 +207,16 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
       num_workers=config.reward.num_workers,
       timeout_s=config.reward.timeout_s,
     ),
+  )
+
+
+def make_model(config: ml_collections.ConfigDict) -> llama.Llama:
+  """Returns the model; as `model_config`, it may refuse the weights' file."""
+  return llama.Llama(
+    model_config(config),
+    dtype=jnp.dtype(config.model.dtype),
+    param_dtype=jnp.dtype(config.model.param_dtype),
+    remat=config.model.remat,
   )
 
 
@@ -253,6 +261,22 @@ def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
   )
 
 
+def load_tokenizer(
+  config: ml_collections.ConfigDict, folder: pathlib.Path
+) -> tokenizer.Tokenizer | None:
+  """Returns the tokenizer that the config names or the run has trained; None
+  if it is yet to be trained."""
+  if config.data.tokenizer != 'trained':
+    path = gguf.resolve(config.data.tokenizer_path)
+    config_lib.check_file('data.tokenizer_path', path)
+    return tokenizer.load(config.data.tokenizer, path)
+  path = folder / TOKENIZER_NAME
+  # One that a refused start left behind may be of other texts.
+  if path.exists() and checkpoint.has_begun(folder):
+    return tokenizer.load('sentencepiece', str(path))
+  return None
+
+
 def make_optimizer(config, learning_rate, total_steps, warmup_steps):
   """Returns the optimizer of a phase; all have the same state."""
   return optim.make_optimizer(
@@ -294,15 +318,8 @@ def _load_questions(config, split, num):
   )
 
 
-def _load_tokenizer(config, folder, train):
-  if config.data.tokenizer != 'trained':
-    path = gguf.resolve(config.data.tokenizer_path)
-    config_lib.check_file('data.tokenizer_path', path)
-    return tokenizer.load(config.data.tokenizer, path)
+def _train_tokenizer(config, folder, train):
   path = folder / TOKENIZER_NAME
-  # One that a refused start left behind may be of other texts.
-  if path.exists() and checkpoint.has_begun(folder):
-    return tokenizer.load('sentencepiece', str(path))
   vocab_size = presets.PRESETS[config.model.preset].vocab_size
   texts = [
     config.data.template.format(question=q.prompt) + q.solution for q in train

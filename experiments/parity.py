@@ -5,7 +5,8 @@
   1. SmolLM2-135M-Instruct: both sides read the GGUF file by themselves. Every
      weight must be equal, logits and next-token choices must agree.
   2. Small random models of each architecture that a Hugging Face folder may
-     hold, saved by transformers, read by us: logits must agree.
+     hold, saved by transformers, read by us: logits must agree. Written by us
+     and read by transformers, they must be equal.
   3. SmolLM2's tokenizer against a plain BPE written here from the file's
      metadata, and against transformers': it drops the rule that digits stand
      alone, so only texts without neighbouring digits must agree with it.
@@ -15,6 +16,7 @@ cores, 3 GB of memory.
 """
 
 import itertools
+import json
 import os
 import pathlib
 import random
@@ -32,12 +34,14 @@ import transformers
 
 from dash_jax import sharding
 from dash_jax.data import bpe, chat
-from dash_jax.model import gguf, hf, llama
+from dash_jax.model import gguf, hf, hf_write, llama
 
 # float32 sums in another order; logits are up to 40, and up to 10 in the small
 # models.
 _MAX_LOGIT_GAP = 1e-3
 _MAX_SMALL_LOGIT_GAP = 2e-4
+# The same weights and the same program.
+_MAX_REWRITTEN_GAP = 1e-6
 
 _TEXTS = (
   'What is 12 + 30? Think step by step.\n#### 42',
@@ -183,6 +187,7 @@ def check_small_models(report: Report) -> None:
       model.save_pretrained(folder)
       config = hf.read_config(folder)
       weights = hf.read_weights(folder, config)
+    check_written(report, name, config, weights, model, rows)
     compare_logits(
       report,
       f'random {name}',
@@ -192,6 +197,31 @@ def check_small_models(report: Report) -> None:
       rows,
       _MAX_SMALL_LOGIT_GAP,
     )
+
+
+def check_written(report, name, config, weights, model, rows) -> None:
+  """transformers computes the same from what we write as from its own."""
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder)
+    fields = hf_write.make_config(
+      config, dtype='float32', max_len=128, bos_id=None, stop_ids=(0,)
+    )
+    (path / 'config.json').write_text(json.dumps(fields))
+    hf_write.write_weights(path, config, weights)
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+  gap = max(
+    float(
+      np.abs(
+        compute_their_logits(again, row) - compute_their_logits(model, row)
+      ).max()
+    )
+    for row in rows
+  )
+  report.add(
+    f'random {name}, written by us',
+    gap <= _MAX_REWRITTEN_GAP,
+    f"transformers' logits differ by at most {gap:.2g}",
+  )
 
 
 class PlainBpe:

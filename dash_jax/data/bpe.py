@@ -86,6 +86,21 @@ class HuggingFace:
     decode = functools.partial(self._plain.decode, skip_special_tokens=False)
     return decode_ids(ids, self.vocab_size, self.specials, decode)
 
+  def save(self, folder: pathlib.Path) -> None:
+    definition = self._special.to_str(pretty=True)
+    (folder / 'tokenizer.json').write_text(definition, encoding='utf-8')
+    texts = {i: text for text, i in self.specials.items()}
+    fields = {
+      'tokenizer_class': 'PreTrainedTokenizerFast',
+      'bos_token': texts.get(self.bos_id),
+      'eos_token': texts[self.stop_ids[0]],
+      'clean_up_tokenization_spaces': False,
+    }
+    if self.chat_template:
+      fields['chat_template'] = self.chat_template
+    path = folder / 'tokenizer_config.json'
+    path.write_text(json.dumps(fields, indent=2), encoding='utf-8')
+
 
 class TikToken:
   """A tokenizer of the `tiktoken` package."""
@@ -110,6 +125,13 @@ class TikToken:
   def decode(self, ids: Iterable[int]) -> str:
     return decode_ids(
       ids, self.vocab_size, self.specials, self._encoding.decode
+    )
+
+  def save(self, folder: pathlib.Path) -> None:
+    raise ValueError(
+      f'{folder}: a tiktoken file has no Hugging Face form here; read the'
+      " weights from the model's Hugging Face folder (model.weights=hf:FOLDER),"
+      ' whose tokenizer.json is then copied'
     )
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import sentencepiece
+import tokenizers
 
 from dash_jax.data import bpe
 
@@ -56,6 +57,13 @@ class Tokenizer(Protocol):
 
     Ids outside the vocabulary (a model's embedding may be larger than it) and
     bytes that are no UTF-8 become U+FFFD.
+    """
+
+  def save(self, folder: pathlib.Path) -> None:
+    """Writes the files that transformers reads a tokenizer from.
+
+    Raises:
+      ValueError: it has no such form.
     """
 
 
@@ -102,6 +110,77 @@ class SentencePiece:
     return bpe.decode_ids(
       ids, self.vocab_size, self.specials, self._model.decode
     )
+
+  def save(self, folder: pathlib.Path) -> None:
+    # As tokenizer.json: from a .model file transformers puts a space in front
+    # of every text. There U+2581 in a text is read as a space.
+    fast = bpe.HuggingFace(
+      _to_fast(self._model),
+      bos_id=self.bos_id,
+      stop_ids=self.stop_ids,
+      chat_template=None,
+    )
+    fast.save(folder)
+
+
+def _to_fast(model) -> tokenizers.Tokenizer:
+  """Returns a sentencepiece BPE model as one of the `tokenizers` package.
+
+  Raises:
+    ValueError: it is no BPE model with a piece for each byte.
+  """
+  ids = {model.id_to_piece(i): i for i in range(model.vocab_size())}
+  normal = {
+    piece
+    for piece, i in ids.items()
+    if not (model.is_control(i) or model.is_unknown(i) or model.is_byte(i))
+  }
+  # Sentencepiece joins the two neighbours that make the best piece first.
+  merges = sorted(
+    (
+      (piece[:at], piece[at:])
+      for piece in normal
+      for at in range(1, len(piece))
+      if piece[:at] in normal and piece[at:] in normal
+    ),
+    key=lambda pair: (-model.get_score(ids[''.join(pair)]), pair),
+  )
+  if not merges or not any(map(model.is_byte, ids.values())):
+    raise ValueError(
+      'only sentencepiece models of the kind BPE with byte fallback have a'
+      ' Hugging Face form here'
+    )
+  fast = tokenizers.Tokenizer(
+    tokenizers.models.BPE(
+      vocab=ids,
+      merges=merges,
+      unk_token=model.id_to_piece(model.unk_id()),
+      byte_fallback=True,
+      fuse_unk=True,
+    )
+  )
+  fast.normalizer = tokenizers.normalizers.Replace(' ', _SPACE_MARK)
+  fast.decoder = tokenizers.decoders.Sequence(
+    [
+      tokenizers.decoders.Replace(_SPACE_MARK, ' '),
+      tokenizers.decoders.ByteFallback(),
+      tokenizers.decoders.Fuse(),
+    ]
+  )
+  special = [p for p, i in ids.items() if model.is_control(i)]
+  fast.add_special_tokens(
+    [tokenizers.AddedToken(p, normalized=False, special=True) for p in special]
+  )
+  # A piece that is no sum of others was given by the user, as newline is.
+  joined = {''.join(pair) for pair in merges}
+  given = [
+    piece for piece in normal
+    if piece not in joined and (len(piece) > 1 or piece == '\n')
+  ]  # fmt: skip
+  fast.add_tokens(
+    [tokenizers.AddedToken(p, normalized=False, special=False) for p in given]
+  )
+  return fast
 
 
 def load(kind: str, path: str) -> Tokenizer:

@@ -19,6 +19,7 @@ import pathlib
 from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
+import safetensors
 
 from dash_jax.model import llama
 
@@ -133,12 +134,11 @@ def read_weights(
     ValueError: tensors are missing, unknown, not floats, or not of the shapes
       that `config` asks for.
   """
-  safe_open = _safe_open()
   places = list_tensors(config)
   with contextlib.ExitStack() as stack:
     sources = {}
     for file in _list_files(pathlib.Path(folder)):
-      opened = stack.enter_context(safe_open(file, framework='np'))
+      opened = stack.enter_context(safetensors.safe_open(file, framework='np'))
       sources.update((name, opened) for name in opened.keys())  # noqa: SIM118
 
     def read(name):
@@ -297,14 +297,3 @@ def _read_json(path: pathlib.Path) -> dict:
     return json.loads(path.read_text(encoding='utf-8'))
   except json.JSONDecodeError as error:
     raise ValueError(f'{path}: not JSON: {error}') from error
-
-
-def _safe_open():
-  try:
-    import safetensors
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      'Hugging Face weights are read with the package safetensors: '
-      "pip install -e '.[llama3]'"
-    ) from error
-  return safetensors.safe_open

@@ -135,7 +135,10 @@ def restore_params(
   folder = _folder(workdir)
   if not folder.exists():
     return None
-  with _open(folder, ocp.CheckpointManagerOptions(read_only=True)) as manager:
+  options = ocp.CheckpointManagerOptions(
+    read_only=True, create=False, save_interval_steps=0
+  )
+  with _open(folder, options) as manager:
     step = manager.latest_step()
     if step is None:
       return None

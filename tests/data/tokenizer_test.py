@@ -58,6 +58,30 @@ def test_decode_undoes_encode(trained):
     assert model.decode(ids) == text
 
 
+def test_saved_for_others_it_gives_the_same_ids(trained, tmp_path):
+  """As a tokenizer.json, by another library's merges: on texts as it learned
+  from, hard ones and random ones. Only the mark that stands for spaces itself
+  cannot be told from one there."""
+  model, _ = trained
+  model.save(tmp_path)
+  saved = tokenizer.load('huggingface', str(tmp_path))
+  rng = random.Random(1)
+  alphabet = ' \n\t\rTomehasbx3012apples.=-+*é日😀\u200d'
+  texts = (
+    TEXTS
+    + HARD
+    + [
+      ''.join(rng.choices(alphabet, k=rng.randint(1, 60))) for _ in range(1000)
+    ]
+  )
+  for text in texts:
+    if '▁' not in text:
+      assert saved.encode(text) == model.encode(text), text
+    assert saved.decode(model.encode(text)) == text
+  assert saved.stop_ids == model.stop_ids
+  assert saved.bos_id == model.bos_id
+
+
 def test_same_texts_give_the_same_file(trained, tmp_path):
   """Two runs of one seed must agree on what every id means."""
   model, path = trained

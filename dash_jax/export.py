@@ -1,0 +1,167 @@
+"""A run's newest checkpoint as a Hugging Face folder, for vLLM or transformers.
+
+    python -m dash_jax.export --workdir=DIR --out=DIR [--check]
+
+  1. The workdir's config.json says the model and the tokenizer.
+  2. The weights go to safetensors in the type they were trained in, beside
+     config.json, generation_config.json, the tokenizer and its chat template.
+  3. --check reads the folder back and compares logits: they must be equal.
+
+Exit codes: 0 done; 1 the check failed; 2 the input is bad.
+"""
+
+import argparse
+import json
+import pathlib
+import shutil
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from dash_jax import assemble, sharding
+from dash_jax import config as config_lib
+from dash_jax.model import gguf, hf, hf_write, llama
+from dash_jax.runs import checkpoint
+
+# What a Hugging Face folder may hold of its tokenizer.
+_TOKENIZER_FILES = (
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'tokenizer.model',
+  'special_tokens_map.json',
+  'chat_template.jinja',
+)
+_CHECKED_TOKENS = 64
+
+
+def export(workdir: pathlib.Path, out: pathlib.Path) -> llama.Llama:
+  """Writes the newest checkpoint of `workdir` to `out`.
+
+  Returns:
+    The model that was written.
+
+  Raises:
+    ValueError, OSError: names the field or the folder.
+  """
+  if out.exists() and any(out.iterdir()):
+    raise ValueError(f'--out={out}: must be a new or an empty folder')
+  model, params, step, config = load(workdir)
+  tok = assemble.load_tokenizer(config, workdir)
+  source = _find_tokenizer_files(config)
+  out.mkdir(parents=True, exist_ok=True)
+  if source:
+    for file in source:
+      shutil.copy(file, out / file.name)
+  else:
+    tok.save(out)
+  fields = hf_write.make_config(
+    model.config,
+    dtype=jnp.dtype(model.param_dtype).name,
+    max_len=_find_max_len(config),
+    bos_id=tok.bos_id,
+    stop_ids=tok.stop_ids,
+  )
+  _write_json(out / 'config.json', fields)
+  ends = {name: fields[name] for name in ('bos_token_id', 'eos_token_id')}
+  _write_json(out / 'generation_config.json', ends)
+  hf_write.write_weights(out, model.config, params)
+  print(f'step {step} of {workdir} is in {out}')
+  return model
+
+
+def load(workdir: pathlib.Path):
+  """Returns model, weights, step and config of a workdir.
+
+  Raises:
+    ValueError, OSError: it is not a run's, or has no checkpoint.
+  """
+  path = workdir / checkpoint.CONFIG_NAME
+  if not path.exists():
+    raise FileNotFoundError(f'--workdir={workdir}: there is no {path.name}')
+  config = ml_collections.ConfigDict(json.loads(path.read_text()))
+  config_lib.check(config)
+  model = assemble.make_model(config)
+  restored = checkpoint.restore_params(
+    workdir, llama.abstract_params(model.config, model.param_dtype)
+  )
+  if restored is None:
+    raise ValueError(f'--workdir={workdir}: there is no checkpoint yet')
+  return model, *restored, config
+
+
+def compare(workdir: pathlib.Path, out: pathlib.Path) -> float:
+  """Returns how far the folder's logits are from the checkpoint's, at most."""
+  model, params, _, _ = load(workdir)
+  tokens = np.arange(_CHECKED_TOKENS) * 7919 % model.config.vocab_size
+  tokens = tokens[None].astype(np.int32)
+
+  def compute(config, params):
+    again = llama.Llama(config)
+
+    @jax.jit
+    def run(params):
+      mask = jnp.ones(tokens.shape, bool)
+      hidden = again.apply({'params': params}, jnp.asarray(tokens), mask)
+      return again.apply({'params': params}, hidden, method='logits')
+
+    return np.asarray(run(params))
+
+  config = hf.read_config(out)
+  read_back = hf.read_weights(out, config, dtype=jnp.dtype(model.param_dtype))
+  return float(
+    np.abs(compute(model.config, params) - compute(config, read_back)).max()
+  )
+
+
+def _find_tokenizer_files(config) -> list[pathlib.Path]:
+  """Returns the files of the folder that the weights came from, if any."""
+  kind, _, path = config.model.weights.partition(':')
+  folder = pathlib.Path(path)
+  if kind != 'hf' or not (folder / 'tokenizer.json').exists():
+    return []
+  return [folder / n for n in _TOKENIZER_FILES if (folder / n).exists()]
+
+
+def _find_max_len(config) -> int:
+  """Returns the longest row that the weights were made for."""
+  kind, _, path = config.model.weights.partition(':')
+  if kind == 'hf':
+    fields = json.loads((pathlib.Path(path) / 'config.json').read_text())
+    return fields['max_position_embeddings']
+  if kind == 'gguf':
+    metadata = gguf.read_metadata(gguf.resolve(path))
+    return metadata[f'{metadata["general.architecture"]}.context_length']
+  return config.data.max_prompt_len + config.sampling.max_completion_len
+
+
+def _write_json(path, fields):
+  path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
+
+
+def main(argv: list[str] | None = None) -> int:
+  parser = argparse.ArgumentParser(
+    prog='python -m dash_jax.export',
+    description='Writes a checkpoint as a Hugging Face folder.',
+  )
+  parser.add_argument('--workdir', type=pathlib.Path, required=True)
+  parser.add_argument('--out', type=pathlib.Path, required=True)
+  parser.add_argument('--check', action='store_true')
+  args = parser.parse_args(argv)
+  mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    try:
+      export(args.workdir, args.out)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
+      parser.error(str(error))
+    if not args.check:
+      return 0
+    gap = compare(args.workdir, args.out)
+  print(f'read back, its logits differ by at most {gap:g}')
+  return int(gap != 0)  # also where it is not a number
+
+
+if __name__ == '__main__':
+  sys.exit(main())
