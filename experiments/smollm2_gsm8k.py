@@ -31,6 +31,23 @@ A smoke run on a CPU, two whole steps of each phase on eight short questions:
 It took 160 CPU seconds when it was run once. None of its 16 replies was right,
 so filtering left its DASH steps nothing to learn from.
 
+A small part of the recipe (320 supervised rows, 512 sampled replies), 18
+minutes on two CPU cores; README.md has its scores:
+
+    python -m dash_jax.main --config=experiments/smollm2_gsm8k.py \
+        --workdir=runs/smollm2_gsm8k_cpu --config.data.path=FOLDER \
+        --config.model.dtype=float32 --config.model.remat=False \
+        --config.data.num_train=2000 --config.data.too_long=drop \
+        --config.data.max_prompt_len=128 \
+        --config.sampling.max_completion_len=160 \
+        --config.algorithm.sft_steps=40 --config.optim.sft_batch_size=8 \
+        --config.optim.sft_warmup_steps=4 --config.algorithm.group_size=8 \
+        --config.sampling.batch_size=64 --config.algorithm.num_samples=512 \
+        --config.optim.minibatch_size=16 --config.optim.warmup_steps=1 \
+        --config.eval.num_questions=200 --config.eval.batch_size=100 \
+        --config.eval.every_samples=256 \
+        --config.log.rollouts_every_samples=64
+
 Greedy pass@1 of the newest checkpoint on the first 100 test questions:
 
     python -m dash_jax.evaluate --config=experiments/smollm2_gsm8k.py \
