@@ -198,7 +198,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     workdir=folder,
     encoding=encoding,
     model=model,
-    stop_ids=_stop_ids(tok, config.data.stop_text),
+    stop_ids=find_stop_ids(tok, config.data.stop_text),
     train_questions=train,
     test_questions=test,
     pool=workers.Pool(
@@ -365,7 +365,12 @@ def _fit(config, encoding, split, asked):
   return kept
 
 
-def _stop_ids(tok, stop_text):
+def find_stop_ids(tok: tokenizer.Tokenizer, stop_text: str) -> np.ndarray:
+  """Returns i32[E], the ids that end a reply.
+
+  Raises:
+    ValueError: `stop_text` is not one token.
+  """
   ids = list(tok.stop_ids)
   if stop_text:
     extra = tok.encode(stop_text)

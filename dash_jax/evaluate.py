@@ -71,10 +71,7 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
       group_size=1,
       max_completion_len=encoding.max_completion_len,
     )
-    rollouts = jax.tree.map(
-      lambda x: x[counted],  # noqa: B023
-      sharding.local_rows(rollouts),
-    )
+    rollouts = _take(sharding.local_rows(rollouts), counted)
     _, scores = parts.score(list(itertools.compress(mine, counted)), rollouts)
     sums = sharding.sum_over_hosts(
       {
@@ -98,6 +95,10 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
     'reward_errors': total['errors'],
     'eval_s': time.perf_counter() - start,
   }
+
+
+def _take(tree, rows):
+  return jax.tree.map(lambda x: x[rows], tree)
 
 
 def main(config, workdir):

@@ -50,20 +50,19 @@ def export(workdir: pathlib.Path, out: pathlib.Path) -> llama.Llama:
     raise ValueError(f'--out={out}: must be a new or an empty folder')
   model, params, step, config = load(workdir)
   tok = assemble.load_tokenizer(config, workdir)
-  source = _find_tokenizer_files(config)
-  out.mkdir(parents=True, exist_ok=True)
-  if source:
-    for file in source:
-      shutil.copy(file, out / file.name)
-  else:
-    tok.save(out)
   fields = hf_write.make_config(
     model.config,
     dtype=jnp.dtype(model.param_dtype).name,
     max_len=_find_max_len(config),
     bos_id=tok.bos_id,
-    stop_ids=tok.stop_ids,
+    stop_ids=assemble.find_stop_ids(tok, config.data.stop_text).tolist(),
   )
+  files = _find_tokenizer_files(config)
+  out.mkdir(parents=True, exist_ok=True)
+  for file in files:
+    shutil.copy(file, out / file.name)
+  if not files:
+    tok.save(out, add_bos=config.data.add_bos)
   _write_json(out / 'config.json', fields)
   ends = {name: fields[name] for name in ('bos_token_id', 'eos_token_id')}
   _write_json(out / 'generation_config.json', ends)
@@ -117,10 +116,17 @@ def compare(workdir: pathlib.Path, out: pathlib.Path) -> float:
 
 
 def _find_tokenizer_files(config) -> list[pathlib.Path]:
-  """Returns the files of the folder that the weights came from, if any."""
-  kind, _, path = config.model.weights.partition(':')
-  folder = pathlib.Path(path)
-  if kind != 'hf' or not (folder / 'tokenizer.json').exists():
+  """Returns the tokenizer's files if the run's own is of this form already, or
+  lies beside weights that are."""
+  if config.data.tokenizer == 'huggingface':
+    folder = pathlib.Path(config.data.tokenizer_path)
+    folder = folder if folder.is_dir() else folder.parent
+  elif config.data.tokenizer == 'tiktoken':
+    kind, _, path = config.model.weights.partition(':')
+    folder = pathlib.Path(path)
+    if kind != 'hf' or not (folder / 'tokenizer.json').exists():
+      return []
+  else:
     return []
   return [folder / n for n in _TOKENIZER_FILES if (folder / n).exists()]
 
@@ -129,12 +135,17 @@ def _find_max_len(config) -> int:
   """Returns the longest row that the weights were made for."""
   kind, _, path = config.model.weights.partition(':')
   if kind == 'hf':
-    fields = json.loads((pathlib.Path(path) / 'config.json').read_text())
-    return fields['max_position_embeddings']
-  if kind == 'gguf':
-    metadata = gguf.read_metadata(gguf.resolve(path))
-    return metadata[f'{metadata["general.architecture"]}.context_length']
-  return config.data.max_prompt_len + config.sampling.max_completion_len
+    path = pathlib.Path(path) / 'config.json'
+    fields, name = json.loads(path.read_text()), 'max_position_embeddings'
+  elif kind == 'gguf':
+    path = gguf.resolve(path)
+    fields = gguf.read_metadata(path)
+    name = f'{fields["general.architecture"]}.context_length'
+  else:
+    return config.data.max_prompt_len + config.sampling.max_completion_len
+  if name not in fields:
+    raise ValueError(f'{path}: {name} is missing, the longest row it takes')
+  return fields[name]
 
 
 def _write_json(path, fields):

@@ -23,6 +23,7 @@ def workdir(tmp_path_factory):
     config = tiny_run.get_config()
     config.algorithm.name = 'sft'
     config.algorithm.sft_steps = 1
+    config.data.stop_text = '\n'
     folder = tmp_path_factory.mktemp('run')
     mesh = jax.make_mesh(
       (1, 1, 1), ('data', 'fsdp', 'tensor'), devices=jax.devices()[:1]
@@ -52,9 +53,11 @@ def test_the_checkpoint_goes_out_whole(workdir, tmp_path, mesh, capsys):
   theirs = tokenizer.load('huggingface', str(out))
   text = '12 + 30 = 42\n  7 + é😀 '
   assert theirs.encode(text) == ours.encode(text)
-  assert theirs.stop_ids == ours.stop_ids
-  generation = json.loads((out / 'generation_config.json').read_text())
-  assert generation['eos_token_id'] == list(ours.stop_ids)
+  # Generation stops where the run's sampler did: at the stop text too.
+  stops = [*ours.stop_ids, *ours.encode('\n')]
+  assert theirs.stop_ids == tuple(stops)
+  for file in ('config.json', 'generation_config.json'):
+    assert json.loads((out / file).read_text())['eos_token_id'] == stops
 
 
 def test_a_damaged_folder_fails_the_check(workdir, tmp_path, mesh):
@@ -66,6 +69,30 @@ def test_a_damaged_folder_fails_the_check(workdir, tmp_path, mesh):
   fields['rope_theta'] = 77.0
   (out / 'config.json').write_text(json.dumps(fields))
   assert export.compare(workdir, out) > 1e-6
+
+
+@pytest.mark.parametrize('gap', [0.5, float('nan')])
+def test_another_model_is_exit_code_1(workdir, tmp_path, monkeypatch, gap):
+  monkeypatch.setattr(export, 'compare', lambda *_: gap)
+  args = [f'--workdir={workdir}', f'--out={tmp_path / "out"}']
+  assert export.main(args) == 0
+  args[1] += '2'
+  assert export.main([*args, '--check']) == 1
+
+
+def test_a_run_on_a_folders_own_tokenizer_hands_its_files_on(workdir, tmp_path):
+  """Those of the tokenizer that the run used, wherever its weights are from."""
+  tok = tokenizer.load('sentencepiece', str(workdir / 'tokenizer.model'))
+  tok.save(tmp_path, add_bos=True)
+  (tmp_path / 'other.txt').touch()
+  config = tiny_run.get_config()
+  config.data.tokenizer = 'huggingface'
+  for path in (tmp_path, tmp_path / 'tokenizer.json'):
+    config.data.tokenizer_path = str(path)
+    found = {file.name for file in export._find_tokenizer_files(config)}
+    assert found == {'tokenizer.json', 'tokenizer_config.json'}
+  config.data.tokenizer = 'gguf'
+  assert export._find_tokenizer_files(config) == []
 
 
 def test_bad_folders_are_named(workdir, tmp_path, capsys):

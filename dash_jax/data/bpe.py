@@ -86,14 +86,22 @@ class HuggingFace:
     decode = functools.partial(self._plain.decode, skip_special_tokens=False)
     return decode_ids(ids, self.vocab_size, self.specials, decode)
 
-  def save(self, folder: pathlib.Path) -> None:
-    definition = self._special.to_str(pretty=True)
+  def save(self, folder: pathlib.Path, *, add_bos: bool) -> None:
+    saved = _from_definition(self._special.to_str())
+    name = self._plain.id_to_token
+    bos = None if self.bos_id is None else name(self.bos_id)
+    if add_bos:
+      saved.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f'{bos} $A',
+        pair=f'{bos} $A {bos} $B',
+        special_tokens=[(bos, self.bos_id)],
+      )
+    definition = saved.to_str(pretty=True)
     (folder / 'tokenizer.json').write_text(definition, encoding='utf-8')
-    texts = {i: text for text, i in self.specials.items()}
     fields = {
       'tokenizer_class': 'PreTrainedTokenizerFast',
-      'bos_token': texts.get(self.bos_id),
-      'eos_token': texts[self.stop_ids[0]],
+      'bos_token': bos,
+      'eos_token': name(self.stop_ids[0]),
       'clean_up_tokenization_spaces': False,
     }
     if self.chat_template:
@@ -127,7 +135,8 @@ class TikToken:
       ids, self.vocab_size, self.specials, self._encoding.decode
     )
 
-  def save(self, folder: pathlib.Path) -> None:
+  def save(self, folder: pathlib.Path, *, add_bos: bool) -> None:
+    del add_bos
     raise ValueError(
       f'{folder}: a tiktoken file has no Hugging Face form here; read the'
       " weights from the model's Hugging Face folder (model.weights=hf:FOLDER),"

@@ -24,6 +24,8 @@ from dash_jax.data import bpe
 # SentencePiece writes spaces as this character, so it cannot be a piece.
 _SPACE_MARK = '\u2581'
 # The trainer skips sentences with these characters, without a word.
+# What models with other rules for text than ours read in another way.
+_PROBES = ('a', ' a', 'a  b ', '\n', ' \u00bd \uff21', '\u00e9 e\u0301 12')
 _TRAINER_RESERVED = re.compile('[\n\x00\u2585]')
 
 
@@ -59,8 +61,12 @@ class Tokenizer(Protocol):
     bytes that are no UTF-8 become U+FFFD.
     """
 
-  def save(self, folder: pathlib.Path) -> None:
+  def save(self, folder: pathlib.Path, *, add_bos: bool) -> None:
     """Writes the files that transformers reads a tokenizer from.
+
+    Args:
+      folder: exists.
+      add_bos: whether it puts BOS in front of a text by itself there.
 
     Raises:
       ValueError: it has no such form.
@@ -111,7 +117,7 @@ class SentencePiece:
       ids, self.vocab_size, self.specials, self._model.decode
     )
 
-  def save(self, folder: pathlib.Path) -> None:
+  def save(self, folder: pathlib.Path, *, add_bos: bool) -> None:
     # As tokenizer.json: from a .model file transformers puts a space in front
     # of every text. There U+2581 in a text is read as a space.
     fast = bpe.HuggingFace(
@@ -120,7 +126,14 @@ class SentencePiece:
       stop_ids=self.stop_ids,
       chat_template=None,
     )
-    fast.save(folder)
+    for text in _PROBES:
+      if fast.encode(text) != self.encode(text):
+        raise ValueError(
+          f'{folder}: this sentencepiece model changes spaces or characters, as'
+          f' of {text!r}, and has no Hugging Face form here; give the'
+          " tokenizer.json of its model's folder (data.tokenizer='huggingface')"
+        )
+    fast.save(folder, add_bos=add_bos)
 
 
 def _to_fast(model) -> tokenizers.Tokenizer:

@@ -7,7 +7,7 @@
      its cost follows the rows that survive.
   3. Rows of a question stay together as far as a minibatch has room, so that
      the learner runs their prompt once for all of them. Of a group that is kept
-     in part the places left over are filled up, and cost as much as rows.
+     in part, places left beside a prompt are filled up, and cost as rows do.
 
 The paper's own code filters after the forward passes; here it comes before.
 """

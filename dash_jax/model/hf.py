@@ -102,8 +102,12 @@ def read_config(folder: str) -> llama.LlamaConfig:
   want('attention_bias', False, False)
   want('mlp_bias', False, False)
   want('use_sliding_window', False, False)
-  if architecture == 'mistral':
-    want('sliding_window', None, None)  # others say it, and do not use it
+  # Others say a window and do not use it; where Mistral says none, it is 4096.
+  if architecture == 'mistral' and fields.get('sliding_window', 4096):
+    raise ValueError(
+      f'{path}: sliding_window is {fields.get("sliding_window", 4096)!r}; only'
+      ' null can be read'
+    )
   num_heads = get('num_attention_heads')
   # transformers 5 writes one dict; before, theta stood apart from the scaling.
   rope = get('rope_parameters', None) or get('rope_scaling', {})

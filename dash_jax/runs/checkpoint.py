@@ -135,6 +135,7 @@ def restore_params(
   folder = _folder(workdir)
   if not folder.exists():
     return None
+  # Read-only implies the other two; unsaid, Orbax warns of them.
   options = ocp.CheckpointManagerOptions(
     read_only=True, create=False, save_interval_steps=0
   )

@@ -5,6 +5,7 @@ import re
 
 import pytest
 import sentencepiece
+import tokenizers
 
 from dash_jax.data import tokenizer
 
@@ -63,7 +64,7 @@ def test_saved_for_others_it_gives_the_same_ids(trained, tmp_path):
   from, hard ones and random ones. Only the mark that stands for spaces itself
   cannot be told from one there."""
   model, _ = trained
-  model.save(tmp_path)
+  model.save(tmp_path, add_bos=False)
   saved = tokenizer.load('huggingface', str(tmp_path))
   rng = random.Random(1)
   alphabet = ' \n\t\rTomehasbx3012apples.=-+*é日😀\u200d'
@@ -80,6 +81,28 @@ def test_saved_for_others_it_gives_the_same_ids(trained, tmp_path):
     assert saved.decode(model.encode(text)) == text
   assert saved.stop_ids == model.stop_ids
   assert saved.bos_id == model.bos_id
+
+
+def test_saved_with_bos_it_begins_every_text(trained, tmp_path):
+  model, _ = trained
+  model.save(tmp_path, add_bos=True)
+  saved = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
+  text = TEXTS[0]
+  assert saved.encode(text).ids == [model.bos_id, *model.encode(text)]
+
+
+def test_a_model_with_rules_of_its_own_is_not_saved_wrongly(tmp_path):
+  """Sentencepiece's defaults put a space in front and join double ones: with
+  those the ids of the saved tokenizer would differ."""
+  prefix = str(tmp_path / 'other')
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(TEXTS), model_prefix=prefix, model_type='bpe',
+    vocab_size=320, byte_fallback=True, minloglevel=2,
+  )  # fmt: skip
+  model = tokenizer.load('sentencepiece', f'{prefix}.model')
+  with pytest.raises(ValueError, match='changes spaces or characters'):
+    model.save(tmp_path, add_bos=False)
+  assert not (tmp_path / 'tokenizer.json').exists()
 
 
 def test_same_texts_give_the_same_file(trained, tmp_path):

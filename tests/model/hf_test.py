@@ -273,7 +273,11 @@ def test_config_of_qwen2(tmp_path):
 def test_config_of_qwen3_and_mistral(tmp_path):
   found = read_config(tmp_path, model_type='qwen3', tie_word_embeddings=True)
   assert found == QWEN3
-  assert read_config(tmp_path, model_type='mistral') == LLAMA
+  fields = json.dumps(
+    FIELDS | {'model_type': 'mistral', 'sliding_window': None}
+  )
+  (tmp_path / 'config.json').write_text(fields)
+  assert hf.read_config(tmp_path) == LLAMA
 
 
 def test_rotary_fields_old_and_new(tmp_path):
@@ -322,6 +326,7 @@ def test_what_the_model_lacks_is_refused(tmp_path, field, value, problem):
 def test_a_sliding_window_is_refused_where_it_is_used(tmp_path):
   """Mistral's first version attends over 4,096 tokens alone; Qwen2's config
   names a window too, but does not use it."""
-  with pytest.raises(ValueError, match='sliding_window is 4096; only None'):
-    read_config(tmp_path, model_type='mistral', sliding_window=4096)
+  for said in ({'sliding_window': 4096}, {}):  # unsaid, it is that too
+    with pytest.raises(ValueError, match='sliding_window is 4096; only null'):
+      read_config(tmp_path, model_type='mistral', **said)
   read_config(tmp_path, model_type='qwen2', sliding_window=4096)

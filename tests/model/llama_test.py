@@ -182,7 +182,7 @@ PUBLISHED_SIZES = {
 
 @pytest.mark.parametrize('preset', presets.PRESETS.keys() - {'quickstart'})
 def test_published_sizes(preset):
-  """To the last weight: a wrong width, head count or tying shows."""
+  """To the last weight: a wrong width, depth, vocabulary or tying shows."""
   num = llama.count_params(presets.PRESETS[preset])
   assert num == PUBLISHED_SIZES[preset]
 
