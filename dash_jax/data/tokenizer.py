@@ -24,9 +24,9 @@ from dash_jax.data import bpe
 # SentencePiece writes spaces as this character, so it cannot be a piece.
 _SPACE_MARK = '\u2581'
 # The trainer skips sentences with these characters, without a word.
+_TRAINER_RESERVED = re.compile('[\n\x00\u2585]')
 # What models with other rules for text than ours read in another way.
 _PROBES = ('a', ' a', 'a  b ', '\n', ' \u00bd \uff21', '\u00e9 e\u0301 12')
-_TRAINER_RESERVED = re.compile('[\n\x00\u2585]')
 
 
 class Tokenizer(Protocol):
