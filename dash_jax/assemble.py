@@ -252,13 +252,7 @@ def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
     key = jax.random.key(config.seed)
     return llama.init_params(model.config, key, model.param_dtype)
   read = (gguf if kind == 'gguf' else hf).read_weights
-  return jax.tree.map(
-    lambda like, x: jax.make_array_from_callback(
-      like.shape, like.sharding, lambda at: np.asarray(x[at], like.dtype)
-    ),
-    llama.abstract_params(model.config, model.param_dtype),
-    read(path, model.config, dtype=jnp.dtype(model.param_dtype)),
-  )
+  return read(path, model.config, jnp.dtype(model.param_dtype))
 
 
 def load_tokenizer(

@@ -4,15 +4,17 @@
      package, and leaves any other path as it is.
   2. `read_metadata` returns the file's key-value part as plain Python values.
   3. `read_config` reads the architecture from it.
-  4. `read_weights` dequantises each tensor, undoes llama.cpp's order of q and k
-     rows, and hands it to `hf.fill_params`, which knows where it belongs.
+  4. `open_tensors` lists the tensors. A part of one is dequantised when it is
+     read, and llama.cpp's order of q and k rows undone.
+  5. `read_weights` hands them to `tensors.load`, which knows where they belong.
 
 llama.cpp rotates neighbouring pairs (2i, 2i + 1) in files of architecture
 'llama', so its converter interleaves the two halves of every q and k head. We
 rotate (i, i + H/2) as Hugging Face does, so the interleaving is undone here.
-Files of architecture 'qwen2' are stored in our order already.
+Files of the other architectures are stored in our order already.
 """
 
+import dataclasses
 import functools
 import importlib.util
 import os
@@ -20,10 +22,12 @@ import pathlib
 
 import numpy as np
 
-from dash_jax.model import hf, llama
+from dash_jax.model import llama, tensors
 
 _PACKAGE_PREFIX = 'package:'
-_ARCHITECTURES = ('llama', 'qwen2')
+_ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
+
+_ROPE_NAME = 'rope_freqs.weight'
 
 # Hugging Face's name of a tensor, by parts -> GGUF's.
 _TOP_NAMES = {
@@ -36,6 +40,8 @@ _LAYER_NAMES = {
   'self_attn.q_proj': 'attn_q',
   'self_attn.k_proj': 'attn_k',
   'self_attn.v_proj': 'attn_v',
+  'self_attn.q_norm': 'attn_q_norm',
+  'self_attn.k_norm': 'attn_k_norm',
   'self_attn.o_proj': 'attn_output',
   'post_attention_layernorm': 'ffn_norm',
   'mlp.gate_proj': 'ffn_gate',
@@ -101,16 +107,16 @@ def read_config(path: str) -> llama.LlamaConfig:
   def get(key, *default):
     return _get(reader, path, f'{architecture}.{key}', *default)
 
-  tensors = {t.name: t for t in reader.tensors}
+  there = {t.name: t for t in reader.tensors}
   if get('expert_count', 0):
     raise ValueError(f'{path}: mixtures of experts cannot be read')
   scaling = get('rope.scaling.type', 'none')
-  if scaling != 'none' or 'rope_freqs.weight' in tensors:
+  if scaling != 'none':
     raise ValueError(
-      f'{path}: its rotary scaling ({scaling!r}, rope_freqs.weight) cannot be '
-      "read from GGUF; read the model's Hugging Face folder instead"
+      f'{path}: {architecture}.rope.scaling.type is {scaling!r}; can be read:'
+      " none, and Llama 3.1's, which is told by a tensor rope_freqs.weight"
     )
-  if 'token_embd.weight' not in tensors:
+  if 'token_embd.weight' not in there:
     raise ValueError(f'{path}: tensor token_embd.weight is missing')
   num_heads = get('attention.head_count')
   num_kv_heads = get('attention.head_count_kv', num_heads)
@@ -124,8 +130,8 @@ def read_config(path: str) -> llama.LlamaConfig:
       f'{path}: {architecture}.rope.dimension_count is {rope_dim}, but only '
       f'whole heads ({head_dim}) can be rotated'
     )
-  return llama.LlamaConfig(
-    vocab_size=int(tensors['token_embd.weight'].shape[1]),
+  config = llama.LlamaConfig(
+    vocab_size=int(there['token_embd.weight'].shape[1]),
     embed_dim=embed_dim,
     num_layers=get('block_count'),
     num_heads=num_heads,
@@ -134,38 +140,94 @@ def read_config(path: str) -> llama.LlamaConfig:
     ffw_dim=get('feed_forward_length'),
     rope_theta=_shorten(get('rope.freq_base', 1e4)),
     norm_eps=_shorten(get('attention.layer_norm_rms_epsilon')),
-    tied='output.weight' not in tensors,
+    tied='output.weight' not in there,
     qkv_bias=architecture == 'qwen2',
+    qk_norm=architecture == 'qwen3',
   )
+  if _ROPE_NAME not in there:
+    return config
+  return _scale(path, config, there[_ROPE_NAME].data)
 
 
 def read_weights(
   path: str, config: llama.LlamaConfig, dtype=np.float32
 ) -> dict:
-  """Returns the weights as NumPy arrays in the tree of `llama.weights`.
+  """Returns the weights, as `tensors.load` does.
 
   Raises:
     ValueError: tensors are missing, unknown, or not of the shapes that
       `config` asks for.
   """
-  gguf = _package()
+  found = open_tensors(path, config)
+  return tensors.load(path, config, found, dtype, rename=_rename)
+
+
+def open_tensors(
+  path: str, config: llama.LlamaConfig
+) -> dict[str, tensors.Tensor]:
+  """Returns a file's tensors, those of `config` by Hugging Face's names."""
   reader = _open(path)
-  permuted = _get(reader, path, 'general.architecture') == 'llama'
-  tensors = {t.name: t for t in reader.tensors}
+  interleaved = _get(reader, path, 'general.architecture') == 'llama'
+  ours = {_rename(name): name for name in tensors.list_places(config)}
+  found = {}
+  for entry in reader.tensors:
+    if entry.name == _ROPE_NAME:
+      continue
+    head_dim = 0
+    if interleaved and entry.name.endswith(('attn_q.weight', 'attn_k.weight')):
+      head_dim = config.head_dim
+    found[ours.get(entry.name, entry.name)] = tensors.Tensor(
+      name=entry.name,
+      file=resolve(path),
+      shape=tuple(int(size) for size in reversed(entry.shape)),
+      read=functools.partial(_read, resolve(path), entry, head_dim),
+    )
+  return found
 
-  def read(name):
-    tensor = tensors[name]
-    array = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-    if permuted and name.endswith('attn_q.weight'):
-      return _split_halves(array, config.num_heads)
-    if permuted and name.endswith('attn_k.weight'):
-      return _split_halves(array, config.num_kv_heads)
-    return array
 
-  places = {
-    _rename(name): place for name, place in hf.list_tensors(config).items()
-  }
-  return hf.fill_params(path, config, places, tensors, read, dtype)
+def _read(path, entry, head_dim, index) -> np.ndarray:
+  """Returns a part of a tensor; head_dim is 0 where rows keep their order."""
+  rows, *columns = index
+  stored = entry.data.dtype
+  row_shape = entry.data.shape[1:]
+  row_items = int(np.prod(row_shape))
+  # From the file and not from the reader's map of it: what is mapped counts as
+  # memory as long as the reader lives.
+  data = np.fromfile(
+    path,
+    stored,
+    count=(rows.stop - rows.start) * row_items,
+    offset=entry.data_offset + rows.start * row_items * stored.itemsize,
+  ).reshape(-1, *row_shape)
+  try:
+    array = _package().quants.dequantize(data, entry.tensor_type)
+  except (NotImplementedError, KeyError) as error:
+    raise ValueError(
+      f'{path}: tensor {entry.name} is of type {entry.tensor_type.name}, which'
+      ' the package gguf cannot dequantise'
+    ) from error
+  if head_dim:
+    array = tensors.split_halves(array, head_dim)
+  return array[:, *columns] if columns else array
+
+
+def _scale(path, config, divisors):
+  """Returns the config with Llama 3.1's scaling, as its divisors of rotary
+  frequencies tell it."""
+  scaling = llama.RopeScaling(
+    factor=float(divisors.max()),
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_len=8192,
+  )
+  scaled = dataclasses.replace(config, rope_scaling=scaling)
+  want = llama.rope_frequencies(config) / divisors
+  if not np.allclose(llama.rope_frequencies(scaled), want, rtol=1e-4, atol=0):
+    raise ValueError(
+      f"{path}: tensor {_ROPE_NAME} is not Llama 3.1's scaling of rotary"
+      f' frequencies by {scaling.factor:g}'
+    )
+  return scaled
 
 
 def _rename(name: str) -> str:
@@ -175,17 +237,6 @@ def _rename(name: str) -> str:
   layer, _, rest = name.removeprefix('model.layers.').partition('.')
   part, _, kind = rest.rpartition('.')
   return f'blk.{layer}.{_LAYER_NAMES[part]}.{kind}'
-
-
-def _split_halves(array: np.ndarray, num_heads: int) -> np.ndarray:
-  """Undoes the interleaving of a [heads * H, in] array's rows."""
-  rows, *rest = array.shape
-  if rows % (2 * num_heads):
-    raise ValueError(
-      f'a q or k tensor of {rows} rows cannot hold {num_heads} heads'
-    )
-  pairs = array.reshape(num_heads, -1, 2, *rest)
-  return pairs.swapaxes(1, 2).reshape(array.shape)
 
 
 def _shorten(x: float) -> float:
@@ -214,8 +265,21 @@ def _open(path: str):
 def _open_version(path: str, mtime_ns: int, size_bytes: int):
   del mtime_ns, size_bytes  # A file that changed is another file.
   gguf = _package()
+
+  class Reader(gguf.GGUFReader):
+    """Says which tensor a file is too short for."""
+
+    def _build_tensors(self, start, fields):
+      for field in fields:
+        try:
+          super()._build_tensors(start, [field])
+        except (ValueError, IndexError) as error:
+          name = bytes(field.parts[1]).decode(errors='replace')
+          raise ValueError(f'cut short inside tensor {name}') from error
+      super()._build_tensors(start, fields)
+
   try:
-    return gguf.GGUFReader(path)
+    return Reader(path)
   except (ValueError, IndexError) as error:
     raise ValueError(f'{path}: not a whole GGUF file: {error}') from error
 

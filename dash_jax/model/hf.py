@@ -1,73 +1,23 @@
 """Weights and architecture from a Hugging Face folder.
 
-  1. `read_config` reads config.json.
-  2. `list_tensors` says, for every tensor on disk, which weight of ours it is:
-     shapes derive from `llama.weights`, names from the two tables below.
-  3. `read_weights` opens model.safetensors, or the files its index names.
-  4. `fill_params` checks names and shapes, and writes each tensor into its
-     layer of the stacked tree. Only one tensor at a time is held twice.
-
-A linear weight is [out, in] on disk and [in.., out..] with us, heads apart from
-head size. Their rotary convention, pairs (i, i + H/2), is ours.
+1. `read_config` reads config.json.
+2. `open_tensors` lists the tensors of model.safetensors, or of the files that
+   its index names.
+3. `read_weights` hands them to `tensors.load`.
 """
 
 import contextlib
-import dataclasses
+import functools
 import json
-import math
 import pathlib
-from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 import safetensors
 
-from dash_jax.model import llama
+from dash_jax.model import llama, tensors
 
 _ARCHITECTURES = ('llama', 'mistral', 'qwen2', 'qwen3')
 _FLOAT_TYPES = ('F64', 'F32', 'F16', 'BF16')
-
-# Our name -> the name on disk, and how many of our leading axes are inputs;
-# None is a tensor that is stored as we hold it.
-_TOP_TENSORS = {
-  'embed': ('model.embed_tokens.weight', None),
-  'final_norm': ('model.norm.weight', None),
-  'unembed': ('lm_head.weight', 1),
-}
-_LAYER_TENSORS = {
-  'attn_norm': ('input_layernorm.weight', None),
-  'wq': ('self_attn.q_proj.weight', 1),
-  'wk': ('self_attn.k_proj.weight', 1),
-  'wv': ('self_attn.v_proj.weight', 1),
-  'bq': ('self_attn.q_proj.bias', 0),
-  'bk': ('self_attn.k_proj.bias', 0),
-  'bv': ('self_attn.v_proj.bias', 0),
-  'q_norm': ('self_attn.q_norm.weight', None),
-  'k_norm': ('self_attn.k_norm.weight', None),
-  'wo': ('self_attn.o_proj.weight', 2),
-  'mlp_norm': ('post_attention_layernorm.weight', None),
-  'w_gate': ('mlp.gate_proj.weight', 1),
-  'w_up': ('mlp.up_proj.weight', 1),
-  'w_down': ('mlp.down_proj.weight', 1),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-  """Where a tensor on disk belongs.
-
-  Attributes:
-    name: the weight's name in `params`, or in `params['layers']`.
-    layer: its index there, None for a weight outside the layers.
-    shape: its shape with us, without the layer axis.
-    disk_shape: the tensor's shape on disk.
-    linear: whether its axes are [out, in] on disk.
-  """
-
-  name: str
-  layer: int | None
-  shape: tuple[int, ...]
-  disk_shape: tuple[int, ...]
-  linear: bool
 
 
 def read_config(folder: str) -> llama.LlamaConfig:
@@ -131,125 +81,76 @@ def read_config(folder: str) -> llama.LlamaConfig:
 def read_weights(
   folder: str, config: llama.LlamaConfig, dtype=np.float32
 ) -> dict:
-  """Returns the weights as NumPy arrays in the tree of `llama.weights`.
+  """Returns the weights, as `tensors.load` does.
 
   Raises:
     FileNotFoundError: the folder, or a file of its index, is not there.
-    ValueError: tensors are missing, unknown, not floats, or not of the shapes
-      that `config` asks for.
+    ValueError: a file is damaged, or its tensors are not those of `config`.
   """
-  places = list_tensors(config)
-  with contextlib.ExitStack() as stack:
-    sources = {}
-    for file in _list_files(pathlib.Path(folder)):
-      opened = stack.enter_context(safetensors.safe_open(file, framework='np'))
-      sources.update((name, opened) for name in opened.keys())  # noqa: SIM118
+  return tensors.load(str(folder), config, open_tensors(folder), dtype)
 
-    def read(name):
-      kind = sources[name].get_slice(name).get_dtype()
-      if kind not in _FLOAT_TYPES:
-        raise ValueError(
-          f'{folder}: tensor {name} is {kind}; '
-          f'can be read: {", ".join(_FLOAT_TYPES)}'
+
+def open_tensors(folder: str) -> dict[str, tensors.Tensor]:
+  """Returns the tensors of a folder's safetensors files, by their names."""
+  found: dict[str, tensors.Tensor] = {}
+  for file in _list_files(pathlib.Path(folder)):
+    with _open(file) as opened:
+      for name in opened.keys():  # noqa: SIM118
+        # Old files carry the rotary frequencies, which the config gives anyway.
+        if name.endswith('.rotary_emb.inv_freq'):
+          continue
+        if name in found:
+          raise ValueError(
+            f'{file}: tensor {name} is in {found[name].file} already'
+          )
+        part = opened.get_slice(name)
+        if part.get_dtype() not in _FLOAT_TYPES:
+          raise ValueError(
+            f'{file}: tensor {name} is {part.get_dtype()}; can be read: '
+            + ', '.join(_FLOAT_TYPES)
+          )
+        found[name] = tensors.Tensor(
+          name=name,
+          file=str(file),
+          shape=tuple(part.get_shape()),
+          read=functools.partial(_read, file, name),
         )
-      return sources[name].get_tensor(name)
-
-    # Old files carry the rotary frequencies, which the config gives anyway.
-    names = [n for n in sources if not n.endswith('.rotary_emb.inv_freq')]
-    if config.tied and 'lm_head.weight' in names:
-      if not np.array_equal(
-        read('lm_head.weight'), read('model.embed_tokens.weight')
-      ):
-        raise ValueError(
-          f'{folder}: tie_word_embeddings is true, but lm_head.weight is not '
-          'model.embed_tokens.weight; set it to false in config.json'
-        )
-      names.remove('lm_head.weight')
-    return fill_params(folder, config, places, names, read, dtype)
+  return found
 
 
-def list_tensors(config: llama.LlamaConfig) -> dict[str, Place]:
-  """Returns the place of every tensor that the architecture has on disk."""
-  weights = llama.weights(config)
-  places = {}
-  for name, (disk_name, num_inputs) in _TOP_TENSORS.items():
-    if name in weights:
-      shape = weights[name].shape
-      places[disk_name] = _place(name, None, shape, num_inputs)
-  for name, (disk_name, num_inputs) in _LAYER_TENSORS.items():
-    if name not in weights['layers']:
-      continue
-    shape = weights['layers'][name].shape[1:]
-    for layer in range(config.num_layers):
-      places[f'model.layers.{layer}.{disk_name}'] = _place(
-        name, layer, shape, num_inputs
-      )
-  return places
+def _read(file, name, index) -> np.ndarray:
+  # Opened for each: what is mapped of a file counts as memory until it closes.
+  with _open(file) as opened:
+    return opened.get_slice(name)[index]
 
 
-def fill_params(
-  source: str,
-  config: llama.LlamaConfig,
-  places: Mapping[str, Place],
-  names: Collection[str],
-  read: Callable[[str], np.ndarray],
-  dtype,
-) -> dict:
-  """Returns the weights as NumPy arrays in the tree of `llama.weights`.
-
-  Args:
-    source: the file or folder, for errors.
-    config: the architecture.
-    places: the tensors wanted.
-    names: the tensors there are.
-    read: returns a tensor as it is on disk, [out, in].
-    dtype: what the weights are converted to.
-
-  Raises:
-    ValueError: a tensor is missing, unknown, or has another shape.
-  """
-  missing = sorted(set(places) - set(names))
-  extra = sorted(set(names) - set(places))
-  if missing or extra:
+@contextlib.contextmanager
+def _open(file):
+  try:
+    with safetensors.safe_open(file, framework='np') as opened:
+      yield opened
+  except safetensors.SafetensorError as error:
     raise ValueError(
-      f'{source}: its tensors are not those of {config}: '
-      f'missing {_shorten(missing)}, unknown {_shorten(extra)}'
-    )
-  params: dict = {'layers': {}}
-  for disk_name, place in places.items():
-    tensor = read(disk_name)
-    if tensor.shape != place.disk_shape:
-      raise ValueError(
-        f'{source}: tensor {disk_name} has shape {tensor.shape}, but the '
-        f'architecture asks for {place.disk_shape}'
-      )
-    tensor = (tensor.T if place.linear else tensor).reshape(place.shape)
-    if place.layer is None:
-      params[place.name] = np.array(tensor, dtype, order='C')
-      continue
-    if place.name not in params['layers']:
-      params['layers'][place.name] = np.empty(
-        (config.num_layers, *place.shape), dtype
-      )
-    params['layers'][place.name][place.layer] = tensor
-  return params
+      f'{file}: not a whole safetensors file{_find_cut(file)}: {error}'
+    ) from error
 
 
-def _place(name, layer, shape, num_inputs) -> Place:
-  if num_inputs is None:
-    return Place(name, layer, shape, disk_shape=shape, linear=False)
-  num_out = math.prod(shape[num_inputs:])
-  if num_inputs == 0:
-    return Place(name, layer, shape, disk_shape=(num_out,), linear=False)
-  num_in = math.prod(shape[:num_inputs])
-  return Place(name, layer, shape, disk_shape=(num_out, num_in), linear=True)
-
-
-def _shorten(names: list[str]) -> str:
-  if not names:
-    return 'none'
-  more = f' and {len(names) - 4} more' if len(names) > 4 else ''
-  return ', '.join(names[:4]) + more
+def _find_cut(file) -> str:
+  """Returns a note that names the first tensor that a file is too short for."""
+  size = file.stat().st_size
+  with file.open('rb') as opened:
+    header_len = int.from_bytes(opened.read(8), 'little')
+    if header_len + 8 > size:
+      return ', cut short inside its list of tensors'
+    try:
+      header = json.loads(opened.read(header_len))
+      ends = {n: t['data_offsets'][1] for n, t in header.items() if n[0] != '_'}
+    except (ValueError, KeyError, TypeError, IndexError):
+      return ''
+  for name, end in sorted(ends.items(), key=lambda item: item[1]):
+    if 8 + header_len + end > size:
+      return f', cut short inside tensor {name}'
+  return ''
 
 
 def _read_scaling(path, rope: dict) -> llama.RopeScaling | None:

@@ -1,7 +1,7 @@
 """Weights and architecture into a Hugging Face folder; hf.py reads it back.
 
 1. `make_config` says the architecture in the fields of config.json.
-2. `write_weights` turns each weight of `hf.list_tensors` into the tensor on
+2. `write_weights` turns each weight of `tensors.list_places` into the tensor on
    disk, and cuts them into files of at most `max_file_bytes`.
 """
 
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from dash_jax.model import hf, llama
+from dash_jax.model import llama, tensors
 
 MAX_FILE_BYTES = 5 * 10**9
 
@@ -94,7 +94,7 @@ def write_weights(
     params: weights in the tree of `llama.weights`, written in their own type.
     max_file_bytes: a file holds no more, unless one tensor does.
   """
-  places = hf.list_tensors(config)
+  places = tensors.list_places(config)
   itemsize = params['embed'].dtype.itemsize
   # Each file's tensors, in order: a new one begins where the next is too much.
   sizes = {n: int(np.prod(p.shape)) * itemsize for n, p in places.items()}
@@ -132,6 +132,4 @@ def _read(params, place) -> np.ndarray:
     x = jax.device_get(params[place.name])
   else:
     x = jax.device_get(params['layers'][place.name][place.layer])
-  if place.linear:
-    x = x.reshape(place.disk_shape[::-1]).T
-  return np.ascontiguousarray(x.reshape(place.disk_shape))
+  return tensors.to_disk(x, place)

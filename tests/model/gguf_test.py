@@ -3,10 +3,14 @@
 import dataclasses
 
 import gguf as gguf_package
+import jax
 import numpy as np
 import pytest
 
+from dash_jax import sharding
 from dash_jax.model import gguf, llama
+
+pytestmark = pytest.mark.usefixtures('mesh')
 
 CONFIG = llama.LlamaConfig(
   vocab_size=40,
@@ -20,6 +24,7 @@ CONFIG = llama.LlamaConfig(
   norm_eps=1e-5,
 )
 QWEN2 = dataclasses.replace(CONFIG, tied=True, qkv_bias=True)
+QWEN3 = dataclasses.replace(CONFIG, tied=True, qk_norm=True)
 
 
 def make_tensors(config, seed=0):
@@ -49,14 +54,24 @@ def make_tensors(config, seed=0):
       shapes[f'{prefix}attn_q.bias'] = (q,)
       shapes[f'{prefix}attn_k.bias'] = (kv,)
       shapes[f'{prefix}attn_v.bias'] = (kv,)
+    if c.qk_norm:
+      shapes[f'{prefix}attn_q_norm.weight'] = (c.head_dim,)
+      shapes[f'{prefix}attn_k_norm.weight'] = (c.head_dim,)
   rng = np.random.default_rng(seed)
   return {n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()}
 
 
 def write(
-  path, config, tensors, architecture='llama', quantized=None, edit=None
+  path,
+  config,
+  tensors,
+  architecture='llama',
+  quantized=None,
+  raw=None,
+  edit=None,
 ):
-  """Writes a file, tensors in `quantized` by their type; returns its path."""
+  """Writes a file and returns its path. Tensors in `quantized` are brought to
+  their type there, those in `raw` are of it already."""
   writer = gguf_package.GGUFWriter(path, architecture)
   writer.add_block_count(config.num_layers)
   writer.add_embedding_length(config.embed_dim)
@@ -71,6 +86,7 @@ def write(
     kind = (quantized or {}).get(name)
     if kind is not None:
       tensor = gguf_package.quants.quantize(tensor, kind)
+    kind = (raw or {}).get(name, kind)
     writer.add_tensor(name, tensor, raw_dtype=kind)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
@@ -101,14 +117,17 @@ def score(q, k, pairs, positions):
   return rotate(q, positions[0]) @ rotate(k, positions[1])
 
 
-@pytest.mark.parametrize('architecture', ['llama', 'qwen2'])
+CONFIGS = {'llama': CONFIG, 'qwen2': QWEN2, 'qwen3': QWEN3}
+
+
+@pytest.mark.parametrize('architecture', CONFIGS)
 def test_attention_scores_are_the_files(tmp_path, architecture):
-  """llama.cpp rotates neighbours in 'llama' files and halves in 'qwen2' files.
+  """llama.cpp rotates neighbours in 'llama' files and halves in the others.
 
   The scores that its convention gives on the file's rows are the scores that
   ours, halves, gives on what we read: for every head, at any two positions.
   """
-  config = QWEN2 if architecture == 'qwen2' else CONFIG
+  config = CONFIGS[architecture]
   tensors = make_tensors(config)
   path = write(tmp_path / 'm.gguf', config, tensors, architecture)
   layers = read(path)['layers']
@@ -137,10 +156,10 @@ def test_attention_scores_are_the_files(tmp_path, architecture):
       np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize('architecture', ['llama', 'qwen2'])
+@pytest.mark.parametrize('architecture', CONFIGS)
 def test_all_other_tensors_keep_their_order(tmp_path, architecture):
   """v, o and the rest are not permuted; biases belong to their layers."""
-  config = QWEN2 if architecture == 'qwen2' else CONFIG
+  config = CONFIGS[architecture]
   tensors = make_tensors(config)
   params = read(write(tmp_path / 'm.gguf', config, tensors, architecture))
   equal = np.testing.assert_array_equal
@@ -168,6 +187,9 @@ def test_all_other_tensors_keep_their_order(tmp_path, architecture):
       equal(w['bq'].ravel(), d['attn_q.bias'])
       equal(w['bk'].ravel(), d['attn_k.bias'])
       equal(w['bv'].ravel(), d['attn_v.bias'])
+    if config.qk_norm:
+      equal(w['q_norm'], d['attn_q_norm.weight'])
+      equal(w['k_norm'], d['attn_k_norm.weight'])
 
 
 def test_quantized_tensors_are_within_their_step(tmp_path):
@@ -183,6 +205,82 @@ def test_quantized_tensors_are_within_their_step(tmp_path):
   # The scale itself is a float16: 2**-11 of up to 127 steps.
   assert (error <= step * (0.5 + 127 * 2**-11)).all()
   assert error.any()
+
+
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'Q4_0',
+    'Q4_1',
+    'Q5_0',
+    'Q5_1',
+    'Q8_0',
+    'Q2_K',
+    'Q3_K',
+    'Q4_K',
+    'Q5_K',
+    'Q6_K',
+    'IQ4_NL',
+    'IQ4_XS',
+    'BF16',
+  ],
+)
+def test_every_part_is_dequantised_as_the_whole_is(tmp_path, kind):
+  """On four devices, each of which reads its own rows and columns; what the
+  official package makes of the whole tensor is what they hold together. The
+  blocks are random bytes: for most kinds nothing here could quantise."""
+  kind = gguf_package.GGMLQuantizationType[kind]
+  config = dataclasses.replace(CONFIG, ffw_dim=256)
+  block_size, type_size = gguf_package.GGML_QUANT_SIZES[kind]
+  shape = (config.embed_dim, config.ffw_dim // block_size * type_size)
+  # Small bytes make no NaN where a block has its float16 scales.
+  blocks = np.random.default_rng(0).integers(1, 64, shape, np.uint8)
+  name = 'blk.0.ffn_down.weight'
+  path = write(
+    tmp_path / 'm.gguf',
+    config,
+    make_tensors(config) | {name: blocks},
+    raw={name: kind},
+  )
+  want = gguf_package.quants.dequantize(blocks, kind)
+  assert np.unique(want).size > 10
+  mesh = jax.make_mesh((1, 2, 2), sharding.AXES, devices=jax.devices()[:4])
+  with jax.set_mesh(mesh):
+    params = read(path)
+  w_down = jax.device_get(params['layers']['w_down'])
+  np.testing.assert_array_equal(w_down[0], want.T)
+
+
+def test_a_type_that_the_package_cannot_expand_is_named(tmp_path):
+  name = 'blk.0.ffn_down.weight'
+  kind = gguf_package.GGMLQuantizationType.Q8_1
+  _, type_size = gguf_package.GGML_QUANT_SIZES[kind]
+  blocks = np.ones((CONFIG.embed_dim, CONFIG.ffw_dim // 32 * type_size), 'u1')
+  tensors = make_tensors(CONFIG) | {name: blocks}
+  path = write(tmp_path / 'm.gguf', CONFIG, tensors, raw={name: kind})
+  with pytest.raises(ValueError, match=r'm\.gguf: tensor blk\.0\.ffn_d.*Q8_1'):
+    read(path)
+
+
+def test_llama_3_1s_scaling_is_told_by_a_tensor(tmp_path):
+  """llama.cpp's converter stores what each frequency is divided by, computed
+  here from Llama 3.1's rule by wavelengths."""
+  config = dataclasses.replace(CONFIG, rope_theta=5e5)
+  divisors = []
+  for i in range(config.head_dim // 2):
+    wavelength = 2 * np.pi * config.rope_theta ** (2 * i / config.head_dim)
+    smooth = np.clip((8192 / wavelength - 1) / (4 - 1), 0, 1)
+    divisors.append(1 / ((1 - smooth) / 32 + smooth))
+  divisors = np.array(divisors, np.float32)
+  tensors = make_tensors(config) | {'rope_freqs.weight': divisors}
+  path = write(tmp_path / 'm.gguf', config, tensors)
+  scaling = llama.RopeScaling(32.0, 1.0, 4.0, 8192)
+  assert gguf.read_config(path).rope_scaling == scaling
+  read(path)
+  tensors['rope_freqs.weight'] = np.linspace(1, 8, len(divisors), dtype='f')
+  path = write(tmp_path / 'other.gguf', config, tensors)
+  with pytest.raises(ValueError, match=r'rope_freqs\.weight is not Llama'):
+    gguf.read_config(path)
 
 
 def test_config(tmp_path):
@@ -237,7 +335,7 @@ def test_wrong_tensors_are_named(tmp_path):
     (lambda w: w.add_expert_count(8), 'mixtures of experts'),
     (
       lambda w: w.add_rope_scaling_type(gguf_package.RopeScalingType.YARN),
-      "rotary scaling .'yarn'",
+      "rope.scaling.type is 'yarn'",
     ),
     (lambda w: w.add_rope_dimension_count(4), 'only whole heads .8.'),
   ],
@@ -261,9 +359,14 @@ def test_other_architectures_and_broken_files_are_refused(tmp_path):
   cut = tmp_path / 'cut.gguf'
   with open(whole, 'rb') as file:
     data = file.read()
-  for share in (0.01, 0.5, 0.99):
+  for share, where in (
+    (0.01, ''),
+    (0.5, r'.*cut short inside tensor blk\.\d\.'),
+    (0.99, r'.*cut short inside tensor blk\.1\.'),
+  ):
     cut.write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(ValueError, match=r'cut\.gguf: not a whole GGUF file'):
+    message = rf'cut\.gguf: not a whole GGUF file{where}'
+    with pytest.raises(ValueError, match=message):
       read(str(cut))
   with pytest.raises(FileNotFoundError, match=r'nowhere\.gguf'):
     gguf.read_config(tmp_path / 'nowhere.gguf')

@@ -3,12 +3,15 @@
 import dataclasses
 import json
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
 from dash_jax.model import hf, llama
+
+pytestmark = pytest.mark.usefixtures('mesh')
 
 # Square wherever an architecture may be (D = F = N * H): a transposition that
 # is left out then changes no shape, and only values can show it.
@@ -100,6 +103,7 @@ def test_weights_compute_what_the_tensors_compute(tmp_path, config):
   """Each linear weight maps any input as x @ tensor.T does, on its layer."""
   tensors = make_tensors(config)
   params = hf.read_weights(write(tmp_path / 'm', tensors), config)
+  params = jax.device_get(params)
   rng = np.random.default_rng(1)
   D, F = config.embed_dim, config.ffw_dim
   N, H = config.num_heads, config.head_dim
@@ -233,6 +237,41 @@ def test_wrong_tensors_are_named(tmp_path):
     hf.read_weights(write(tmp_path / 'whole', whole), LLAMA)
 
 
+def test_damaged_files_are_named(tmp_path):
+  """Where a file ends too early, so is the tensor that it ends in."""
+  whole = write(tmp_path / 'm', make_tensors(LLAMA)) / 'model.safetensors'
+  data = whole.read_bytes()
+  header_len = 8 + int.from_bytes(data[:8], 'little')
+  last = list(json.loads(data[8:header_len]))[-1]
+  for size, message in (
+    (
+      len(data) - 1,
+      rf'not a whole safetensors file, cut short inside .*{last}',
+    ),
+    (header_len + 3, r'cut short inside tensor (model|lm_head)\.'),
+    (header_len - 1, 'cut short inside its list of tensors'),
+    (4, 'cut short inside its list of tensors'),
+  ):
+    whole.write_bytes(data[:size])
+    with pytest.raises(ValueError, match=rf'model\.safetensors: .*{message}'):
+      hf.read_weights(whole.parent, LLAMA)
+  whole.write_bytes(data[:8] + b'x' * (len(data) - 8))
+  with pytest.raises(ValueError, match='not a whole safetensors file: '):
+    hf.read_weights(whole.parent, LLAMA)
+
+
+def test_a_tensor_in_two_files_is_refused(tmp_path):
+  tensors = make_tensors(LLAMA)
+  for file in 'ab':
+    safetensors.save_file(tensors, tmp_path / f'{file}.safetensors')
+  weight_map = dict.fromkeys(tensors, 'a.safetensors')
+  weight_map['model.norm.weight'] = 'b.safetensors'
+  index = tmp_path / 'model.safetensors.index.json'
+  index.write_text(json.dumps({'weight_map': weight_map}))
+  with pytest.raises(ValueError, match=r'b\.safetensors: .*a\.safetensors alr'):
+    hf.read_weights(tmp_path, LLAMA)
+
+
 def test_known_duplicates_are_no_error_unless_they_differ(tmp_path):
   """Tied models may be saved with both names of one tensor."""
   config = dataclasses.replace(LLAMA, tied=True)
@@ -245,7 +284,9 @@ def test_known_duplicates_are_no_error_unless_they_differ(tmp_path):
   params = hf.read_weights(write(tmp_path / 'both', both), config)
   assert 'unembed' not in params
   both['lm_head.weight'] = embed + 1
-  with pytest.raises(ValueError, match='tie_word_embeddings is true'):
+  with pytest.raises(
+    ValueError, match=r'lm_head\.weight is not model\.embed_tok'
+  ):
     hf.read_weights(write(tmp_path / 'untied', both), config)
 
 

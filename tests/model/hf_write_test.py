@@ -11,6 +11,8 @@ from safetensors import numpy as safetensors
 
 from dash_jax.model import hf, hf_write, llama, presets
 
+pytestmark = pytest.mark.usefixtures('mesh')
+
 LLAMA = llama.LlamaConfig(
   vocab_size=11,
   embed_dim=12,
