@@ -9,6 +9,7 @@
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import tempfile
@@ -23,11 +24,14 @@ from dash_jax import batches, sharding
 from dash_jax import config as config_lib
 from dash_jax.data import prompts, questions, tokenizer
 from dash_jax.learning import optim
-from dash_jax.model import gguf, hf, llama, presets
+from dash_jax.model import gguf, hf, llama, lora, presets
 from dash_jax.rewards import workers
 from dash_jax.runs import checkpoint
 
 TOKENIZER_NAME = 'tokenizer.model'
+
+# How `model.weights` is read, by what stands before its colon.
+_READERS = {'gguf': gguf, 'hf': hf}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,35 +228,101 @@ def model_config(config: ml_collections.ConfigDict) -> llama.LlamaConfig:
   """Returns the architecture; a file of weights must have the preset's.
 
   Raises:
-    ValueError: the file's architecture is another.
+    ValueError: the file's architecture is another, or has no layer that
+      `lora.targets` names.
   """
-  preset = presets.PRESETS[config.model.preset]
   kind, path = _weights_source(config)
-  if not kind:
-    return preset
-  found = (gguf if kind == 'gguf' else hf).read_config(path)
-  if found != preset:
-    differing = [
-      f'{field.name} is {getattr(found, field.name)} there,'
-      f' {getattr(preset, field.name)} in the preset'
-      for field in dataclasses.fields(preset)
-      if getattr(found, field.name) != getattr(preset, field.name)
-    ]
+  if kind:
+    found = _READERS[kind].read_config(path)
+    if config.model.preset != config_lib.AUTO:
+      _compare(config.model, found, presets.PRESETS[config.model.preset])
+  else:
+    found = presets.PRESETS[config.model.preset]
+  if not config.lora.rank:
+    return found
+  targets = tuple(config.lora.targets.split(','))
+  if found.tied and 'lm_head' in targets:
     raise ValueError(
-      f'model.weights={config.model.weights!r} is not a'
-      f' {config.model.preset}: {"; ".join(differing)}'
+      f"lora.targets={config.lora.targets!r}: the model's embedding is tied, so"
+      ' it has no lm_head of its own to adapt'
     )
-  return found
+  return dataclasses.replace(
+    found,
+    lora=lora.Lora(
+      rank=config.lora.rank,
+      alpha=config.lora.alpha,
+      targets=targets,
+      dropout=config.lora.dropout,
+    ),
+  )
+
+
+def _compare(section, found, preset):
+  differing = [
+    f'{field.name} is {getattr(found, field.name)} there,'
+    f' {getattr(preset, field.name)} in the preset'
+    for field in dataclasses.fields(preset)
+    if getattr(found, field.name) != getattr(preset, field.name)
+  ]
+  if differing:
+    raise ValueError(
+      f'model.weights={section.weights!r} is not a {section.preset}:'
+      f" {'; '.join(differing)}. model.preset='auto' takes what is there"
+    )
 
 
 def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
-  """Returns the weights a run starts from, in the TRAIN layout."""
+  """Returns the weights a run starts from, in the TRAIN layout.
+
+  Weights that are trained come in the model's `param_dtype`. Where adapters
+  are, the others come in `dtype`, in which alone they are used.
+  """
+  adapters = model.config.lora
+  base = dataclasses.replace(model.config, lora=None)
+  dtype = jnp.dtype(model.dtype if adapters else model.param_dtype)
   kind, path = _weights_source(config)
-  if not kind:
-    key = jax.random.key(config.seed)
-    return llama.init_params(model.config, key, model.param_dtype)
-  read = (gguf if kind == 'gguf' else hf).read_weights
-  return read(path, model.config, jnp.dtype(model.param_dtype))
+  key = jax.random.key(config.seed)
+  if kind:
+    params = _READERS[kind].read_weights(path, base, dtype)
+  else:
+    params = llama.init_params(base, key, dtype)
+  if adapters is None:
+    return params
+  return lora.join(_make_adapters(model, key), params)
+
+
+def restore_params(
+  config: ml_collections.ConfigDict,
+  model: llama.Llama,
+  workdir: str | os.PathLike,
+  step: int | None = None,
+) -> tuple[dict, int] | None:
+  """Returns the whole model's weights at a checkpoint, and its step.
+
+  Args:
+    config: of the run.
+    model: of the run.
+    workdir: of the run; nothing in it changes.
+    step: None takes the newest checkpoint, and returns None if there is none.
+
+  Raises:
+    ValueError: there is no checkpoint of that step, or it holds other arrays.
+  """
+  abstract = llama.abstract_params(model.config, model.param_dtype)
+  abstract, _ = lora.split(model.config.lora, abstract)
+  restored = checkpoint.restore_params(workdir, abstract, step)
+  if restored is None or model.config.lora is None:
+    return restored
+  trained, step = restored
+  _, frozen = lora.split(model.config.lora, load_params(config, model))
+  return lora.join(trained, frozen), step
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _make_adapters(model, key):
+  # The other weights are never made: nothing asks for them.
+  made = llama.init_params(model.config, key, model.param_dtype)
+  return lora.split(model.config.lora, made)[0]
 
 
 def load_tokenizer(
@@ -314,7 +384,7 @@ def _load_questions(config, split, num):
 
 def _train_tokenizer(config, folder, train):
   path = folder / TOKENIZER_NAME
-  vocab_size = presets.PRESETS[config.model.preset].vocab_size
+  vocab_size = model_config(config).vocab_size
   texts = [
     config.data.template.format(question=q.prompt) + q.solution for q in train
   ]

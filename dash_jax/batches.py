@@ -9,7 +9,7 @@ Every einsum and every shape comment in the project uses these letters only:
   b  rows a minibatch                             N  query heads
                                                   K  key/value heads
                                                   R  N / K
-                                                  H  head size
+                          r  LoRA rank            H  head size
 
 A row is one completion of a question's prompt. The G rows of a question share
 the prompt: it is stored once, and what reads it computes it once. Prompts are
@@ -126,10 +126,13 @@ class TrainState:
 
   Attributes:
     step: i32[], optimizer steps taken.
-    params: the model's weights, one plain nested dict.
+    params: the weights that are trained, one plain nested dict.
     opt_state: optax state for `params`.
+    frozen: the model's other weights, which no step changes; {} unless only
+      adapters are trained (model/lora.py joins the two).
   """
 
   step: jax.Array
   params: dict
   opt_state: tuple
+  frozen: dict = dataclasses.field(default_factory=dict)

@@ -15,12 +15,13 @@ import ml_collections
 
 from dash_jax.data import chat, questions
 from dash_jax.learning import losses, optim
-from dash_jax.model import presets
+from dash_jax.model import lora, presets
 from dash_jax.rewards import answers
 
 ALGORITHMS = ('dash', 'grpo', 'sft')
 TOKENIZERS = ('trained', 'sentencepiece', 'gguf', 'huggingface', 'tiktoken')
 DTYPES = ('float32', 'bfloat16')
+AUTO = 'auto'
 
 
 def default() -> ml_collections.ConfigDict:
@@ -31,13 +32,21 @@ def default() -> ml_collections.ConfigDict:
       'seed': 0,
       'model': section(
         {
-          'preset': 'quickstart',
+          'preset': 'quickstart',  # 'auto': what model.weights is
           # '' starts from random weights; 'gguf:PATH' reads a GGUF file,
           # 'hf:FOLDER' a Hugging Face folder. PATH may be 'package:NAME'.
           'weights': '',
           'dtype': 'float32',  # activations, and the sampler's weights
           'param_dtype': 'float32',  # the weights that are trained
           'remat': False,
+        }
+      ),
+      'lora': section(
+        {
+          'rank': 0,  # 0 trains all weights, and no adapters
+          'alpha': 16.0,
+          'dropout': 0.0,
+          'targets': 'q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj',
         }
       ),
       'mesh': section(
@@ -243,6 +252,7 @@ _AT_LEAST = {
   'optim.learning_rate': 0,
   'optim.grpo_learning_rate': 0,
   'optim.sft_learning_rate': 0,
+  'lora.rank': 0,
   'data.max_prompt_len': 1,
   'data.num_train': 0,
   'reward.num_workers': 1,
@@ -274,7 +284,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     value = config[section][name]
     _require(value >= least, f'{field}={value}: must be at least {least}')
   for field, choices in {
-    'model.preset': presets.PRESETS,
+    'model.preset': (AUTO, *presets.PRESETS),
     'model.dtype': DTYPES,
     'model.param_dtype': DTYPES,
     'data.source': questions.SOURCES,
@@ -323,6 +333,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     f"model.weights={config.model.weights!r}: must be '' (random), 'gguf:PATH',"
     " 'gguf:package:NAME' or 'hf:FOLDER'",
   )
+  _require(
+    config.model.preset != AUTO or kind,
+    "model.preset='auto' takes the architecture of model.weights, which is"
+    f" ''; name one of {', '.join(presets.PRESETS)}",
+  )
+  _check_lora(config.lora)
   needs_path = config.data.tokenizer != 'trained'
   _require(
     bool(config.data.tokenizer_path) == needs_path,
@@ -335,6 +351,20 @@ def check(config: ml_collections.ConfigDict) -> None:
   )
   _check_data(config.data)
   _check_sizes(config)
+
+
+def _check_lora(section):
+  _require(section.alpha > 0, f'lora.alpha={section.alpha}: must be above 0')
+  _require(
+    0 <= section.dropout < 1,
+    f'lora.dropout={section.dropout}: must be in [0, 1)',
+  )
+  targets = section.targets.split(',')
+  _require(
+    set(targets) <= lora.TARGETS.keys() and len(set(targets)) == len(targets),
+    f'lora.targets={section.targets!r}: must be some of'
+    f' {",".join(lora.TARGETS)}, each once, with commas between them',
+  )
 
 
 def _check_data(data):

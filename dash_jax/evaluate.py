@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dash_jax import assemble, commands, sharding
-from dash_jax.model import llama
 from dash_jax.runs import checkpoint
 from dash_jax.sampling import decoding, sampler
 
@@ -108,10 +107,7 @@ def main(config, workdir):
   with jax.set_mesh(assemble.connect(config)):
     parts = assemble.build(config, workdir)
     with parts.pool:
-      restored = checkpoint.restore_params(
-        workdir,
-        llama.abstract_params(parts.model.config, parts.model.param_dtype),
-      )
+      restored = assemble.restore_params(config, parts.model, workdir)
       params, step = restored or (assemble.load_params(config, parts.model), 0)
       result = evaluate(parts, params)
   where = f'step {step}' if restored else 'the weights that the run starts from'

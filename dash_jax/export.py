@@ -1,16 +1,19 @@
-"""A run's newest checkpoint as a Hugging Face folder, for vLLM or transformers.
+"""A run's checkpoint as a Hugging Face folder, for vLLM or transformers.
 
-    python -m dash_jax.export --workdir=DIR --out=DIR [--check]
+    python -m dash_jax.export --workdir=DIR --out=DIR [--step=N] [--adapters] \\
+        [--check]
 
   1. The workdir's config.json says the model and the tokenizer.
   2. The weights go to safetensors in the type they were trained in, beside
      config.json, generation_config.json, the tokenizer and its chat template.
+     LoRA's adapters are merged, or with --adapters go alone to a PEFT folder.
   3. --check reads the folder back and compares logits: they must be equal.
 
 Exit codes: 0 done; 1 the check failed; 2 the input is bad.
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -23,7 +26,7 @@ import numpy as np
 
 from dash_jax import assemble, sharding
 from dash_jax import config as config_lib
-from dash_jax.model import gguf, hf, hf_write, llama
+from dash_jax.model import gguf, hf, hf_write, llama, lora, peft
 from dash_jax.runs import checkpoint
 
 # What a Hugging Face folder may hold of its tokenizer.
@@ -37,24 +40,114 @@ _TOKENIZER_FILES = (
 _CHECKED_TOKENS = 64
 
 
-def export(
-  workdir: pathlib.Path, out: pathlib.Path
-) -> tuple[llama.Llama, dict]:
-  """Writes the newest checkpoint of `workdir` to `out`.
+@dataclasses.dataclass(frozen=True)
+class Exported:
+  """What was written.
 
-  Returns:
-    The model and the weights that were written.
+  Attributes:
+    config: the architecture.
+    params: its weights.
+    dtype: of the weights that were trained.
+  """
+
+  config: llama.LlamaConfig
+  params: dict
+  dtype: np.dtype
+
+
+def export(
+  workdir: pathlib.Path,
+  out: pathlib.Path,
+  *,
+  step: int | None = None,
+  adapters: bool = False,
+) -> Exported:
+  """Writes a checkpoint of `workdir` to `out`.
+
+  Args:
+    workdir: a run's.
+    out: a new or an empty folder.
+    step: of the checkpoint; None is the newest.
+    adapters: whether to write a PEFT folder of the adapters alone.
 
   Raises:
     ValueError, OSError: names the field or the folder.
   """
   if out.exists() and any(out.iterdir()):
     raise ValueError(f'--out={out}: must be a new or an empty folder')
-  model, params, step, config = load(workdir)
+  config = _read_config(workdir)
+  model = assemble.make_model(config)
+  if adapters and model.config.lora is None:
+    raise ValueError(
+      f'--adapters: the run in {workdir} trained all weights (lora.rank=0);'
+      ' without --adapters they are all written'
+    )
+  restored = assemble.restore_params(config, model, workdir, step)
+  if restored is None:
+    raise ValueError(f'--workdir={workdir}: there is no checkpoint yet')
+  params, step = restored
+  dtype = jnp.dtype(model.param_dtype)
+  if adapters:
+    written = Exported(model.config, params, dtype)
+    out.mkdir(parents=True, exist_ok=True)
+    _, _, base = config.model.weights.partition(':')
+    peft.write_adapters(out, model.config, params, base=base)
+  else:
+    written = _merge(model, params, dtype)
+    _write_model(config, workdir, out, written)
+  print(f'step {step} of {workdir} is in {out}')
+  return written
+
+
+def compare(written: Exported, out: pathlib.Path) -> float:
+  """Returns how far the folder's logits are from the weights', at most."""
+  config = written.config
+  tokens = np.arange(_CHECKED_TOKENS) * 7919 % config.vocab_size
+  tokens = tokens[None].astype(np.int32)
+
+  def compute(config, params):
+    model = llama.Llama(config)
+
+    @jax.jit
+    def run(params):
+      mask = jnp.ones(tokens.shape, bool)
+      hidden = model.apply({'params': params}, jnp.asarray(tokens), mask)
+      return model.apply({'params': params}, hidden, method='logits')
+
+    return np.asarray(run(params))
+
+  if config.lora is None:
+    config = hf.read_config(out)
+    read_back = hf.read_weights(out, config, dtype=written.dtype)
+  else:
+    _, frozen = lora.split(config.lora, written.params)
+    read_back = lora.join(peft.read_adapters(out, config), frozen)
+  gap = compute(written.config, written.params) - compute(config, read_back)
+  return float(np.abs(gap).max())
+
+
+def _read_config(workdir):
+  path = workdir / checkpoint.CONFIG_NAME
+  if not path.exists():
+    raise FileNotFoundError(f'--workdir={workdir}: there is no {path.name}')
+  config = ml_collections.ConfigDict(json.loads(path.read_text()))
+  config_lib.check(config)
+  return config
+
+
+def _merge(model, params, dtype) -> Exported:
+  config = model.config
+  if config.lora is None:
+    return Exported(config, params, dtype)
+  params = lora.merge(config.lora, params, dtype)
+  return Exported(dataclasses.replace(config, lora=None), params, dtype)
+
+
+def _write_model(config, workdir, out, written):
   tok = assemble.load_tokenizer(config, workdir)
   fields = hf_write.make_config(
-    model.config,
-    dtype=jnp.dtype(model.param_dtype).name,
+    written.config,
+    dtype=written.dtype.name,
     max_len=_find_max_len(config),
     bos_id=tok.bos_id,
     stop_ids=assemble.find_stop_ids(tok, config.data.stop_text).tolist(),
@@ -68,52 +161,7 @@ def export(
   _write_json(out / 'config.json', fields)
   ends = {name: fields[name] for name in ('bos_token_id', 'eos_token_id')}
   _write_json(out / 'generation_config.json', ends)
-  hf_write.write_weights(out, model.config, params)
-  print(f'step {step} of {workdir} is in {out}')
-  return model, params
-
-
-def load(workdir: pathlib.Path):
-  """Returns model, weights, step and config of a workdir.
-
-  Raises:
-    ValueError, OSError: it is not a run's, or has no checkpoint.
-  """
-  path = workdir / checkpoint.CONFIG_NAME
-  if not path.exists():
-    raise FileNotFoundError(f'--workdir={workdir}: there is no {path.name}')
-  config = ml_collections.ConfigDict(json.loads(path.read_text()))
-  config_lib.check(config)
-  model = assemble.make_model(config)
-  restored = checkpoint.restore_params(
-    workdir, llama.abstract_params(model.config, model.param_dtype)
-  )
-  if restored is None:
-    raise ValueError(f'--workdir={workdir}: there is no checkpoint yet')
-  return model, *restored, config
-
-
-def compare(model: llama.Llama, params: dict, out: pathlib.Path) -> float:
-  """Returns how far the folder's logits are from the weights', at most."""
-  tokens = np.arange(_CHECKED_TOKENS) * 7919 % model.config.vocab_size
-  tokens = tokens[None].astype(np.int32)
-
-  def compute(config, params):
-    again = llama.Llama(config)
-
-    @jax.jit
-    def run(params):
-      mask = jnp.ones(tokens.shape, bool)
-      hidden = again.apply({'params': params}, jnp.asarray(tokens), mask)
-      return again.apply({'params': params}, hidden, method='logits')
-
-    return np.asarray(run(params))
-
-  config = hf.read_config(out)
-  read_back = hf.read_weights(out, config, dtype=jnp.dtype(model.param_dtype))
-  return float(
-    np.abs(compute(model.config, params) - compute(config, read_back)).max()
-  )
+  hf_write.write_weights(out, written.config, written.params)
 
 
 def _find_tokenizer_files(config) -> list[pathlib.Path]:
@@ -160,17 +208,23 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--out', type=pathlib.Path, required=True)
+  parser.add_argument('--step', type=int, help='the newest, if left out')
+  parser.add_argument(
+    '--adapters', action='store_true', help="write LoRA's adapters alone"
+  )
   parser.add_argument('--check', action='store_true')
   args = parser.parse_args(argv)
   mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
   with jax.set_mesh(mesh):
     try:
-      model, params = export(args.workdir, args.out)
+      written = export(
+        args.workdir, args.out, step=args.step, adapters=args.adapters
+      )
     except (ValueError, OSError, ModuleNotFoundError) as error:
       parser.error(str(error))
     if not args.check:
       return 0
-    gap = compare(model, params, args.out)
+    gap = compare(written, args.out)
   print(f'read back, its logits differ by at most {gap:g}')
   return int(gap != 0)  # also where it is not a number
 

@@ -18,8 +18,12 @@ from dash_jax import assemble, batches, sharding
 from dash_jax import config as config_lib
 from dash_jax.data import questions
 from dash_jax.learning import advantages, filtering, learner, losses
+from dash_jax.model import lora
 from dash_jax.runs import rollouts
 from dash_jax.sampling import decoding, sampler
+
+# No step has this number, nor has an evaluation: no noise is used twice.
+_DROPOUT = 2**31 - 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +105,8 @@ def take_step(
     phase: what to do.
     state: donated.
     step: its number, over all phases.
-    ref_params: the reference policy, if the loss has a KL term.
+    ref_params: the reference policy, if the loss has a KL term; its adapters,
+      if only these are trained.
     write_rollouts: whether to write what was sampled to the workdir.
 
   Returns:
@@ -152,7 +157,7 @@ def rl_step(
   asked = _draw(parts, step, sizes.num_questions)
   sampled = sampler.sample(
     parts.model,
-    state.params,
+    lora.join(state.params, state.frozen),
     sharding.put_rows(parts.encoding.encode(asked)),
     jax.random.fold_in(jax.random.key(config.seed), step),
     jnp.asarray(parts.stop_ids),
@@ -240,6 +245,7 @@ def _learn(
     jnp.int32(n),
     ref_params,
     phase.decoding,
+    jax.random.fold_in(jax.random.key(parts.config.seed), _DROPOUT),
     model=parts.model,
     optimizer=phase.optimizer,
     objective=phase.objective,

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from dash_jax import assemble, batches, report, sharding, steps
 from dash_jax import evaluate as evaluate_lib
 from dash_jax.learning import learner
+from dash_jax.model import lora
 from dash_jax.runs import checkpoint, compiles, metrics, progress
 
 
@@ -118,13 +119,19 @@ def _start(parts, plan, saved):
   """Returns the newest state, or a new one, and the reference policy."""
   first, last = plan[0], plan[-1]
   abstract = learner.abstract_state(parts.model, first.optimizer)
+  adapters = parts.model.config.lora
   state = saved.restore(abstract)
   if state is None:
     params = assemble.load_params(parts.config, parts.model)
-    state = learner.init_state(params, first.optimizer)
+    state = learner.init_state(params, first.optimizer, adapters)
     if first.name == 'rl':
       return state, _freeze(parts, first, state)
     return state, None
+  if adapters:
+    # No checkpoint holds what is frozen: it is read where it was read before.
+    params = assemble.load_params(parts.config, parts.model)
+    _, frozen = lora.split(adapters, params)
+    state = dataclasses.replace(state, frozen=frozen)
   if not last.objective.kl_coef or int(state.step) < last.first_step:
     return state, None
   reference = checkpoint.restore_params(_reference(parts), abstract.params)
@@ -144,8 +151,8 @@ def _enter_rl(parts, phase, state):
 
 
 def _freeze(parts, phase, state):
-  """Returns the reference policy, if the loss has one: the weights that RL
-  starts from, kept on disk for a resumed run."""
+  """Returns the reference policy, if the loss has one: the trained weights that
+  RL starts from, kept on disk for a resumed run."""
   if not phase.objective.kl_coef:
     return None
   # A copy: the update donates the state's own weights.
@@ -178,7 +185,7 @@ def _evaluate(parts, log, state, phase_name):
   done = bool(log and log.has_eval(step, phase_name, 'test'))
   if sharding.max_over_hosts({'done': done})['done']:
     return
-  result = evaluate_lib.evaluate(parts, state.params)
+  result = evaluate_lib.evaluate(parts, lora.join(state.params, state.frozen))
   if log:
     log.write_eval({'step': step, 'phase': phase_name} | result)
 

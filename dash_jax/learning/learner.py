@@ -18,20 +18,34 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from dash_jax import batches
 from dash_jax.learning import losses
-from dash_jax.model import llama
+from dash_jax.model import llama, lora
 from dash_jax.sampling import decoding as decoding_lib
 
 
-def init_state(params: dict, optimizer) -> batches.TrainState:
-  """Returns the state before the first step; moments take the weights' layout."""
+def init_state(
+  params: dict, optimizer, adapters: lora.Lora | None = None
+) -> batches.TrainState:
+  """Returns the state before the first step; moments take the weights' layout.
+
+  Args:
+    params: the tree of `llama.weights`.
+    optimizer: of the weights that are trained.
+    adapters: what is trained, if it is not all.
+  """
+  trained, frozen = lora.split(adapters, params)
   return batches.TrainState(
-    step=jnp.int32(0), params=params, opt_state=jax.jit(optimizer.init)(params)
+    step=jnp.int32(0),
+    params=trained,
+    opt_state=jax.jit(optimizer.init)(trained),
+    frozen=frozen,
   )
 
 
 def abstract_state(model: llama.Llama, optimizer) -> batches.TrainState:
-  """Returns the state's shapes and layouts, for a checkpoint to fill."""
+  """Returns the state's shapes and layouts, for a checkpoint to fill; it holds
+  nothing that is frozen."""
   params = llama.abstract_params(model.config, model.param_dtype)
+  params, _ = lora.split(model.config.lora, params)
   mesh = jax.sharding.get_mesh()
 
   def place(x):
@@ -51,6 +65,7 @@ def completion_logprobs(
   params: dict,
   rollouts: batches.Rollouts,
   decoding: decoding_lib.Decoding,
+  dropout_key: jax.Array | None = None,
 ):
   """Returns f32[Q, G, C], log-probabilities of the completions' tokens.
 
@@ -62,6 +77,7 @@ def completion_logprobs(
     prompts.tokens,
     prompts.mask,
     rollouts.tokens,
+    dropout_key,
     method=llama.Llama.read_group,
   )
   logits = apply(hidden, method=llama.Llama.logits)
@@ -72,7 +88,16 @@ def completion_logprobs(
   return decoding_lib.token_logprobs(logits, rollouts.tokens, decoding)
 
 
-def minibatch_loss(params, model, minibatch, ref_params, decoding, objective):
+def minibatch_loss(
+  params,
+  model,
+  minibatch,
+  ref_params,
+  decoding,
+  objective,
+  frozen=None,
+  dropout_key=None,
+):
   """Returns the loss of one minibatch and sums for the metrics.
 
   Args:
@@ -82,11 +107,17 @@ def minibatch_loss(params, model, minibatch, ref_params, decoding, objective):
     ref_params: reference weights, used when objective.kl_coef > 0.
     decoding: the distribution the rows were sampled from.
     objective: what to minimise.
+    frozen: the model's other weights, if these are adapters; the reference's
+      are the same.
+    dropout_key: noise of the adapters' dropout, if they have any.
   """
+  frozen = frozen or {}
   rollouts = minibatch.rollouts
   weight = minibatch.weight[..., None]
   mask = rollouts.mask & (weight > 0)
-  logprobs = completion_logprobs(model, params, rollouts, decoding)
+  logprobs = completion_logprobs(
+    model, lora.join(params, frozen), rollouts, decoding, dropout_key
+  )
 
   def on_tokens(x):
     # Slots without a token must not overflow a ratio: their gradient would be
@@ -107,7 +138,9 @@ def minibatch_loss(params, model, minibatch, ref_params, decoding, objective):
     )
   kl = jnp.zeros_like(logprobs)
   if objective.kl_coef:
-    ref = completion_logprobs(model, ref_params, rollouts, decoding)
+    ref = completion_logprobs(
+      model, lora.join(ref_params, frozen), rollouts, decoding
+    )
     kl = losses.k3_kl(logprobs, on_tokens(jax.lax.stop_gradient(ref)))
     loss = loss + objective.kl_coef * kl
 
@@ -135,6 +168,7 @@ def update(
   num_minibatches: jax.Array,
   ref_params: dict | None,
   decoding: decoding_lib.Decoding,
+  dropout_key: jax.Array | None = None,
   *,
   model: llama.Llama,
   optimizer: optax.GradientTransformation,
@@ -146,8 +180,11 @@ def update(
     state: donated.
     minibatches: M minibatches, of which the first n hold rows to learn from.
     num_minibatches: i32[], n.
-    ref_params: the reference policy; None when objective.kl_coef is 0.
+    ref_params: the reference policy, of the weights that are trained; None when
+      objective.kl_coef is 0.
     decoding: the distribution the rows were sampled from.
+    dropout_key: noise of the run, needed if adapters have dropout; a step uses
+      of it what belongs to its number.
     model, optimizer, objective: parts of the program.
 
   Returns:
@@ -155,6 +192,9 @@ def update(
     Carlo: mean of -logprob over trained tokens), clip_fraction, logprob_gap.
   """
   grad_fn = jax.value_and_grad(minibatch_loss, has_aux=True)
+  has_dropout = model.config.lora is not None and model.config.lora.dropout > 0
+  if has_dropout:
+    step_key = jax.random.fold_in(dropout_key, state.step)
 
   def accumulate(i, carry):
     def pick(x):
@@ -167,6 +207,8 @@ def update(
       ref_params,
       decoding,
       objective,
+      state.frozen,
+      jax.random.fold_in(step_key, i) if has_dropout else None,
     )
     grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     return jax.tree.map(jnp.add, carry, (loss, sums, grads))
@@ -188,6 +230,7 @@ def update(
     step=state.step + 1,
     params=optax.apply_updates(state.params, updates),
     opt_state=opt_state,
+    frozen=state.frozen,
   )
   tokens = jnp.maximum(sums['tokens'], 1.0)
   metrics = {

@@ -4,6 +4,7 @@
      Init, layout and the shapes a checkpoint is read into all derive from it.
   2. `Llama` is Flax Linen used as functions: `init_params` makes one plain
      nested dict, and `Llama(..).apply({'params': params}, ..)` runs on it.
+     LoRA's adapters (lora.py) are weights like others.
   3. `__call__` runs whole rows through a scan over stacked layers, so compile
      time does not grow with depth. With `keep_kv` it is also the prefill.
      `read_group` runs prompts with the completions that share them.
@@ -24,6 +25,7 @@ from jax.sharding import NamedSharding, reshard
 
 from dash_jax import sharding
 from dash_jax.model import attention
+from dash_jax.model import lora as lora_lib
 
 # A stack this short compiles quickly without a loop, and its gradient then
 # takes a quarter less time on CPU (residuals are not copied in and out).
@@ -57,6 +59,7 @@ class LlamaConfig:
   qkv_bias: bool = False  # Qwen2
   qk_norm: bool = False  # Qwen3
   rope_scaling: RopeScaling | None = None
+  lora: lora_lib.Lora | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +119,13 @@ def weights(config: LlamaConfig) -> dict:
   }
   if not config.tied:
     tree['unembed'] = Weight((D, V), ('embed', 'vocab'), D**-0.5)
+  for target in config.lora.targets if config.lora else ():
+    name = lora_lib.TARGETS[target][0]
+    held = layers if name in layers else tree
+    for adapter, *weight in lora_lib.describe_adapters(
+      target, config.lora.rank, held[name].shape, held[name].axes
+    ):
+      held[adapter] = Weight(*weight)
   return tree
 
 
@@ -251,13 +261,14 @@ class Llama(nn.Module):
     )
     return (x, kv) if keep_kv else x
 
-  def read_group(self, prompts, prompt_mask, completions):
+  def read_group(self, prompts, prompt_mask, completions, dropout_key=None):
     """Runs prompts once each, with the completions that share them.
 
     Args:
       prompts: i32[Q, P], padded on the left.
       prompt_mask: bool[Q, P], True on tokens.
       completions: i32[Q, G, C], padded on the right.
+      dropout_key: noise of the adapters' dropout; None drops nothing.
 
     Returns:
       [Q, G, C, D], the normed residual stream from which `logits` predicts
@@ -277,6 +288,7 @@ class Llama(nn.Module):
         attention.attend_group, prompt_mask=prompt_mask, num_samples=G
       ),
       keep_kv=False,
+      dropout_key=dropout_key,
     )
     own = jnp.reshape(
       x[:, P:],
@@ -286,7 +298,7 @@ class Llama(nn.Module):
     last = jnp.broadcast_to(x[:, None, P - 1 : P], own[:, :, :1].shape)
     return jnp.concatenate([last, own[:, :, :-1]], axis=2)
 
-  def _run(self, tokens, positions, attend, keep_kv):
+  def _run(self, tokens, positions, attend, keep_kv, dropout_key=None):
     """Runs i32[B, T] tokens through every layer and the last norm.
 
     Args:
@@ -294,6 +306,7 @@ class Llama(nn.Module):
       positions: i32[B, T].
       attend: attention of q [B, T, K, R, H] over k and v [B, T, K, H].
       keep_kv: as `__call__`'s.
+      dropout_key: as `read_group`'s.
     """
     rotate = functools.partial(
       attention.rotate,
@@ -301,20 +314,24 @@ class Llama(nn.Module):
       frequencies=rope_frequencies(self.config),
     )
 
-    def block(x, w):
+    def block(x, layer):
+      w, key = layer
       w = self._gather_layer(w)
-      q, k, v = self._project(w, x)
+      q, k, v = self._project(w, x, key)
       q, k = rotate(q), rotate(k)
-      x = self._finish(w, x, attend(self._group(q), k, v))
+      x = self._finish(w, x, attend(self._group(q), k, v), key)
       kv = (k.swapaxes(1, 2), v.swapaxes(1, 2)) if keep_kv else None
       return x, kv
 
     if self.remat:
       block = jax.checkpoint(block, prevent_cse=False)
+    keys = None
+    if dropout_key is not None:
+      keys = jax.random.split(dropout_key, self.config.num_layers)
     x, kv = jax.lax.scan(
       block,
       self._embed(tokens),
-      self.w['layers'],
+      (self.w['layers'], keys),
       unroll=self.config.num_layers <= _UNROLLED_LAYERS,
     )
     return _norm(x, self.w['final_norm'], self.config.norm_eps), kv
@@ -361,12 +378,20 @@ class Llama(nn.Module):
 
   def logits(self, x):
     """Returns f32[..., V] from the residual stream [..., D]."""
+    spec = sharding.SAMPLE.spec
     if self.config.tied:
-      w, axes, rule = self.w['embed'], ('vocab', None), '...D,VD->...V'
-    else:
-      w, axes, rule = self.w['unembed'], (None, 'vocab'), '...D,DV->...V'
-    w = reshard(w.astype(self.dtype), sharding.SAMPLE.spec(*axes))
-    return jnp.einsum(rule, x, w, preferred_element_type=jnp.float32)
+      w = reshard(self.w['embed'].astype(self.dtype), spec('vocab', None))
+      return jnp.einsum(
+        '...D,VD->...V', x, w, preferred_element_type=jnp.float32
+      )
+    declared = weights(self.config)
+    # Split over the vocabulary alone: embed is gathered.
+    top = {
+      name: reshard(w.astype(self.dtype), spec(*declared[name].axes))
+      for name, w in self.w.items()
+      if name.startswith('unembed')
+    }
+    return self._linear('lm_head', top, x, out_dtype=jnp.float32)
 
   def _embed(self, tokens):
     # Split over embed rather than vocab: each device then looks up its rows'
@@ -386,12 +411,44 @@ class Llama(nn.Module):
       for name, x in w.items()
     }
 
-  def _project(self, w, x):
+  def _linear(self, target, w, x, *, key=None, layout=None, out_dtype=None):
+    """Returns a linear layer of x, with its adapter if it has one.
+
+    Args:
+      target: a key of lora.TARGETS, which says the layer's dimensions.
+      w: the weights by name.
+      x: [..., inputs].
+      key: noise of the adapter's dropout; None drops nothing.
+      layout: of what is returned, where a contraction does not tell it.
+      out_dtype: of what is returned, if it is not x's.
+    """
+    name, inputs, outputs = lora_lib.TARGETS[target]
+    einsum = functools.partial(jnp.einsum, preferred_element_type=out_dtype)
+    y = einsum(
+      f'...{inputs},{inputs}{outputs}->...{outputs}',
+      x, w[name], out_sharding=layout,
+    )  # fmt: skip
+    if f'{name}_a' not in w:
+      return y
+    if key is not None:
+      keep = 1 - self.config.lora.dropout
+      key = jax.random.fold_in(key, list(lora_lib.TARGETS).index(target))
+      kept = jax.random.bernoulli(
+        key, keep, x.shape, out_sharding=jax.typeof(x).sharding
+      )
+      x = jnp.where(kept, x / keep, 0)
+    low = jnp.einsum(
+      f'...{inputs},{inputs}r->...r', x, w[f'{name}_a'], out_sharding=layout
+    )
+    rule = f'...r,r{outputs}->...{outputs}'
+    return y + einsum(rule, low * self.config.lora.scale, w[f'{name}_b'])
+
+  def _project(self, w, x, key=None):
     """Returns q [..., N, H] scaled by H**-0.5, and k, v [..., K, H]."""
     x = _norm(x, w['attn_norm'], self.config.norm_eps)
-    q = jnp.einsum('...D,DNH->...NH', x, w['wq'])
-    k = jnp.einsum('...D,DKH->...KH', x, w['wk'])
-    v = jnp.einsum('...D,DKH->...KH', x, w['wv'])
+    q = self._linear('q_proj', w, x, key=key)
+    k = self._linear('k_proj', w, x, key=key)
+    v = self._linear('v_proj', w, x, key=key)
     if self.config.qkv_bias:
       q, k, v = q + w['bq'], k + w['bk'], v + w['bv']
     if self.config.qk_norm:
@@ -404,13 +461,13 @@ class Llama(nn.Module):
     K = self.config.num_kv_heads
     return q.reshape(*q.shape[:-2], K, q.shape[-2] // K, q.shape[-1])
 
-  def _finish(self, w, x, out):
+  def _finish(self, w, x, out, key=None):
     """Adds attention's output [..., K, R, H] and the feed-forward to x."""
     out = out.reshape(*x.shape[:-1], -1, out.shape[-1])
     rows = jax.typeof(x).sharding.spec
-    x = x + jnp.einsum('...NH,NHD->...D', out, w['wo'], out_sharding=rows)
+    x = x + self._linear('o_proj', w, out, key=key, layout=rows)
     y = _norm(x, w['mlp_norm'], self.config.norm_eps)
-    gate = jnp.einsum('...D,DF->...F', y, w['w_gate'])
-    up = jnp.einsum('...D,DF->...F', y, w['w_up'])
+    gate = self._linear('gate_proj', w, y, key=key)
+    up = self._linear('up_proj', w, y, key=key)
     y = jax.nn.silu(gate) * up
-    return x + jnp.einsum('...F,FD->...D', y, w['w_down'], out_sharding=rows)
+    return x + self._linear('down_proj', w, y, key=key, layout=rows)

@@ -119,18 +119,19 @@ class Checkpoints:
 
 
 def restore_params(
-  workdir: str | os.PathLike, abstract_params: dict
+  workdir: str | os.PathLike, abstract_params: dict, step: int | None = None
 ) -> tuple[dict, int] | None:
-  """Returns the newest checkpoint's weights and its step, or None.
+  """Returns a checkpoint's weights and its step, or None if there is none.
 
   Nothing in the folder changes: a run may be writing there.
 
   Args:
     workdir: the run's folder.
     abstract_params: as `Checkpoints.restore`'s.
+    step: None is the newest.
 
   Raises:
-    ValueError: as `Checkpoints.restore`.
+    ValueError: as `Checkpoints.restore`, or there is no checkpoint of `step`.
   """
   folder = _folder(workdir)
   if not folder.exists():
@@ -140,9 +141,15 @@ def restore_params(
     read_only=True, create=False, save_interval_steps=0
   )
   with _open(folder, options) as manager:
-    step = manager.latest_step()
-    if step is None:
+    steps = sorted(manager.all_steps())
+    if not steps:
       return None
+    step = steps[-1] if step is None else step
+    if step not in steps:
+      raise ValueError(
+        f'{folder} has no checkpoint of step {step}; it has'
+        f' {", ".join(map(str, steps))}'
+      )
     wanted = {'params': abstract_params}
     return _restore(manager, folder, step, wanted).params, step
 
