@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import plain_llama
 import pytest
 
@@ -190,6 +191,36 @@ def test_a_step_trains_and_remembers_the_adapters_alone(mesh, minibatches):
   assert min(jax.tree.leaves(moved)) > 1e-4
   # The sampler and the learner agree on the adapters too.
   assert metrics['logprob_gap'] < 1e-5
+
+
+def test_a_mesh_takes_the_step_of_one_device():
+  """Of all targets, some of which are split over tensor where they sum up."""
+  optimizer = optax.sgd(1.0)
+  rows = None
+  found = []
+  for shape in ((1, 1, 1), (2, 2, 2)):
+    devices = jax.devices()[: int(np.prod(shape))]
+    with jax.set_mesh(jax.make_mesh(shape, sharding.AXES, devices=devices)):
+      if rows is None:
+        rows = jax.device_get(sample(put(draw_params())))
+      gain = np.tile(np.array([1, -1], np.float32), (Q, 1))
+      cut, n = filtering.cut(
+        rows, gain, gain != 0, np.abs(gain) / gain.size,
+        Q * G, shape[0] * shape[1],
+      )  # fmt: skip
+      state, metrics = learner.update(
+        learner.init_state(put(draw_params()), optimizer, LORA),
+        sharding.put_rows(cut, axis=1),
+        jnp.int32(n),
+        None,
+        decoding.make_decoding(1.0),
+        model=llama.Llama(CONFIG),
+        optimizer=optimizer,
+        objective=losses.Objective(),
+      )
+      found.append(jax.device_get((state.params, metrics)))
+  assert found[0][1]['grad_norm'] > 0.01
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), *found)
 
 
 def test_new_adapters_change_nothing(mesh):

@@ -1,0 +1,168 @@
+"""Runs that train adapters alone, and what they leave."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+from safetensors import numpy as safetensors
+
+from dash_jax import assemble, export, sharding, train
+from dash_jax.model import hf, lora, presets
+from dash_jax.runs import checkpoint, jsonl
+
+
+@pytest.fixture(scope='module')
+def run():
+  """One device, and the config of a run with adapters on all linear layers, a
+  KL term and dropout: two supervised steps and three of RL."""
+  with pytest.MonkeyPatch.context() as patched:
+    quickstart = presets.PRESETS['quickstart']
+    patched.setitem(presets.PRESETS, 'quickstart', quickstart)
+    patched.syspath_prepend(tiny_run.FOLDER)
+    config = tiny_run.get_config()
+    config.lora.rank = 2
+    config.lora.alpha = 8.0
+    config.lora.dropout = 0.1
+    config.optim.learning_rate = 1e-2
+    config.optim.sft_learning_rate = 1e-2
+    config.algorithm.kl_coef = 0.1
+    config.algorithm.num_samples = 96
+    config.checkpoint.every_samples = 32
+    config.checkpoint.keep = 9
+    mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+      yield config
+
+
+@pytest.fixture(scope='module')
+def workdir(run, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('run')
+  assert train.train(run, str(folder))
+  return folder
+
+
+def restore(config, workdir, step=None):
+  model = assemble.make_model(config)
+  return jax.device_get(
+    assemble.restore_params(config, model, workdir, step)[0]
+  )
+
+
+def test_adapters_learn_and_the_rest_stays(run, workdir):
+  """The rest is what the seed makes, after any number of steps; every adapter
+  moves at every step, and the KL term sees how far from the reference."""
+  adapters = assemble.make_model(run).config.lora
+  start = jax.device_get(assemble.load_params(run, assemble.make_model(run)))
+  trained, frozen = lora.split(adapters, start)
+  last = trained
+  for step in (2, 3, 5):
+    now, rest = lora.split(adapters, restore(run, workdir, step))
+    jax.tree.map(np.testing.assert_array_equal, rest, frozen)
+    for x, y in zip(jax.tree.leaves(now), jax.tree.leaves(last), strict=True):
+      assert np.abs(x - y).max() > 0
+    last = now
+  rows = list(jsonl.read(workdir / 'metrics.jsonl'))
+  assert [row['kl'] for row in rows[:3]] == pytest.approx([0, 0, 0], abs=0.01)
+  assert rows[-1]['kl'] > 0
+
+
+def test_a_checkpoint_holds_the_adapters_alone(run, workdir):
+  """Of weights and of moments; all weights would be five times as many."""
+  with checkpoint.Checkpoints(workdir, keep=9) as saved:
+    metadata = saved._manager.item_metadata(5)
+  shapes = [
+    x.shape
+    for item in ('params', 'rest')
+    for x in jax.tree.leaves(metadata[item].tree)
+    if x.shape
+  ]
+  model = assemble.make_model(run).config
+  trained, _ = lora.split(model.lora, restore(run, workdir))
+  once = sorted(x.shape for x in jax.tree.leaves(trained))
+  assert sorted(shapes) == sorted(3 * once)
+
+
+def test_a_resumed_run_ends_the_same(run, workdir, tmp_path):
+  """Frozen weights are made again, the reference's adapters are read again, and
+  the dropout of a step is its own: the weights are equal bit for bit."""
+  again = tmp_path / 'again'
+  shutil.copytree(workdir, again)
+  for step in ('4', '5'):
+    shutil.rmtree(again / 'checkpoints' / step)
+  assert train.train(run, str(again))
+  jax.tree.map(
+    np.testing.assert_array_equal, restore(run, again), restore(run, workdir)
+  )
+
+
+def test_export_merged_of_any_step(run, workdir, tmp_path, capsys):
+  out = tmp_path / 'out'
+  args = [f'--workdir={workdir}', f'--out={out}', '--step=3', '--check']
+  assert export.main(args) == 0
+  text = capsys.readouterr().out
+  assert f'step 3 of {workdir}' in text
+  assert 'differ by at most 0\n' in text
+  params = jax.device_get(hf.read_weights(out, hf.read_config(out)))
+  held = restore(run, workdir, 3)['layers']
+  added = np.einsum('LDr,LrF->LDF', held['w_up_a'], held['w_up_b']) * 8 / 2
+  assert np.abs(added).max() > 1e-4
+  np.testing.assert_allclose(
+    params['layers']['w_up'], held['w_up'] + added, atol=1e-6
+  )
+  with pytest.raises(SystemExit):
+    export.main([*args[:1], f'--out={tmp_path / "other"}', '--step=77'])
+  message = 'has no checkpoint of step 77; it has 2, 3, 4, 5'
+  assert message in capsys.readouterr().err
+
+
+def test_export_of_the_adapters_alone(run, workdir, tmp_path, capsys):
+  """[r, in] and [out, r] under the names that peft looks for."""
+  out = tmp_path / 'out'
+  args = [f'--workdir={workdir}', f'--out={out}', '--adapters', '--check']
+  assert export.main(args) == 0
+  assert 'differ by at most 0\n' in capsys.readouterr().out
+  assert {file.name for file in out.iterdir()} == {
+    'adapter_config.json', 'adapter_model.safetensors',
+  }  # fmt: skip
+  fields = json.loads((out / 'adapter_config.json').read_text())
+  assert (fields['r'], fields['lora_alpha']) == (2, 8)
+  assert fields['target_modules'] == run.lora.targets.split(',')
+  found = safetensors.load_file(out / 'adapter_model.safetensors')
+  prefix = 'base_model.model.model.layers.0.'
+  held = restore(run, workdir)['layers']
+  assert len(found) == 2 * 7
+  np.testing.assert_array_equal(
+    found[f'{prefix}mlp.down_proj.lora_A.weight'], held['w_down_a'][0].T
+  )
+  np.testing.assert_array_equal(
+    found[f'{prefix}self_attn.o_proj.lora_A.weight'],
+    held['wo_a'][0].reshape(32, 2).T,
+  )
+  np.testing.assert_array_equal(
+    found[f'{prefix}self_attn.q_proj.lora_B.weight'],
+    held['wq_b'][0].reshape(2, 32).T,
+  )
+
+
+def test_adapters_are_asked_for_where_there_are_some(tmp_path, capsys, run):
+  """A run that trains all weights has none to write."""
+  config = run.copy_and_resolve_references()
+  config.lora.rank = 0
+  config.algorithm.name = 'sft'
+  config.algorithm.sft_steps = 1
+  workdir = tmp_path / 'run'
+  assert train.train(config, str(workdir))
+  args = [f'--workdir={workdir}', f'--out={tmp_path / "out"}', '--adapters']
+  with pytest.raises(SystemExit):
+    export.main(args)
+  assert 'trained all weights (lora.rank=0)' in capsys.readouterr().err
+
+
+def test_a_tied_model_has_no_lm_head_to_adapt(run):
+  config = run.copy_and_resolve_references()
+  config.lora.targets = 'q_proj,lm_head'
+  with pytest.raises(ValueError, match=r'lora\.targets=.*embedding is tied'):
+    assemble.model_config(config)
