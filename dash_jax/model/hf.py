@@ -78,6 +78,16 @@ def read_config(folder: str) -> llama.LlamaConfig:
   )
 
 
+def read_max_len(folder: str) -> int:
+  """Returns the longest row, in tokens, that the model was made for."""
+  path = pathlib.Path(folder) / 'config.json'
+  name = 'max_position_embeddings'
+  fields = _read_json(path)
+  if name not in fields:
+    raise ValueError(f'{path}: {name} is missing, the longest row it takes')
+  return fields[name]
+
+
 def read_weights(
   folder: str, config: llama.LlamaConfig, dtype=np.float32
 ) -> dict:

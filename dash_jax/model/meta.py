@@ -142,6 +142,15 @@ def read_config(folder: str) -> llama.LlamaConfig:
   return dataclasses.replace(config, rope_scaling=scaling)
 
 
+def read_max_len(folder: str) -> int:
+  """Returns the longest row, in tokens, that the model was made for: what was
+  published of its generation, since no file of the folder says it."""
+  config = read_config(folder)
+  if config.rope_scaling is not None:
+    return 131_072
+  return 8192 if config.rope_theta == 5e5 else 4096
+
+
 def read_weights(
   folder: str, config: llama.LlamaConfig, dtype=np.float32
 ) -> dict:
