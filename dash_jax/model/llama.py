@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, reshard
+from jax.sharding import NamedSharding, PartitionSpec, reshard
 
 from dash_jax import sharding
 from dash_jax.model import attention
@@ -459,11 +459,22 @@ class Llama(nn.Module):
   def _group(self, q):
     """[..., N, H] -> [..., K, R, H]: query heads beside their kv head."""
     K = self.config.num_kv_heads
-    return q.reshape(*q.shape[:-2], K, q.shape[-2] // K, q.shape[-1])
+    *rows, heads, size = jax.typeof(q).sharding.spec
+    return jnp.reshape(
+      q,
+      (*q.shape[:-2], K, q.shape[-2] // K, q.shape[-1]),
+      # Said, since where K is 1 it would be taken for R's.
+      out_sharding=PartitionSpec(*rows, heads, None, size),
+    )
 
   def _finish(self, w, x, out, key=None):
     """Adds attention's output [..., K, R, H] and the feed-forward to x."""
-    out = out.reshape(*x.shape[:-1], -1, out.shape[-1])
+    *batch, heads, _, size = jax.typeof(out).sharding.spec
+    out = jnp.reshape(
+      out,
+      (*x.shape[:-1], -1, out.shape[-1]),
+      out_sharding=PartitionSpec(*batch, heads, size),
+    )
     rows = jax.typeof(x).sharding.spec
     x = x + self._linear('o_proj', w, out, key=key, layout=rows)
     y = _norm(x, w['mlp_norm'], self.config.norm_eps)
