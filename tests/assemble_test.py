@@ -43,7 +43,9 @@ def make_config(weights, preset='auto'):
 def test_auto_is_the_architecture_of_the_folder(folder, monkeypatch):
   """From a folder and from the hub, which is one."""
   path, params = folder
-  monkeypatch.setattr(hub, 'find', {'org/name@v2': str(path)}.get)
+  monkeypatch.setattr(
+    hub, 'find', lambda at: str(path) if at == 'hub:org/name@v2' else at
+  )
   for weights in (f'hf:{path}', 'hub:org/name@v2'):
     config = make_config(weights)
     assert assemble.model_config(config) == SMALL

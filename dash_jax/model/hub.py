@@ -1,47 +1,83 @@
-"""Folders from the Hugging Face hub, where there is a network.
+"""Folders from the Hugging Face hub.
 
-`find` downloads a repository's weights, config and tokenizer to the cache of the
-package huggingface_hub, which serves them again without a network.
+1. A path 'hub:ORG/NAME' or 'hub:ORG/NAME@REVISION' names a repository, and a
+   branch, tag or commit of it.
+2. `find` downloads what we read of it into the hub's own cache, or finds it
+   there, and returns the folder. Where the hub cannot be reached, what is in
+   the cache is used.
 """
 
-import functools
+import os
+import re
 
-PREFIX = 'hub:'
+_PREFIX = 'hub:'
+_NAMES = ('*.safetensors', '*.json', 'tokenizer.model', '*.jinja', '*.txt')
+# Some repositories hold the weights twice: also as their authors' own code
+# reads them (Mistral), or in other formats, in folders.
+_NOT_NAMES = ('consolidated*', '*/*')
 
-# Weights are read from safetensors alone: other formats run code or come twice.
-_WANTED = ['*.json', '*.safetensors', '*.jinja', '*.txt', 'tokenizer.model']
 
+def find(path: str) -> str:
+  """Returns a local path: 'hub:..' is downloaded, others are unchanged.
 
-@functools.lru_cache(maxsize=8)
-def find(name: str) -> str:
-  """Returns the local folder of a repository.
-
-  Args:
-    name: 'ORG/NAME', or 'ORG/NAME@REVISION' with a branch, a tag or a commit.
+  Of a repository, safetensors, JSON, tokenizer and template files are taken.
 
   Raises:
     ModuleNotFoundError: huggingface_hub is not installed.
-    OSError: it cannot be reached and is not in the cache, is not there, or asks
-      for a login.
-    ValueError: `name` is not of this form.
+    ValueError: the path is not hub:ORG/NAME or hub:ORG/NAME@REVISION.
+    OSError: there is no such repository or revision, it may not be read, it
+      holds none of these files, or the hub cannot be reached.
   """
+  path = os.fspath(path)
+  if not path.startswith(_PREFIX):
+    return path
+  match = re.fullmatch(r'([^/@]+/[^/@]+)(?:@(.+))?', path.removeprefix(_PREFIX))
+  if match is None:
+    raise ValueError(
+      f'{path!r} names no repository; wanted: hub:ORG/NAME or '
+      'hub:ORG/NAME@REVISION'
+    )
+  repository, revision = match.groups()
   try:
     import huggingface_hub
+    from huggingface_hub import errors
   except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-      f'{PREFIX}{name} is downloaded with the package huggingface_hub: pip'
-      " install -e '.[hub]'"
+      f'{path} is downloaded with the package huggingface_hub: '
+      "pip install -e '.[hub]'"
     ) from error
-  repository, _, revision = name.partition('@')
-  if repository.count('/') != 1:
-    raise ValueError(f"{PREFIX}{name}: must be '{PREFIX}ORG/NAME[@REVISION]'")
   try:
-    return huggingface_hub.snapshot_download(
-      repository, revision=revision or None, allow_patterns=_WANTED
+    folder = huggingface_hub.snapshot_download(
+      repository,
+      revision=revision,
+      allow_patterns=list(_NAMES),
+      ignore_patterns=list(_NOT_NAMES),
     )
-  except OSError as error:
-    raise OSError(
-      f'{PREFIX}{name} cannot be downloaded, and is not in the cache: {error}. A'
-      ' private or gated repository asks for HF_TOKEN; a folder that was'
-      ' downloaded elsewhere is hf:FOLDER'
+  except errors.HFValidationError as error:
+    raise ValueError(f'{path}: {error}') from error
+  except errors.GatedRepoError as error:
+    raise PermissionError(
+      f"{path}: the repository is gated; accept its terms on the hub's page of "
+      f'{repository}, then log in with `hf auth login` or set HF_TOKEN'
     ) from error
+  except errors.RepositoryNotFoundError as error:
+    raise FileNotFoundError(
+      f'{path}: the hub has no repository {repository}, or a private one; check '
+      'the name, or log in with `hf auth login` or set HF_TOKEN'
+    ) from error
+  except errors.RevisionNotFoundError as error:
+    raise FileNotFoundError(
+      f'{path}: {repository} has no branch, tag or commit {revision}'
+    ) from error
+  # The errors of its HTTP client are another package's in each of its versions.
+  except Exception as error:
+    raise OSError(
+      f'{path}: not in the cache, and the hub cannot be reached or fails; where '
+      f'there is a network, `hf download {repository}` makes a folder whose path '
+      f'can be given here: {error}'
+    ) from error
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(
+      f'{path}: {repository} has no file that can be read: {", ".join(_NAMES)}'
+    )
+  return folder

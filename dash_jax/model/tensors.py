@@ -152,7 +152,7 @@ def load(
   if twin and not _equal(twin, found[embed_name], places[embed_name]):
     raise ValueError(
       f'{twin.file}: the embedding is said to be tied, but {twin.name} is not'
-      f' {rename(embed_name)}; set tie_word_embeddings to false'
+      f' {rename(embed_name)}'
     )
   likes = llama.abstract_params(config, dtype)
   params: dict = {'layers': {}}

@@ -1,417 +1,412 @@
-"""Meta's own Llama folders, which the tests write as torch.save would."""
+"""Folders as Meta publishes Llama, which the tests write without torch."""
 
 import dataclasses
-import io
+import itertools
 import json
+import math
 import os
-import pickle
-import struct
-import sys
-import types
-import zipfile
 
-import hf_test
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import torch_save
 
 from dash_jax import sharding
-from dash_jax.model import hf, llama, meta
-
-pytestmark = pytest.mark.usefixtures('mesh')
+from dash_jax.model import llama, meta, presets, pth, tensors
 
 CONFIG = llama.LlamaConfig(
-  vocab_size=12, embed_dim=16, num_layers=2, num_heads=4, num_kv_heads=2,
-  head_dim=4, ffw_dim=48,
-)  # fmt: skip
+  vocab_size=40,
+  embed_dim=24,
+  num_layers=2,
+  num_heads=6,
+  num_kv_heads=2,
+  head_dim=4,
+  ffw_dim=80,
+  rope_theta=5e5,
+  norm_eps=1e-5,
+)
+# 8/3 of 24 is 64; 1.2 times that is 76, and 80 is the next multiple of 16.
 PARAMS = {
-  'dim': 16, 'n_layers': 2, 'n_heads': 4, 'n_kv_heads': 2, 'vocab_size': 12,
-  'multiple_of': 16, 'norm_eps': 1e-5,
-}  # fmt: skip
-NAMES = {
-  'model.embed_tokens': 'tok_embeddings',
-  'model.norm': 'norm',
-  'lm_head': 'output',
-  'model.layers': 'layers',
-  'input_layernorm': 'attention_norm',
-  'post_attention_layernorm': 'ffn_norm',
-  'self_attn.q_proj': 'attention.wq',
-  'self_attn.k_proj': 'attention.wk',
-  'self_attn.v_proj': 'attention.wv',
-  'self_attn.o_proj': 'attention.wo',
-  'mlp.gate_proj': 'feed_forward.w1',
-  'mlp.up_proj': 'feed_forward.w3',
-  'mlp.down_proj': 'feed_forward.w2',
+  'dim': 24,
+  'n_layers': 2,
+  'n_heads': 6,
+  'n_kv_heads': 2,
+  'vocab_size': 40,
+  'multiple_of': 16,
+  'ffn_dim_multiplier': 1.2,
+  'norm_eps': 1e-5,
+  'rope_theta': 5e5,
+}
+# The axis that each tensor is cut on; norms are whole in every file.
+AXES = {
+  'tok_embeddings': 0,
+  'output': 0,
+  'attention.wq': 0,
+  'attention.wk': 0,
+  'attention.wv': 0,
+  'attention.wo': 1,
+  'feed_forward.w1': 0,
+  'feed_forward.w2': 1,
+  'feed_forward.w3': 0,
 }
 
 
-def interleave(x, num_heads):
-  """Row i of a head's first half beside row i of its second, as Meta has q and
-  k: one by one."""
-  heads = x.reshape(num_heads, -1, x.shape[1])
-  half = heads.shape[1] // 2
-  rows = [
-    head[at] for head in heads for i in range(half) for at in (i, i + half)
-  ]
-  return np.stack(rows)
+def make_tensors(dtype=np.float32, seed=0):
+  """Returns random tensors by Meta's names, linear ones [out, in]."""
+  shapes = {
+    'tok_embeddings.weight': (40, 24),
+    'norm.weight': (24,),
+    'output.weight': (40, 24),
+  }
+  for layer in range(2):
+    prefix = f'layers.{layer}.'
+    shapes |= {
+      f'{prefix}attention.wq.weight': (24, 24),
+      f'{prefix}attention.wk.weight': (8, 24),
+      f'{prefix}attention.wv.weight': (8, 24),
+      f'{prefix}attention.wo.weight': (24, 24),
+      f'{prefix}feed_forward.w1.weight': (80, 24),
+      f'{prefix}feed_forward.w2.weight': (24, 80),
+      f'{prefix}feed_forward.w3.weight': (80, 24),
+      f'{prefix}attention_norm.weight': (24,),
+      f'{prefix}ffn_norm.weight': (24,),
+    }
+  rng = np.random.default_rng(seed)
+  return {n: rng.normal(size=s).astype(dtype) for n, s in shapes.items()}
 
 
-def to_meta(found, config=CONFIG):
-  """Returns tensors with Hugging Face's names as Meta would have them."""
-  renamed = {}
-  for name, x in found.items():
-    for theirs, other in NAMES.items():
-      name = name.replace(theirs, other)
-    if name.endswith('wq.weight'):
-      x = interleave(x, config.num_heads)
-    if name.endswith('wk.weight'):
-      x = interleave(x, config.num_kv_heads)
-    renamed[name] = x
-  return renamed
+def write(folder, tensors, num_files=2, embed_axis=0, params=PARAMS):
+  """Cuts tensors as Meta does, into files of a folder; returns its path."""
+  axes = AXES | {'tok_embeddings': embed_axis}
+  for i in range(num_files):
+    cut = {}
+    for name, tensor in tensors.items():
+      part = name.removesuffix('.weight')
+      if part.startswith('layers.'):
+        part = part.split('.', 2)[2]
+      if part in axes:
+        tensor = np.split(tensor, num_files, axes[part])[i]
+      cut[name] = tensor
+    torch_save.save(folder / f'consolidated.{i:02}.pth', cut)
+  (folder / 'params.json').write_text(json.dumps(params))
+  return str(folder)
 
 
-def split(found, num, *, llama2=False):
-  """Returns the tensors of `num` files: each has its share of the heads, of the
-  feed-forward and of the vocabulary (Llama 2: of the embedding's columns)."""
-  shards = []
-  for i in range(num):
-    shard = {}
-    for name, x in found.items():
-      axis = 0
-      if name.endswith(('wo.weight', 'w2.weight')):
-        axis = 1
-      if name.startswith('tok_embeddings') and llama2:
-        axis = 1
-      whole = name.endswith('norm.weight')
-      shard[name] = x if whole else np.split(x, num, axis)[i]
-    shards.append(shard)
-  return shards
+def whole(tensor):
+  return tensor.read(tuple(slice(0, size) for size in tensor.shape))
 
 
-class Torch:
-  """Stands for torch's functions while a test pickles, by their names."""
-
-  def __enter__(self):
-    utils, torch = types.ModuleType('torch._utils'), types.ModuleType('torch')
-
-    def define(module, name):
-      made = type(name, (), {'__module__': module.__name__})
-      made.__qualname__ = name
-      setattr(module, name, made)
-
-    define(utils, '_rebuild_tensor_v2')
-    for name in (
-      'FloatStorage',
-      'HalfStorage',
-      'BFloat16Storage',
-      'IntStorage',
-    ):
-      define(torch, name)
-    self.torch, self.utils = torch, utils
-    sys.modules |= {'torch': torch, 'torch._utils': utils}
-    return self
-
-  def __exit__(self, *exc_info):
-    del sys.modules['torch'], sys.modules['torch._utils']
-
-
-KINDS = {
-  'float32': 'FloatStorage',
-  'float16': 'HalfStorage',
-  'bfloat16': 'BFloat16Storage',
-  'int32': 'IntStorage',
-}
+def expect(tensors):
+  """Returns what is to be read, by Hugging Face's names, row by row."""
+  names = {
+    'attention_norm': 'input_layernorm',
+    'attention.wq': 'self_attn.q_proj',
+    'attention.wk': 'self_attn.k_proj',
+    'attention.wv': 'self_attn.v_proj',
+    'attention.wo': 'self_attn.o_proj',
+    'ffn_norm': 'post_attention_layernorm',
+    'feed_forward.w1': 'mlp.gate_proj',
+    'feed_forward.w2': 'mlp.down_proj',
+    'feed_forward.w3': 'mlp.up_proj',
+  }
+  expected = {
+    'model.embed_tokens.weight': tensors['tok_embeddings.weight'],
+    'model.norm.weight': tensors['norm.weight'],
+    'lm_head.weight': tensors['output.weight'],
+  }
+  for layer, (meta_name, name) in itertools.product(range(2), names.items()):
+    tensor = tensors[f'layers.{layer}.{meta_name}.weight']
+    if meta_name in ('attention.wq', 'attention.wk'):
+      # Of a head's 4 rows, 0 rotates with 1 and 2 with 3; here 0 with 2.
+      rows = [
+        head + row for head in range(0, len(tensor), 4) for row in (0, 2, 1, 3)
+      ]
+      tensor = np.stack([tensor[row] for row in rows])
+    expected[f'model.layers.{layer}.{name}.weight'] = tensor
+  return expected
 
 
-class Call:
-  """Pickles as the call of a function."""
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(
+  ('num_files', 'embed_axis'), [(1, 0), (2, 0), (2, 1), (4, 1), (8, 0)]
+)
+def test_every_tensor_is_joined(tmp_path, num_files, embed_axis, dtype):
+  """The tensors before they were cut are the oracle, bit by bit.
 
-  def __init__(self, function, *args):
-    self.call = function, args
-
-  def __reduce__(self):
-    return self.call
-
-
-def save(path, found, *, data=None, compress=zipfile.ZIP_STORED, edit=None):
-  """Writes a .pth file as torch.save does: without torch.
-
-  Args:
-    path: a file.
-    found: arrays by name.
-    data: data.pkl, if it is not to describe `found`.
-    compress: of the entries.
-    edit: changes the arguments of _rebuild_tensor_v2.
+  Llama 2 cuts the embedding in columns, Llama 3 in rows. Eight files cut heads
+  of 4 rows in the middle, so rows are put in order only after they are joined.
   """
-  storages = {}
-
-  class Storage:
-    def __init__(self, kind, key, num):
-      self.id = 'storage', kind, key, 'cpu', num
-
-  class Pickler(pickle.Pickler):
-    def persistent_id(self, obj):
-      return obj.id if isinstance(obj, Storage) else None
-
-  with Torch() as stand_in:
-    described = {}
-    for name, x in found.items():
-      key = str(len(storages))
-      # Two elements before it: a tensor may begin inside its storage.
-      storages[key] = np.concatenate([np.zeros(2, x.dtype), x.ravel()])
-      kind = getattr(stand_in.torch, KINDS[x.dtype.name])
-      storage = Storage(kind, key, x.size + 2)
-      strides = tuple(
-        s // x.itemsize for s in np.empty(x.shape, x.dtype).strides
-      )
-      args = storage, 2, x.shape, strides, False, {}
-      args = edit(name, args) if edit else args
-      described[name] = Call(stand_in.utils._rebuild_tensor_v2, *args)
-    if data is None:
-      buffer = io.BytesIO()
-      Pickler(buffer, 2).dump(described)
-      data = buffer.getvalue()
-  with zipfile.ZipFile(path, 'w', compress) as archive:
-    archive.writestr('consolidated/data.pkl', data)
-    archive.writestr('consolidated/byteorder', 'little')
-    for key, x in storages.items():
-      archive.writestr(f'consolidated/data/{key}', x.tobytes())
+  tensors = make_tensors(dtype)
+  folder = write(tmp_path, tensors, num_files, embed_axis)
+  opened = meta.open_tensors(folder, CONFIG)
+  expected = expect(tensors)
+  assert opened.keys() == expected.keys()
+  for name, tensor in opened.items():
+    assert tensor.shape == expected[name].shape
+    found = whole(tensor)
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, expected[name])
 
 
-def write(folder, shards, **fields):
-  folder.mkdir(exist_ok=True)
-  (folder / 'params.json').write_text(json.dumps(PARAMS | fields))
-  for i, shard in enumerate(shards):
-    save(folder / f'consolidated.{i:02}.pth', shard)
-  return folder
+def test_any_part_is_numpys_part(tmp_path):
+  """A device may hold any rows and columns: whole heads or not, of one file or
+  across the cut of two. NumPy's indexing of whole tensors is the oracle.
+  """
+  tensors = make_tensors()
+  folder = write(tmp_path, tensors, num_files=2)
+  expected = expect(tensors)
+  rng = np.random.default_rng(0)
+  for name, tensor in meta.open_tensors(folder, CONFIG).items():
+    for _ in range(20):
+      ends = [np.sort(rng.choice(n + 1, 2, False)) for n in tensor.shape]
+      index = tuple(slice(int(i), int(j)) for i, j in ends)
+      np.testing.assert_array_equal(tensor.read(index), expected[name][index])
 
 
-def read(folder):
-  return jax.device_get(meta.read_weights(folder, meta.read_config(folder)))
+def test_a_part_is_read_from_its_own_files(tmp_path):
+  """The second file is gone: what the first one holds can still be read, so no
+  other is opened; what it does not hold cannot.
+  """
+  tensors = make_tensors()
+  folder = write(tmp_path, tensors, num_files=2)
+  opened = meta.open_tensors(folder, CONFIG)
+  os.remove(tmp_path / 'consolidated.01.pth')
+  expected = expect(tensors)
+  rows, columns = slice(0, 12), slice(0, 24)
+  for name, index in {
+    'model.embed_tokens.weight': (slice(5, 20), columns),
+    'model.layers.1.self_attn.q_proj.weight': (rows, columns),
+    'model.layers.1.self_attn.o_proj.weight': (columns, rows),
+    'model.layers.1.input_layernorm.weight': (columns,),
+  }.items():
+    np.testing.assert_array_equal(
+      opened[name].read(index), expected[name][index]
+    )
+  with pytest.raises(FileNotFoundError, match=r'consolidated\.01\.pth'):
+    whole(opened['model.embed_tokens.weight'])
 
 
-@pytest.fixture(scope='module')
-def found():
-  return hf_test.make_tensors(CONFIG)
+def test_config_of_params(tmp_path):
+  """Every field of the architecture that was written is read."""
+  assert meta.read_config(write(tmp_path, make_tensors())) == CONFIG
 
 
-@pytest.fixture
-def want(found, tmp_path):
-  return jax.device_get(
-    hf.read_weights(hf_test.write(tmp_path / 'hf', found), CONFIG)
+@pytest.mark.parametrize('embed_axis', [0, 1])
+def test_vocabulary_is_the_embeddings(tmp_path, embed_axis):
+  """Llama 2's params.json has -1 for it, and no rotary base."""
+  params = PARAMS | {'vocab_size': -1, 'n_kv_heads': None}
+  del params['rope_theta']
+  folder = write(tmp_path, make_tensors(), 2, embed_axis, params)
+  assert meta.read_config(folder) == dataclasses.replace(
+    CONFIG, num_kv_heads=6, rope_theta=1e4
   )
 
 
-@pytest.mark.parametrize('shape', [(1, 1, 1), (1, 2, 2)])
-@pytest.mark.parametrize(('num', 'llama2'), [(1, False), (2, False), (2, True)])
-def test_the_weights_are_those_of_the_hugging_face_folder(
-  tmp_path, found, want, num, llama2, shape
-):
-  """Bit for bit, from one file or two, split either way, on one device or on
-  four; hf_test.py shows what they are in the Hugging Face folder."""
-  shards = split(to_meta(found), num, llama2=llama2)
-  fields = {'vocab_size': -1} if llama2 else {}
-  folder = write(tmp_path / 'meta', shards, **fields)
-  assert meta.read_config(folder) == CONFIG
-  devices = jax.devices()[: int(np.prod(shape))]
-  with jax.set_mesh(jax.make_mesh(shape, sharding.AXES, devices=devices)):
-    params = read(folder)
-  assert jax.tree.structure(params) == jax.tree.structure(want)
-  jax.tree.map(np.testing.assert_array_equal, params, want)
-
-
-@pytest.mark.parametrize('dtype', [ml_dtypes.bfloat16, np.float16])
-def test_half_precision_is_read_exactly(tmp_path, found, dtype):
-  rounded = {name: x.astype(dtype) for name, x in to_meta(found).items()}
-  params = read(write(tmp_path / 'meta', [rounded]))
-  want = rounded['tok_embeddings.weight'].astype(np.float32)
-  np.testing.assert_array_equal(params['embed'], want)
-
-
-def test_config(tmp_path, found):
-  """The fields by which the generations differ; what is derived is skipped."""
-  tensors = to_meta(found) | {'rope.freqs': np.ones(2, np.float32)}
-  folder = write(tmp_path / 'a', [tensors], rope_theta=5e5)
-  read(folder)
-  assert meta.read_config(folder) == dataclasses.replace(CONFIG, rope_theta=5e5)
-  folder = write(tmp_path / 'b', [tensors], use_scaled_rope=True)
-  scaling = llama.RopeScaling(8.0, 1.0, 4.0, 8192)
-  assert meta.read_config(folder).rope_scaling == scaling
-  # Llama 3.2 repeats its embedding as its last layer.
-  tensors['output.weight'] = tensors['tok_embeddings.weight']
-  folder = write(tmp_path / 'c', [tensors], use_scaled_rope=True)
+def test_tied_is_what_the_tensors_say(tmp_path, monkeypatch):
+  """Llama 3.2 repeats its embedding as output.weight. One value in the last row
+  is enough to make it another tensor, though blocks of three rows are compared.
+  """
+  monkeypatch.setattr(meta, '_BLOCK_BYTES', 3 * 24 * 8)
+  tensors = make_tensors()
+  tensors['output.weight'] = tensors['tok_embeddings.weight'].copy()
+  folder = write(tmp_path, tensors)
   config = meta.read_config(folder)
-  assert config.tied
-  assert config.rope_scaling.factor == 32
-  assert 'unembed' not in read(folder)
+  assert config == dataclasses.replace(CONFIG, tied=True)
+  assert 'lm_head.weight' in meta.open_tensors(folder, config)
+  tensors['output.weight'][-1, -1] += 1
+  assert not meta.read_config(write(tmp_path, tensors)).tied
+  del tensors['output.weight']
+  folder = write(tmp_path, tensors)
+  assert meta.read_config(folder) == config
+  assert 'lm_head.weight' not in meta.open_tensors(folder, config)
 
 
-@pytest.mark.parametrize(
-  ('dim', 'multiple_of', 'multiplier', 'want'),
-  [
-    (4096, 256, None, 11008),  # Llama 2 7B
-    (8192, 4096, 1.3, 28672),  # Llama 2 and 3 70B
-    (4096, 1024, 1.3, 14336),  # Llama 3 8B
-    (2048, 256, 1.5, 8192),  # Llama 3.2 1B
-    (3072, 256, 1.0, 8192),  # Llama 3.2 3B
-  ],
-)
-def test_the_published_widths(dim, multiple_of, multiplier, want):
-  assert meta._find_ffw_dim(dim, multiple_of, multiplier or 1.0) == want
+class Unwritten(pth.Stored):
+  """A tensor of a file that is too large for a test: all ones or, for the
+  embedding, zeros."""
+
+  def read(self, index):
+    fill = np.zeros if self.name == 'tok_embeddings.weight' else np.ones
+    return fill([at.stop - at.start for at in index], self.dtype)
 
 
-class Marker:
-  """A pickle that makes a file when it is loaded."""
-
-  def __init__(self, path):
-    self.path = path
-
-  def __reduce__(self):
-    return os.mkdir, (str(self.path),)
-
-
-def test_a_malicious_pickle_does_not_run(tmp_path, found):
-  """The same bytes make the folder when pickle loads them."""
-  marker = tmp_path / 'ran'
-  data = pickle.dumps({'norm.weight': Marker(marker)})
-  folder = write(tmp_path / 'meta', [to_meta(found)])
-  path = folder / 'consolidated.00.pth'
-  save(path, {}, data=data)
-  with pytest.raises(ValueError, match=r'00\.pth: its pickle asks for .*mkdir'):
-    meta.read_config(folder)
-  assert not marker.exists()
-  pickle.loads(data)
-  assert marker.exists()
-
-
-@pytest.mark.parametrize(
-  'program',
-  [
-    b"cbuiltins\neval\n(S'1'\ntR.",
-    b'cos\nsystem\n(S"touch x"\ntR.',
-    # A name inside an allowed module, and attributes of an allowed name.
-    b"ctorch\nload\n(S'x'\ntR.",
-    b"\x80\x04\x8c\x0btorch._utils\x8c'_rebuild_tensor_v2.__globals__.__getitem__\x93.",
-    # An allowed function, called with what is no tensor; state forced on it.
-    b'(S"a"\nctorch._utils\n_rebuild_tensor_v2\n(I1\nI2\nI3\nI4\ntRd.',
-    b"ctorch._utils\n_rebuild_tensor_v2\n(S'__code__'\nI1\ndb.",
-    b'ctorch\nFloatStorage\n(S"a"\nI1\ndb.',
-    # Not a dict, not whole, no pickle.
-    b'I1\n.',
-    b'(I1\n',
-    b'nonsense',
-  ],
-)
-def test_no_odd_pickle_is_more_than_an_error(
-  tmp_path, found, program, monkeypatch
-):
-  monkeypatch.chdir(tmp_path)
-  folder = write(tmp_path / 'meta', [to_meta(found)])
-  save(folder / 'consolidated.00.pth', {}, data=program)
-  with pytest.raises(ValueError, match=r'consolidated\.00\.pth: '):
-    meta.read_config(folder)
-  assert not (tmp_path / 'x').exists()
+# params.json as Meta has published it; the number of files.
+LLAMA3 = {'n_kv_heads': 8, 'vocab_size': 128256, 'rope_theta': 500000.0}
+SCALED = LLAMA3 | {'use_scaled_rope': True}
+LARGE = {'multiple_of': 4096, 'ffn_dim_multiplier': 1.3}
+SMALL = {'multiple_of': 1024, 'ffn_dim_multiplier': 1.3}
+PUBLISHED = {
+  'llama2_7b': (4096, 32, 32, {'multiple_of': 256, 'vocab_size': -1}, 1),
+  'llama2_13b': (5120, 40, 40, {'multiple_of': 256, 'vocab_size': -1}, 2),
+  'llama2_70b': (8192, 80, 64, LARGE | {'n_kv_heads': 8}, 8),
+  'llama3_8b': (4096, 32, 32, SMALL | LLAMA3, 1),
+  'llama3_70b': (8192, 80, 64, LARGE | LLAMA3, 8),
+  'llama3_1_8b': (4096, 32, 32, SMALL | SCALED, 1),
+  'llama3_1_70b': (8192, 80, 64, LARGE | SCALED, 8),
+  'llama3_2_1b': (
+    *(2048, 16, 32, SCALED | {'multiple_of': 256, 'ffn_dim_multiplier': 1.5}),
+    1,
+  ),
+  'llama3_2_3b': (
+    *(3072, 28, 24, SCALED | {'multiple_of': 256, 'ffn_dim_multiplier': 1.0}),
+    1,
+  ),
+  'llama3_3_70b': (8192, 80, 64, LARGE | SCALED, 8),
+}
 
 
-def test_wrong_folders_are_named(tmp_path, found):
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_models_are_their_presets(tmp_path, monkeypatch, name):
+  """The presets are the configs published at Hugging Face, so the widths, the
+  scaling's factor and the sizes that params.json leaves open are right for
+  every model that there is.
+  """
+  D, L, N, rest, num_files = PUBLISHED[name]
+  preset = presets.PRESETS[name]
+  V, F = preset.vocab_size, preset.ffw_dim
+  embed = (V, D // num_files) if 'llama2' in name else (V // num_files, D)
+  shapes = {
+    'tok_embeddings.weight': embed,
+    'layers.0.feed_forward.w1.weight': (F // num_files, D),
+  }
+  if not preset.tied:
+    shapes['output.weight'] = (V // num_files, D)
+  monkeypatch.setattr(
+    pth,
+    'list_tensors',
+    lambda file: {
+      n: Unwritten(n, file, np.dtype(np.float16), s, 0)
+      for n, s in shapes.items()
+    },
+  )
+  for i in range(num_files):
+    (tmp_path / f'consolidated.{i:02}.pth').touch()
+  params = {'dim': D, 'n_layers': L, 'n_heads': N, 'norm_eps': 1e-5} | rest
+  (tmp_path / 'params.json').write_text(json.dumps(params))
+  assert meta.read_config(str(tmp_path)) == preset
+
+
+def test_missing_files_are_named(tmp_path):
+  """A gap by its file. After the last file nothing says how many there were,
+  but what is left does not add up.
+  """
   with pytest.raises(FileNotFoundError, match=r'params\.json is not there'):
-    meta.read_config(tmp_path)
-  whole = split(to_meta(found), 2)
-  folder = write(tmp_path / 'm', whole)
-  (folder / 'consolidated.01.pth').unlink()
-  with pytest.raises(
-    ValueError, match=r'00\.pth: tensor .* a file may be miss'
-  ):
-    meta.read_weights(folder, CONFIG)
-  folder = write(tmp_path / 'n', whole)
-  (folder / 'consolidated.00.pth').unlink()
-  message = r'1 files consolidated\.\*\.pth, but not consolidated\.00\.pth'
-  with pytest.raises(FileNotFoundError, match=message):
+    meta.read_config(str(tmp_path / 'nowhere'))
+  folder = write(tmp_path, make_tensors(), num_files=4)
+  os.remove(tmp_path / 'consolidated.03.pth')
+  with pytest.raises(ValueError, match=r'00\.pth to .*02\.pth.* missing\?'):
     meta.read_config(folder)
-  (folder / 'consolidated.01.pth').unlink()
+  with pytest.raises(ValueError, match=r'00\.pth to .*02\.pth.* missing\?'):
+    meta.open_tensors(folder, CONFIG)
+  os.remove(tmp_path / 'consolidated.01.pth')
+  with pytest.raises(FileNotFoundError, match=r'01\.pth is not there'):
+    meta.open_tensors(folder, CONFIG)
+  os.remove(tmp_path / 'consolidated.00.pth')
+  os.remove(tmp_path / 'consolidated.02.pth')
   with pytest.raises(FileNotFoundError, match=r'no consolidated\.00\.pth'):
     meta.read_config(folder)
-  folder = write(tmp_path / 'o', whole)
-  (folder / 'params.json').write_text(json.dumps({'dim': 16}))
-  with pytest.raises(ValueError, match=r'params\.json: field n_heads is missi'):
+
+
+def test_files_of_other_names_are_named(tmp_path):
+  """A tensor that one file has and another lacks; a tensor that is no Llama's;
+  a tensor that no file has. rope.freqs is none of them.
+  """
+  tensors = make_tensors() | {'rope.freqs': np.ones(2, np.float32)}
+  folder = write(tmp_path, tensors)
+  assert len(meta.open_tensors(folder, CONFIG)) == 21
+  lacking = {n: t for n, t in tensors.items() if n != 'norm.weight'}
+  torch_save.save(tmp_path / 'consolidated.01.pth', lacking)
+  match = r'01\.pth: tensor norm\.weight, which .*00\.pth has, is missing'
+  with pytest.raises(ValueError, match=match):
+    meta.open_tensors(folder, CONFIG)
+  extra = tensors | {'layers.0.adapter.weight': np.ones(2, np.float32)}
+  with pytest.raises(ValueError, match=r'unknown layers\.0\.adapter\.weight'):
+    meta.open_tensors(write(tmp_path, extra), CONFIG)
+  with pytest.raises(ValueError, match=r'missing norm\.weight, unknown none'):
+    meta.open_tensors(write(tmp_path, lacking), CONFIG)
+
+
+def test_tensors_of_another_architecture_are_named(tmp_path):
+  folder = write(tmp_path, make_tensors())
+  wider = dataclasses.replace(CONFIG, ffw_dim=96)
+  match = (
+    r'\(40, 24\).* tensor layers\.0\.feed_forward\.w1\.weight .*\(96, 24\)'
+  )
+  with pytest.raises(ValueError, match=match):
+    meta.open_tensors(folder, wider)
+  # The rows of the parts add up, but their columns are others.
+  tensors = make_tensors() | {
+    'layers.0.attention.wv.weight': np.ones((8, 20), np.float32)
+  }
+  with pytest.raises(ValueError, match=r'\(4, 20\).*attention\.wv\.weight'):
+    meta.open_tensors(write(tmp_path, tensors), CONFIG)
+  biased = dataclasses.replace(CONFIG, qkv_bias=True)
+  with pytest.raises(ValueError, match=r'layers\.0\.attention\.wk\.bias'):
+    meta.open_tensors(folder, biased)
+  normed = dataclasses.replace(CONFIG, qk_norm=True)
+  with pytest.raises(ValueError, match=r'layers\.0\.self_attn\.k_norm\.weight'):
+    meta.open_tensors(folder, normed)
+
+
+def test_parts_of_two_types_are_named(tmp_path):
+  """Joining them would have to make them something else than they are."""
+  folder = write(tmp_path, make_tensors(np.float16), num_files=2)
+  os.rename(tmp_path / 'consolidated.00.pth', tmp_path / 'first')
+  write(tmp_path, make_tensors(np.float32), num_files=2)
+  os.rename(tmp_path / 'first', tmp_path / 'consolidated.00.pth')
+  with pytest.raises(ValueError, match=r'01\.pth: tensor .* is float32, but'):
+    meta.open_tensors(folder, CONFIG)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'match'),
+  [
+    ({'dim': None}, 'dim is None; wanted: int'),
+    ({'dim': '24'}, "dim is '24'; wanted: int"),
+    ({'dim': 24.0}, 'dim is 24.0; wanted: int'),
+    ({'dim': 25}, 'dim 25 is not n_heads 6 of one size'),
+    ({'dim': 36}, r'tensor layers\.0.* do not add up to 36 columns'),
+    ({'n_heads': 0}, 'n_heads is 0; wanted: over 0'),
+    ({'ffn_dim_multiplier': float('inf')}, 'is inf; wanted: over 0, finite'),
+    ({'norm_eps': float('nan')}, 'norm_eps is nan; wanted: over 0, finite'),
+    ({'norm_eps': None}, 'norm_eps is None; wanted: float'),
+    ({'use_scaled_rope': 1}, 'use_scaled_rope is 1; wanted: bool'),
+    ({'multiple_of': 256}, 'have 80 rows together, .*give 256'),
+    ({'vocab_size': 48}, r'tensor tok_embeddings.* up to \(48, 24\)'),
+    ({'moe_args': {}}, 'field moe_args is not known; can be read: dim'),
+  ],
+)
+def test_params_that_are_wrong_are_named(tmp_path, changes, match):
+  params = {n: v for n, v in (PARAMS | changes).items() if v is not None}
+  folder = write(tmp_path, make_tensors(), params=params)
+  with pytest.raises(ValueError, match=match):
     meta.read_config(folder)
-  (folder / 'params.json').write_text(json.dumps(PARAMS | {'moe': True}))
-  with pytest.raises(ValueError, match='mixture of experts'):
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '\udcff'])
+def test_params_that_are_no_object_are_named(tmp_path, text):
+  folder = write(tmp_path, make_tensors())
+  (tmp_path / 'params.json').write_text(text, errors='surrogateescape')
+  with pytest.raises(ValueError, match=r'params\.json: not '):
     meta.read_config(folder)
 
 
-def test_wrong_tensors_are_named(tmp_path, found):
-  tensors = to_meta(found)
-  lost = {n: x for n, x in tensors.items() if 'layers.1.attention.wo' not in n}
-  folder = write(tmp_path / 'lost', [lost])
-  with pytest.raises(
-    ValueError, match=r'missing layers\.1\.attention\.wo\.wei'
-  ):
-    read(folder)
-  more = tensors | {'layers.7.extra.weight': np.ones(2, np.float32)}
-  folder = write(tmp_path / 'more', [more])
-  with pytest.raises(ValueError, match=r'unknown layers\.7\.extra\.weight'):
-    read(folder)
-  halves = split(tensors, 2)
-  del halves[1]['norm.weight']
-  folder = write(tmp_path / 'halves', halves)
-  with pytest.raises(
-    ValueError, match=r'01\.pth: tensor norm\.weight is in so'
-  ):
-    read(folder)
-  whole = tensors | {'norm.weight': np.ones(16, np.int32)}
-  with pytest.raises(ValueError, match=r'pickle asks for torch\.IntStorage'):
-    read(write(tmp_path / 'whole', [whole]))
-
-
-def test_damaged_files_are_named(tmp_path, found):
-  """Cut short, compressed, out of order, or saying more than is there."""
-  tensors = to_meta(found)
-  folder = write(tmp_path / 'm', [tensors])
-  path = folder / 'consolidated.00.pth'
-  data = path.read_bytes()
-  path.write_bytes(data[: len(data) // 2])
-  with pytest.raises(ValueError, match=r'00\.pth: not a whole zip file'):
-    meta.read_config(folder)
-  save(path, tensors, compress=zipfile.ZIP_DEFLATED)
-  with pytest.raises(ValueError, match=r'00\.pth: tensor .* plain bytes of'):
-    meta.read_config(folder)
-
-  def transpose(name, args):
-    storage, first, shape, strides, *rest = args
-    if name == 'output.weight':
-      strides = strides[::-1]
-    return storage, first, shape, strides, *rest
-
-  save(path, tensors, edit=transpose)
-  with pytest.raises(ValueError, match=r'output\.weight is not stored row by'):
-    meta.read_config(folder)
-
-  def shift(name, args):
-    storage, first, *rest = args
-    return storage, first + (name == 'norm.weight'), *rest
-
-  save(path, tensors, edit=shift)
-  with pytest.raises(
-    ValueError, match=r'norm\.weight asks for \d+ plain bytes'
-  ):
-    meta.read_config(folder)
-
-
-def test_bytes_are_looked_for_behind_the_local_header(tmp_path, found):
-  """torch pads entries in their own headers, so that bytes are aligned; the
-  directory at the end knows nothing of that."""
-  folder = write(tmp_path / 'm', [to_meta(found)])
-  path = folder / 'consolidated.00.pth'
-  want = read(folder)
-  with zipfile.ZipFile(path) as archive:
-    entries = {i.filename: archive.read(i) for i in archive.infolist()}
-  with zipfile.ZipFile(path, 'w') as archive:
-    for name, data in entries.items():
-      info = zipfile.ZipInfo(name)
-      padding = 40
-      info.extra = struct.pack('<HH', 0x4246, padding) + b'Z' * padding
-      archive.writestr(info, data)
-      info.extra = b''
-  jax.tree.map(np.testing.assert_array_equal, read(folder), want)
+@pytest.mark.parametrize('shape', [(1, 1, 1), (1, 2, 2)])
+def test_the_model_holds_what_the_files_hold(tmp_path, shape):
+  """On one device, and in parts on four that each read their own: those parts
+  are of two files, and of heads whose rows are put in order."""
+  found = make_tensors()
+  folder = write(tmp_path, found)
+  config = meta.read_config(folder)
+  devices = jax.devices()[: math.prod(shape)]
+  with jax.set_mesh(jax.make_mesh(shape, sharding.AXES, devices=devices)):
+    params = jax.device_get(meta.read_weights(folder, config))
+  want = expect(found)
+  places = tensors.list_places(config)
+  assert places.keys() == want.keys()
+  for name, place in places.items():
+    weight = params if place.layer is None else params['layers']
+    weight = weight[place.name]
+    weight = weight if place.layer is None else weight[place.layer]
+    np.testing.assert_array_equal(tensors.to_disk(weight, place), want[name])
