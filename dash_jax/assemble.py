@@ -20,8 +20,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from dash_jax import batches, sharding
-from dash_jax import config as config_lib
+from dash_jax import batches, checks, sharding
 from dash_jax.data import prompts, questions, tokenizer
 from dash_jax.learning import optim
 from dash_jax.model import gguf, hf, hub, llama, lora, meta, presets
@@ -130,7 +129,7 @@ def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
   mesh = sharding.make_mesh(
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor
   )
-  config_lib.check_mesh(
+  checks.check_mesh(
     config, sharding.num_batch_shards(mesh), jax.process_count()
   )
   return mesh
@@ -185,7 +184,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     _fit(config, encoding, split, asked)
     for split, asked in (('train', train), ('test', test))
   )
-  config_lib.check_num_questions(config, len(train))
+  checks.check_num_questions(config, len(train))
   model = make_model(config)
   architecture = model.config
   if tok.vocab_size > architecture.vocab_size:
@@ -194,7 +193,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
       f' ({config.model.preset}) {architecture.vocab_size}: choose the'
       " model's own data.tokenizer"
     )
-  config_lib.check_model_on_mesh(
+  checks.check_model_on_mesh(
     architecture, jax.sharding.get_mesh().shape['tensor']
   )
   return Parts(
@@ -234,7 +233,7 @@ def model_config(config: ml_collections.ConfigDict) -> llama.LlamaConfig:
   reader, path = find_weights(config)
   if reader:
     found = reader.read_config(path)
-    if config.model.preset != config_lib.AUTO:
+    if config.model.preset != checks.AUTO:
       _compare(config.model, found, presets.PRESETS[config.model.preset])
   else:
     found = presets.PRESETS[config.model.preset]
@@ -361,21 +360,21 @@ def find_weights(config: ml_collections.ConfigDict):
     return None, ''
   path = hub.find(config.model.weights if kind == 'hub' else path)
   path = gguf.resolve(path)
-  config_lib.check_file('model.weights', path)
+  checks.check_file('model.weights', path)
   return _READERS[kind], path
 
 
 def find_tokenizer(config: ml_collections.ConfigDict) -> str:
   """Returns the file or folder of a tokenizer that is not trained."""
   path = gguf.resolve(hub.find(config.data.tokenizer_path))
-  config_lib.check_file('data.tokenizer_path', path)
+  checks.check_file('data.tokenizer_path', path)
   return path
 
 
 def _load_questions(config, split, num):
   data = config.data
   if data.source == 'jsonl' and data.path:
-    config_lib.check_file('data.path', data.path.replace('{split}', split))
+    checks.check_file('data.path', data.path.replace('{split}', split))
   # The held-out questions are the same for every seed.
   return questions.load(
     data.source,

@@ -17,6 +17,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from dash_jax import checks
 from dash_jax import config as config_lib
 
 BAD_INPUT = 2
@@ -46,7 +47,7 @@ def run(command: Callable[[ml_collections.ConfigDict, str], int]) -> None:
         raise ValueError(
           f'unexpected argument {argv[1]!r}: write --config.section.field=value'
         )
-      config_lib.check(config.value)
+      checks.check(config.value)
       return command(config.value, workdir.value)
     except (ValueError, OSError, ModuleNotFoundError) as error:
       logging.info('This was raised:', exc_info=error)
@@ -70,7 +71,7 @@ def _check_names(argv):
     name, _, value = arg.lstrip('-').partition('=')
     if name == 'config' and value:
       # A colon hands the rest to get_config.
-      config_lib.check_file('--config', value.partition(':')[0])
+      checks.check_file('--config', value.partition(':')[0])
     if not arg.startswith('-') or not name.startswith('config.'):
       continue
     section, _, field = name.removeprefix('config.').partition('.')

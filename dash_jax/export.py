@@ -24,8 +24,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dash_jax import assemble, sharding
-from dash_jax import config as config_lib
+from dash_jax import assemble, checks, sharding
 from dash_jax.model import hf, hf_write, llama, lora, peft
 from dash_jax.runs import checkpoint
 
@@ -131,7 +130,7 @@ def _read_config(workdir):
   if not path.exists():
     raise FileNotFoundError(f'--workdir={workdir}: there is no {path.name}')
   config = ml_collections.ConfigDict(json.loads(path.read_text()))
-  config_lib.check(config)
+  checks.check(config)
   return config
 
 

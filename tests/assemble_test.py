@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dash_jax import assemble
+from dash_jax import assemble, checks
 from dash_jax import config as config_lib
 from dash_jax.model import hf_write, hub, llama
 
@@ -36,7 +36,7 @@ def make_config(weights, preset='auto'):
   config = config_lib.default()
   config.model.weights = weights
   config.model.preset = preset
-  config_lib.check(config)
+  checks.check(config)
   return config
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dash_jax import assemble, batches, sharding
+from dash_jax import assemble, batches, checks, sharding
 from dash_jax import config as config_lib
 from dash_jax.data import prompts, questions
 from dash_jax.learning import filtering, learner, losses
@@ -82,7 +82,7 @@ def test_config_passes_its_check(name, algorithm):
   baseline samples as many rows, so the two can be compared."""
   config = _load(name).get_config()
   config.algorithm.name = algorithm
-  config_lib.check(config)
+  checks.check(config)
   sizes = config_lib.sizes(config)
   assert sizes.rl_steps * sizes.batch_size == config.algorithm.num_samples
 
@@ -160,8 +160,8 @@ def test_rows_divide_over_the_meshes_it_names(name):
   config = _load(name).get_config()
   preset = presets.PRESETS[config.model.preset]
   for data, fsdp, tensor in _mesh_sizes(name) or [(1, 1, 1)]:
-    config_lib.check_mesh(config, data * fsdp, num_hosts=1)
-    config_lib.check_model_on_mesh(preset, tensor)
+    checks.check_mesh(config, data * fsdp, num_hosts=1)
+    checks.check_model_on_mesh(preset, tensor)
 
 
 def _abstract_run(config):

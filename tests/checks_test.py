@@ -8,6 +8,7 @@ import re
 import pytest
 
 import experiments
+from dash_jax import checks
 from dash_jax import config as config_lib
 from dash_jax.model import presets
 
@@ -23,7 +24,7 @@ def change(**fields):
 
 
 def test_the_default_is_valid():
-  config_lib.check(config_lib.default())
+  checks.check(config_lib.default())
 
 
 def test_every_experiment_is_valid():
@@ -33,7 +34,7 @@ def test_every_experiment_is_valid():
     text = pathlib.Path(experiments.__path__[0], f'{name}.py')
     if text.exists() and 'def get_config(' in text.read_text():
       module = importlib.import_module(f'experiments.{name}')
-      config_lib.check(module.get_config())
+      checks.check(module.get_config())
       found.append(name)
   assert 'quickstart' in found
 
@@ -127,7 +128,7 @@ def test_a_bad_config_is_refused_by_name_and_with_a_way_out(
   fields, named, offered
 ):
   with pytest.raises(ValueError, match=re.escape(named)) as caught:
-    config_lib.check(change(**fields))
+    checks.check(change(**fields))
   message = str(caught.value)
   assert offered in message
   assert '\n' not in message
@@ -138,17 +139,17 @@ def test_whole_sections_are_checked_too():
   with config.unlocked():
     config.samplings = config.sampling
   with pytest.raises(ValueError, match=r'config\.samplings.*sampling'):
-    config_lib.check(config)
+    checks.check(config)
   config = config_lib.default()
   with config.unlocked():
     del config.eval
   with pytest.raises(ValueError, match="no section 'eval'"):
-    config_lib.check(config)
+    checks.check(config)
   config = config_lib.default()
   with config.unlocked():
     del config.optim.schedule
   with pytest.raises(ValueError, match=r'config\.optim\.schedule is missing'):
-    config_lib.check(config)
+    checks.check(config)
 
 
 @pytest.mark.parametrize('seed', ['one', -1, 1.5])
@@ -157,7 +158,7 @@ def test_a_bad_seed_is_refused(seed):
   with config.ignore_type():
     config.seed = seed
   with pytest.raises(ValueError, match=r'seed=.*must be'):
-    config_lib.check(config)
+    checks.check(config)
 
 
 def test_what_an_offer_says_is_valid():
@@ -176,7 +177,7 @@ def test_what_an_offer_says_is_valid():
     {'optim__warmup_steps': 79},
     {'algorithm__name': 'sft', 'algorithm__sft_steps': 21},
   ):
-    config_lib.check(change(**fields))
+    checks.check(change(**fields))
 
 
 def test_sizes_of_dash():
@@ -246,9 +247,9 @@ def test_rows_that_the_mesh_cannot_split_are_refused(
   fields, num_shards, num_hosts, named, offered
 ):
   config = change(**fields)
-  config_lib.check(config)
+  checks.check(config)
   with pytest.raises(ValueError, match=re.escape(named)) as caught:
-    config_lib.check_mesh(config, num_shards, num_hosts)
+    checks.check_mesh(config, num_shards, num_hosts)
   assert offered in str(caught.value)
 
 
@@ -267,7 +268,7 @@ def test_rows_that_the_mesh_can_split_pass():
       8,
     ),
   ):
-    config_lib.check_mesh(change(**fields), num_shards, 1)
+    checks.check_mesh(change(**fields), num_shards, 1)
 
 
 @pytest.mark.parametrize(
@@ -281,11 +282,11 @@ def test_rows_that_the_mesh_can_split_pass():
 def test_a_model_that_tensor_cannot_split_is_refused(preset, tensor, named):
   architecture = presets.PRESETS[preset]
   with pytest.raises(ValueError, match=f'mesh.tensor={tensor}.*{named}.*1, '):
-    config_lib.check_model_on_mesh(architecture, tensor)
-  config_lib.check_model_on_mesh(architecture, 1)
+    checks.check_model_on_mesh(architecture, tensor)
+  checks.check_model_on_mesh(architecture, 1)
 
 
 def test_a_missing_file_is_named(tmp_path):
-  config_lib.check_file('data.path', str(tmp_path))
+  checks.check_file('data.path', str(tmp_path))
   with pytest.raises(FileNotFoundError, match=r'data\.path=.*gone\.jsonl'):
-    config_lib.check_file('data.path', str(tmp_path / 'gone.jsonl'))
+    checks.check_file('data.path', str(tmp_path / 'gone.jsonl'))
