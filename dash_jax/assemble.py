@@ -189,9 +189,10 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
   architecture = model.config
   if tok.vocab_size > architecture.vocab_size:
     raise ValueError(
-      f'the tokenizer has {tok.vocab_size} ids, the model'
-      f' ({config.model.preset}) {architecture.vocab_size}: choose the'
-      " model's own data.tokenizer"
+      f'the tokenizer {config.data.tokenizer_path or TOKENIZER_NAME!r} has'
+      f' {tok.vocab_size} ids, but the embedding of'
+      f' {config.model.weights or config.model.preset!r} has'
+      f" {architecture.vocab_size} rows: choose the model's own data.tokenizer"
     )
   checks.check_model_on_mesh(
     architecture, jax.sharding.get_mesh().shape['tensor']
