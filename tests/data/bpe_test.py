@@ -185,8 +185,10 @@ def test_other_gguf_tokenizers_are_refused(tmp_path):
   path = tmp_path / 'other.gguf'
   with pytest.raises(ValueError, match=r"pre is 'falcon'.*smollm, qwen2"):
     bpe.from_gguf(write_gguf(path, pre='falcon'))
-  with pytest.raises(ValueError, match="model is 'llama'; can be read: gpt2"):
-    bpe.from_gguf(write_gguf(tmp_path / 'spm.gguf', model='llama'))
+  with pytest.raises(
+    ValueError, match="model is 'bert'; can be read: gpt2, llama"
+  ):
+    tokenizer.load('gguf', write_gguf(tmp_path / 'wpm.gguf', model='bert'))
   with pytest.raises(ValueError, match='eos_token_id is missing'):
     bpe.from_gguf(write_gguf(tmp_path / 'endless.gguf', eos=False))
 
@@ -243,10 +245,11 @@ def test_tiktoken_has_llama3s_ids_and_split(ranks_file):
   model = tokenizer.load('tiktoken', ranks_file)
   assert model.vocab_size == 128_256
   assert model.bos_id == 128_000
-  assert model.stop_ids == (128_001, 128_009)
+  assert model.stop_ids == (128_001, 128_008, 128_009)
+  assert (model.adds_bos, model.pad_id) == (True, 128_004)
   assert model.specials['<|start_header_id|>'] == 128_006
   assert model.specials['<|end_header_id|>'] == 128_007
-  assert model.specials['<|reserved_special_token_2|>'] == 128_011
+  assert model.specials['<|reserved_special_token_247|>'] == 128_255
   assert len(model.specials) == 256
   # '1234' is in the file, but digits are split by three first.
   assert split(model, 'ab12345 a') == ['ab', '123', '4', '5', ' a']
