@@ -57,7 +57,10 @@ def test_the_checkpoint_goes_out_whole(workdir, tmp_path, mesh, capsys):
   stops = [*ours.stop_ids, *ours.encode('\n')]
   assert theirs.stop_ids == tuple(stops)
   for file in ('config.json', 'generation_config.json'):
-    assert json.loads((out / file).read_text())['eos_token_id'] == stops
+    fields = json.loads((out / file).read_text())
+    assert fields['eos_token_id'] == stops
+    assert fields['pad_token_id'] == theirs.pad_id == 0
+    assert fields['bos_token_id'] is None
 
 
 def test_a_damaged_folder_fails_the_check(workdir, tmp_path, mesh):

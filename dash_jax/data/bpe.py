@@ -115,12 +115,12 @@ class HuggingFace:
       None if i is None else saved.id_to_token(i)
       for i in (self.bos_id, self.stop_ids[0], self.pad_id)
     )
-    if self.adds_bos:
-      saved.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f'{bos} $A',
-        pair=f'{bos} $A {bos} $B',
-        special_tokens=[(bos, self.bos_id)],
-      )
+    begin = f'{bos} ' if self.adds_bos else ''
+    saved.post_processor = tokenizers.processors.TemplateProcessing(
+      single=f'{begin}$A',
+      pair=f'{begin}$A {begin}$B',
+      special_tokens=[(bos, self.bos_id)] if begin else [],
+    )
     definition = saved.to_str(pretty=True)
     (folder / 'tokenizer.json').write_text(definition, encoding='utf-8')
     fields = {
