@@ -21,7 +21,7 @@ import numpy as np
 from absl import logging
 
 from dash_jax import batches, checks, sharding
-from dash_jax.data import prompts, questions, tokenizer
+from dash_jax.data import chat, pieces, prompts, questions, tokenizer
 from dash_jax.learning import optim
 from dash_jax.model import gguf, hf, hub, llama, lora, meta, presets
 from dash_jax.rewards import workers
@@ -40,7 +40,6 @@ class Encoding:
   tokenizer: tokenizer.Tokenizer
   template: str
   system: str
-  add_bos: bool
   max_prompt_len: int
   max_completion_len: int
 
@@ -48,7 +47,6 @@ class Encoding:
     return {
       'template': self.template,
       'system': self.system,
-      'add_bos': self.add_bos,
       'max_prompt_len': self.max_prompt_len,
     }
 
@@ -171,7 +169,6 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     tokenizer=tok,
     template=config.data.template,
     system=config.data.system,
-    add_bos=config.data.add_bos,
     max_prompt_len=config.data.max_prompt_len,
     max_completion_len=config.sampling.max_completion_len,
   )
@@ -331,7 +328,10 @@ def load_tokenizer(
   """Returns the tokenizer that the config names or the run has trained; None
   if it is yet to be trained."""
   if config.data.tokenizer != 'trained':
-    return tokenizer.load(config.data.tokenizer, find_tokenizer(config))
+    tok = tokenizer.load(config.data.tokenizer, find_tokenizer(config))
+    if config.data.template == chat.CHAT:
+      chat.complete(tok, config.model.preset)
+    return tok
   path = folder / TOKENIZER_NAME
   # One that a refused start left behind may be of other texts.
   if path.exists() and checkpoint.has_begun(folder):
@@ -400,7 +400,7 @@ def _train_tokenizer(config, folder, train):
   # rename keeps others from reading half a file.
   with tempfile.TemporaryDirectory(dir=folder) as scratch:
     made = pathlib.Path(scratch) / TOKENIZER_NAME
-    trained = tokenizer.train_sentencepiece(texts, vocab_size, str(made))
+    trained = pieces.train(texts, vocab_size, str(made))
     made.rename(path)
   return trained
 

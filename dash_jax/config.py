@@ -54,9 +54,8 @@ def default() -> ml_collections.ConfigDict:
           'num_train': 20_000,  # 0 takes all there are
           'tokenizer': 'trained',  # 'trained': sentencepiece, on the spot
           'tokenizer_path': '',
-          'template': '{question}\n',  # 'chat': the tokenizer's own template
+          'template': '{question}\n',  # 'chat': the model's own template
           'system': '',
-          'add_bos': False,
           'stop_text': '',  # also end a completion at this one-token text
           'max_prompt_len': 64,
           'too_long': 'error',  # or 'drop': leave such questions out, counted

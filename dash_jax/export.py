@@ -25,16 +25,18 @@ import ml_collections
 import numpy as np
 
 from dash_jax import assemble, checks, sharding
+from dash_jax.data import tokenizer
 from dash_jax.model import hf, hf_write, llama, lora, peft
 from dash_jax.runs import checkpoint
 
+_TEMPLATE_NAME = 'chat_template.jinja'
 # What a Hugging Face folder may hold of its tokenizer.
 _TOKENIZER_FILES = (
   'tokenizer.json',
   'tokenizer_config.json',
   'tokenizer.model',
   'special_tokens_map.json',
-  'chat_template.jinja',
+  _TEMPLATE_NAME,
 )
 _CHECKED_TOKENS = 64
 
@@ -150,32 +152,30 @@ def _write_model(config, workdir, out, written):
     max_len=_find_max_len(config),
     bos_id=tok.bos_id,
     stop_ids=assemble.find_stop_ids(tok, config.data.stop_text).tolist(),
+    pad_id=tok.pad_id,
   )
   files = _find_tokenizer_files(config)
   out.mkdir(parents=True, exist_ok=True)
   for file in files:
     shutil.copy(file, out / file.name)
   if not files:
-    tok.save(out, add_bos=config.data.add_bos)
+    tok.save(out)
+  elif (
+    tok.chat_template and not tokenizer.load('huggingface', out).chat_template
+  ):
+    (out / _TEMPLATE_NAME).write_text(tok.chat_template, encoding='utf-8')
   _write_json(out / 'config.json', fields)
-  ends = {name: fields[name] for name in ('bos_token_id', 'eos_token_id')}
-  _write_json(out / 'generation_config.json', ends)
+  ends = (f'{name}_token_id' for name in ('bos', 'eos', 'pad'))
+  _write_json(out / 'generation_config.json', {n: fields[n] for n in ends})
   hf_write.write_weights(out, written.config, written.params)
 
 
 def _find_tokenizer_files(config) -> list[pathlib.Path]:
-  """Returns the tokenizer's files if the run's own is of this form already, or
-  lies beside weights that are."""
-  if config.data.tokenizer == 'huggingface':
-    folder = pathlib.Path(assemble.find_tokenizer(config))
-    folder = folder if folder.is_dir() else folder.parent
-  elif config.data.tokenizer == 'tiktoken':
-    reader, path = assemble.find_weights(config)
-    folder = pathlib.Path(path)
-    if reader is not hf or not (folder / 'tokenizer.json').exists():
-      return []
-  else:
+  """Returns the tokenizer's files if the run's own is of this form already."""
+  if config.data.tokenizer != 'huggingface':
     return []
+  folder = pathlib.Path(assemble.find_tokenizer(config))
+  folder = folder if folder.is_dir() else folder.parent
   return [folder / n for n in _TOKENIZER_FILES if (folder / n).exists()]
 
 

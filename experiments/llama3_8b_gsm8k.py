@@ -1,6 +1,6 @@
 r"""Llama-3 8B on GSM8K by DASH: a short warm start for the format, then RL.
 
-    pip install -e '.[llama3,tpu]'     (on GPUs '.[llama3,cuda]')
+    pip install -e '.[tpu]'     (on GPUs '.[cuda]')
     python -m dash_jax.main --config=experiments/llama3_8b_gsm8k.py \
         --workdir=runs/llama3_8b_gsm8k [--config.data.path=FOLDER]
 
@@ -46,9 +46,8 @@ def get_config():
   config.model.remat = True
   config.data.source = 'gsm8k'
   config.data.num_train = 0
-  config.data.tokenizer = 'tiktoken'  # its stop ids: end_of_text and eot_id
+  config.data.tokenizer = 'tiktoken'  # begins texts with BOS
   config.data.tokenizer_path = 'Meta-Llama-3-8B/original/tokenizer.model'
-  config.data.add_bos = True
   config.data.template = 'Question: {question}\nAnswer:\n'
   # The longest prompt has 213 tokens, the longest solution 293.
   config.data.max_prompt_len = 224

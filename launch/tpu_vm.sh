@@ -69,7 +69,7 @@ git -C dash_jax checkout -q --detach FETCH_HEAD; \
 test -x .local/bin/uv || curl -LsSf https://astral.sh/uv/install.sh | sh; \
 test -d dash_jax/.venv || .local/bin/uv venv --python=3.11 dash_jax/.venv; \
 .local/bin/uv pip install --python=dash_jax/.venv/bin/python \
---editable='./dash_jax[tpu,llama3,smollm2]'"
+--editable='./dash_jax[tpu,smollm2]'"
 }
 
 run() {

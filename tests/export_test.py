@@ -57,7 +57,10 @@ def test_the_checkpoint_goes_out_whole(workdir, tmp_path, mesh, capsys):
   stops = [*ours.stop_ids, *ours.encode('\n')]
   assert theirs.stop_ids == tuple(stops)
   for file in ('config.json', 'generation_config.json'):
-    assert json.loads((out / file).read_text())['eos_token_id'] == stops
+    fields = json.loads((out / file).read_text())
+    assert fields['eos_token_id'] == stops
+    assert fields['pad_token_id'] == theirs.pad_id == 0
+    assert fields['bos_token_id'] is None
 
 
 def test_a_damaged_folder_fails_the_check(workdir, tmp_path, mesh):
@@ -83,7 +86,7 @@ def test_another_model_is_exit_code_1(workdir, tmp_path, monkeypatch, gap):
 def test_a_run_on_a_folders_own_tokenizer_hands_its_files_on(workdir, tmp_path):
   """Those of the tokenizer that the run used, wherever its weights are from."""
   tok = tokenizer.load('sentencepiece', str(workdir / 'tokenizer.model'))
-  tok.save(tmp_path, add_bos=True)
+  tok.save(tmp_path)
   (tmp_path / 'other.txt').touch()
   config = tiny_run.get_config()
   config.data.tokenizer = 'huggingface'

@@ -162,7 +162,9 @@ def test_a_larger_tokenizer_than_the_model_is_refused(
   keep_tokenizer(config, tmp_path)
   small = dataclasses.replace(presets.PRESETS['quickstart'], vocab_size=300)
   monkeypatch.setitem(presets.PRESETS, 'quickstart', small)
-  with pytest.raises(ValueError, match=r'has 304 ids, but the embedding .* 300 rows'):
+  with pytest.raises(
+    ValueError, match=r'has 304 ids, but the embedding .* 300 rows'
+  ):
     assemble.build(config, str(tmp_path))
 
 

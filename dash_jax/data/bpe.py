@@ -3,9 +3,10 @@
   1. `from_gguf` rebuilds the tokenizer from a GGUF file's metadata: tokens,
      merges, and the name of the rules that split text before merging.
   2. `from_hf_file` reads a tokenizer.json and its neighbours.
-  3. `from_tiktoken` reads Llama 3's tokenizer.model.
+  3. `from_tiktoken` reads Llama 3's tokenizer.model and derives the merges from
+     its ranks.
 
-See `tokenizer.Tokenizer` for what they all do.
+All become a `HuggingFace`. See `tokenizer.Tokenizer` for what it does.
 """
 
 import base64
@@ -14,6 +15,7 @@ import functools
 import itertools
 import json
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import tokenizers
@@ -38,23 +40,32 @@ _SPLIT_LLAMA3 = _SPLIT % r'\p{N}{1,3}'
 
 _LLAMA3_NUM_RANKS = 128_000
 _LLAMA3_NUM_SPECIALS = 256
-_LLAMA3_SPECIALS = (
-  '<|begin_of_text|>',
-  '<|end_of_text|>',
-  '<|reserved_special_token_0|>',
-  '<|reserved_special_token_1|>',
+# Where they stand behind the ranks; the others are reserved, and numbered.
+# Source: tokenizer.json of Llama 3.1, whose weights know no other names.
+_LLAMA3_SPECIALS = {
+  0: '<|begin_of_text|>',
+  1: '<|end_of_text|>',
+  4: '<|finetune_right_pad_id|>',
+  6: '<|start_header_id|>',
+  7: '<|end_header_id|>',
+  8: '<|eom_id|>',
+  9: '<|eot_id|>',
+  10: '<|python_tag|>',
+}
+
+# Specials that no text holds, for files whose pad token ends a reply too: of
+# Llama 3.1, Llama 3, SmolLM2, Qwen and the sentencepiece families.
+_PADS = (
   '<|finetune_right_pad_id|>',
-  '<|step_id|>',
-  '<|start_header_id|>',
-  '<|end_header_id|>',
-  '<|eom_id|>',
-  '<|eot_id|>',
-  '<|python_tag|>',
+  '<|reserved_special_token_0|>',
+  '<|endoftext|>',
+  '<|vision_pad|>',
+  '<unk>',
 )
 
 
 class HuggingFace:
-  """A tokenizer of the `tokenizers` package."""
+  """A tokenizer of the `tokenizers` package, whose settings it changes."""
 
   def __init__(
     self,
@@ -62,46 +73,61 @@ class HuggingFace:
     *,
     bos_id: int | None,
     stop_ids: Sequence[int],
-    chat_template: str | None,
+    pad_id: int | None = None,
+    adds_bos: bool = False,
+    chat_template: str | None = None,
   ):
-    definition = tokenizer.to_str()
-    self._special = _from_definition(definition)
-    self._plain = _from_definition(definition)
-    self._plain.encode_special_tokens = True
-    self.vocab_size = max(self._plain.get_vocab().values()) + 1
+    # A file may ask for both, which would cut and fill texts unasked.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # as the letters that they are
+    self._tokenizer = tokenizer
+    self._given_pad_id = pad_id
+    self.vocab_size = max(tokenizer.get_vocab().values()) + 1
     self.bos_id = bos_id
     self.stop_ids = tuple(stop_ids)
+    self.adds_bos = adds_bos
     self.chat_template = chat_template
     self.specials = {
       token.content: i
-      for i, token in self._plain.get_added_tokens_decoder().items()
+      for i, token in tokenizer.get_added_tokens_decoder().items()
       if token.special
     }
 
+  @property
+  def pad_id(self) -> int | None:
+    return choose_pad_id(self, self._given_pad_id)
+
   def encode(self, text: str, special: bool = False) -> list[int]:
-    tokenizer = self._special if special else self._plain
-    return tokenizer.encode(text, add_special_tokens=False).ids
+    if special:
+      return encode_specials(text, self.specials, self.encode)
+    return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Iterable[int]) -> str:
-    decode = functools.partial(self._plain.decode, skip_special_tokens=False)
+    decode = functools.partial(
+      self._tokenizer.decode, skip_special_tokens=False
+    )
     return decode_ids(ids, self.vocab_size, self.specials, decode)
 
-  def save(self, folder: pathlib.Path, *, add_bos: bool) -> None:
-    saved = _from_definition(self._special.to_str())
-    name = self._plain.id_to_token
-    bos = None if self.bos_id is None else name(self.bos_id)
-    if add_bos:
-      saved.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f'{bos} $A',
-        pair=f'{bos} $A {bos} $B',
-        special_tokens=[(bos, self.bos_id)],
-      )
+  def save(self, folder: pathlib.Path) -> None:
+    saved = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+    bos, eos, pad = (
+      None if i is None else saved.id_to_token(i)
+      for i in (self.bos_id, self.stop_ids[0], self.pad_id)
+    )
+    begin = f'{bos} ' if self.adds_bos else ''
+    saved.post_processor = tokenizers.processors.TemplateProcessing(
+      single=f'{begin}$A',
+      pair=f'{begin}$A {begin}$B',
+      special_tokens=[(bos, self.bos_id)] if begin else [],
+    )
     definition = saved.to_str(pretty=True)
     (folder / 'tokenizer.json').write_text(definition, encoding='utf-8')
     fields = {
       'tokenizer_class': 'PreTrainedTokenizerFast',
       'bos_token': bos,
-      'eos_token': name(self.stop_ids[0]),
+      'eos_token': eos,
+      'pad_token': pad,
       'clean_up_tokenization_spaces': False,
     }
     if self.chat_template:
@@ -110,59 +136,18 @@ class HuggingFace:
     path.write_text(json.dumps(fields, indent=2), encoding='utf-8')
 
 
-class TikToken:
-  """A tokenizer of the `tiktoken` package."""
-
-  chat_template = None
-
-  def __init__(
-    self, encoding, *, specials: Mapping[str, int], bos: str, stops: list[str]
-  ):
-    self._encoding = encoding
-    self.vocab_size = encoding.n_vocab
-    self.specials = dict(specials)
-    self.bos_id = specials[bos]
-    self.stop_ids = tuple(specials[stop] for stop in stops)
-
-  def encode(self, text: str, special: bool = False) -> list[int]:
-    allowed = set(self.specials) if special else set()
-    return self._encoding.encode(
-      text, allowed_special=allowed, disallowed_special=()
-    )
-
-  def decode(self, ids: Iterable[int]) -> str:
-    return decode_ids(
-      ids, self.vocab_size, self.specials, self._encoding.decode
-    )
-
-  def save(self, folder: pathlib.Path, *, add_bos: bool) -> None:
-    del add_bos
-    raise ValueError(
-      f'{folder}: a tiktoken file has no Hugging Face form here; read the'
-      " weights from the model's Hugging Face folder (model.weights=hf:FOLDER),"
-      ' whose tokenizer.json is then copied'
-    )
-
-
 def from_gguf(path: str) -> HuggingFace:
-  """Returns the byte-level BPE tokenizer in a GGUF file's metadata.
+  """Returns the tokenizer in a GGUF file of kind 'gpt2', byte-level BPE.
 
   Raises:
-    ValueError: it is not a BPE tokenizer, or it splits text by rules ('pre')
-      that are not known here.
+    ValueError: a key is missing, or it splits text by rules ('pre') that are
+      not known here.
   """
   metadata = gguf.read_metadata(path)
 
   def get(key):
-    if f'tokenizer.ggml.{key}' not in metadata:
-      raise ValueError(f'{path}: metadata key tokenizer.ggml.{key} is missing')
-    return metadata[f'tokenizer.ggml.{key}']
+    return get_gguf_field(metadata, path, key)
 
-  if get('model') != 'gpt2':
-    raise ValueError(
-      f'{path}: tokenizer.ggml.model is {get("model")!r}; can be read: gpt2 '
-      '(byte-level BPE)'
-    )
   pre = get('pre')
   if pre not in _PRE_TOKENIZERS:
     raise ValueError(
@@ -198,20 +183,37 @@ def from_gguf(path: str) -> HuggingFace:
   turn_end = metadata.get('tokenizer.ggml.eot_token_id')
   if turn_end is not None and turn_end not in stop_ids:
     stop_ids.append(turn_end)
+  bos_id = metadata.get('tokenizer.ggml.bos_token_id')
+  # Where a file says nothing, llama.cpp begins texts of Llama 3 alone with BOS.
+  adds_bos = metadata.get('tokenizer.ggml.add_bos_token', pre == 'llama-bpe')
   return HuggingFace(
     tokenizer,
-    bos_id=metadata.get('tokenizer.ggml.bos_token_id'),
+    bos_id=bos_id,
     stop_ids=stop_ids,
+    pad_id=metadata.get('tokenizer.ggml.padding_token_id'),
+    adds_bos=adds_bos and bos_id is not None,
     chat_template=metadata.get('tokenizer.chat_template'),
   )
+
+
+def get_gguf_field(metadata: Mapping, path: str, key: str):
+  """Returns what a GGUF file says of its tokenizer.
+
+  Raises:
+    ValueError: it says nothing under this key.
+  """
+  if f'tokenizer.ggml.{key}' not in metadata:
+    raise ValueError(f'{path}: metadata key tokenizer.ggml.{key} is missing')
+  return metadata[f'tokenizer.ggml.{key}']
 
 
 def from_hf_file(path: str) -> HuggingFace:
   """Returns the tokenizer in a tokenizer.json.
 
-  BOS, EOS and the chat template are read from the files beside it:
-  tokenizer_config.json, and generation_config.json and chat_template.jinja
-  where they exist.
+  BOS, EOS, the pad token and the chat template are read from the files beside
+  it: tokenizer_config.json, and generation_config.json and chat_template.jinja
+  where they exist. A text begins with BOS if tokenizer_config.json says so or,
+  where it says nothing, if tokenizer.json's post_processor puts it there.
 
   Args:
     path: the file, or its folder.
@@ -250,29 +252,31 @@ def from_hf_file(path: str) -> HuggingFace:
     more = json.loads(read_bytes(generation_path)).get('eos_token_id') or []
     more = more if isinstance(more, list) else [more]
     stop_ids += [i for i in more if i not in stop_ids]
+  bos_id = find('bos_token')
+  adds_bos = config.get('add_bos_token')
+  if adds_bos is None:
+    adds_bos = tokenizer.encode('a').ids[:1] == [bos_id]
   return HuggingFace(
     tokenizer,
-    bos_id=find('bos_token'),
+    bos_id=bos_id,
     stop_ids=stop_ids,
+    pad_id=find('pad_token'),
+    adds_bos=adds_bos and bos_id is not None,
     chat_template=_read_chat_template(config, path.parent),
   )
 
 
-def from_tiktoken(path: str) -> TikToken:
+def from_tiktoken(path: str) -> HuggingFace:
   """Returns Llama 3's tokenizer from its tokenizer.model, a tiktoken rank file.
 
-  The file holds no chat template. Both the end of a text and the end of a turn
+  The file holds no chat template. The end of a text, of a message and of a turn
   stop a reply, so that it serves the base and the instruct models.
+
+  Raises:
+    ValueError: it is no rank file, or another model's.
 
   Source: llama-models, models/llama3/tokenizer.py.
   """
-  try:
-    import tiktoken
-  except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-      "Llama 3's tokenizer.model is read with the package tiktoken: "
-      "pip install -e '.[llama3]'"
-    ) from error
   ranks = {}
   for number, line in enumerate(read_bytes(path).splitlines(), start=1):
     try:
@@ -288,23 +292,89 @@ def from_tiktoken(path: str) -> TikToken:
       f"{path}: {len(ranks)} ranks; Llama 3's tokenizer.model has "
       f'{_LLAMA3_NUM_RANKS}, and how others split text is not known here'
     )
-  names = list(_LLAMA3_SPECIALS)
-  num_reserved = itertools.count(2)
-  while len(names) < _LLAMA3_NUM_SPECIALS:
-    names.append(f'<|reserved_special_token_{next(num_reserved)}|>')
-  specials = {name: len(ranks) + i for i, name in enumerate(names)}
-  encoding = tiktoken.Encoding(
-    name='llama3',
-    pat_str=_SPLIT_LLAMA3,
-    mergeable_ranks=ranks,
-    special_tokens=specials,
+  letters = _name_bytes()
+  vocab = {
+    token.decode('latin-1').translate(letters): rank
+    for token, rank in ranks.items()
+  }
+  # tiktoken joins the neighbours whose sum has the lowest rank, whatever they
+  # are, so each way to cut a token in two is a merge.
+  merges = [
+    (token[:at], token[at:])
+    for token in sorted(vocab, key=vocab.get)
+    for at in range(1, len(token))
+    if token[:at] in vocab and token[at:] in vocab
+  ]
+  tokenizer = tokenizers.Tokenizer(
+    tokenizers.models.BPE(vocab=vocab, merges=merges, ignore_merges=True)
   )
-  return TikToken(
-    encoding,
-    specials=specials,
-    bos='<|begin_of_text|>',
-    stops=['<|end_of_text|>', '<|eot_id|>'],
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+    _split_then_bytes(_SPLIT_LLAMA3)
   )
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  reserved = itertools.count()
+  # They get the ids behind the vocabulary, in this order.
+  tokenizer.add_special_tokens(
+    [
+      tokenizers.AddedToken(
+        _LLAMA3_SPECIALS.get(i)
+        or f'<|reserved_special_token_{next(reserved)}|>',
+        normalized=False,
+        special=True,
+      )
+      for i in range(_LLAMA3_NUM_SPECIALS)
+    ]
+  )
+  stops = ('<|end_of_text|>', '<|eom_id|>', '<|eot_id|>')
+  return HuggingFace(
+    tokenizer,
+    bos_id=tokenizer.token_to_id('<|begin_of_text|>'),
+    stop_ids=[tokenizer.token_to_id(stop) for stop in stops],
+    adds_bos=True,
+  )
+
+
+def _name_bytes() -> dict[int, str]:
+  """Returns the letter of each byte in byte-level BPE.
+
+  Source: encoder.py of the GPT-2 release.
+  """
+  printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  others = [byte for byte in range(256) if byte not in printing]
+  return {byte: chr(byte) for byte in printing} | {
+    byte: chr(256 + i) for i, byte in enumerate(others)
+  }
+
+
+def choose_pad_id(tokenizer, given: int | None) -> int | None:
+  """Returns `given`, or another special if that ends or begins texts.
+
+  Args:
+    tokenizer: its specials, bos_id and stop_ids are looked at.
+    given: the file's own pad token, if it has one.
+  """
+  taken = {tokenizer.bos_id, *tokenizer.stop_ids, None}
+  choices = (given, *map(tokenizer.specials.get, _PADS))
+  return next((i for i in choices if i not in taken), None)
+
+
+def encode_specials(
+  text: str, specials: Mapping[str, int], encode: Callable[[str], list[int]]
+) -> list[int]:
+  """Returns ids, where the names of specials become their ids."""
+  ids = []
+  for part in split_at_specials(text, specials):
+    ids += [specials[part]] if part in specials else encode(part)
+  return ids
+
+
+def split_at_specials(text: str, specials: Mapping[str, int]) -> list[str]:
+  """Returns the parts of `text`: the names of specials, and what is between
+  them, at both ends too, where it may be ''."""
+  if not specials:
+    return [text]
+  names = sorted(specials, key=len, reverse=True)
+  return re.split(f'({"|".join(map(re.escape, names))})', text)
 
 
 def decode_ids(
@@ -347,14 +417,6 @@ _PRE_TOKENIZERS = {
   'qwen2': functools.partial(_split_then_bytes, _SPLIT_QWEN2),
   'llama-bpe': functools.partial(_split_then_bytes, _SPLIT_LLAMA3),
 }
-
-
-def _from_definition(definition: str) -> tokenizers.Tokenizer:
-  tokenizer = tokenizers.Tokenizer.from_str(definition)
-  # A file may ask for both, which would cut and fill texts unasked.
-  tokenizer.no_truncation()
-  tokenizer.no_padding()
-  return tokenizer
 
 
 def _read_chat_template(config: dict, folder: pathlib.Path) -> str | None:

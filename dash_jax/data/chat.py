@@ -1,25 +1,27 @@
 """A question's text to prompt ids, through a template.
 
-  1. A plain template is a format string with '{question}' in it. It is encoded
-     whole, with BOS in front where asked.
-  2. The template 'chat' is the Jinja template that came with the tokenizer. It
-     is rendered once, with a mark in place of the question.
-  3. What stands before and after the mark is the template's own, so special
-     tokens in it become their ids. The question between them is plain text:
-     whatever it says, it cannot end its turn or speak for the assistant.
-
-The three are encoded apart, so a question that begins with whitespace may get
-other ids there than transformers gives it.
+1. A plain template is a format string with '{question}' in it. It is encoded
+   whole, with BOS in front if the tokenizer begins texts so.
+2. The template 'chat' is a Jinja template: the one that came with the
+   tokenizer or, where none did, the model family's (`complete`). It is
+   rendered once, with a mark in place of the question.
+3. What stands before and after the mark is the template's own, so special
+   tokens in it become their ids.
+4. The question is plain text: whatever it says, it cannot end its turn or
+   speak for the assistant. It is encoded together with the template's text
+   up to the nearest special tokens, so that tokens join as in any text.
 """
 
+import dataclasses
 import functools
+import json
 import secrets
 import string
 
 import jinja2
 import jinja2.sandbox
 
-from dash_jax.data import tokenizer
+from dash_jax.data import bpe, tokenizer
 
 CHAT = 'chat'
 
@@ -28,33 +30,152 @@ CHAT = 'chat'
 _SPACE = '\u2003'
 
 
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """How the chat models of a family were taught to read and to stop.
+
+  Attributes:
+    template: Jinja, for a system message, a user's and the reply's beginning.
+    stops: the special tokens that end a reply, what ends a turn first.
+  """
+
+  template: str
+  stops: tuple[str, ...]
+
+
+def _write_chatml(default_system: str = '') -> str:
+  """Returns ChatML, where a chat without a system message may get one."""
+  default = (
+    "{% if messages[0].role != 'system' %}"
+    f'<|im_start|>system\n{default_system}<|im_end|>\n'
+    '{% endif %}'
+    if default_system
+    else ''
+  )
+  return (
+    default + '{% for m in messages %}'
+    '<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{{ "\\n" }}'
+    '{% endfor %}<|im_start|>assistant{{ "\\n" }}'
+  )
+
+
+_LLAMA3_TURNS = (
+  '{% for m in messages %}'
+  '<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n'
+  '{{ m.content | trim }}<|eot_id|>'
+  '{% endfor %}'
+  '<|start_header_id|>assistant<|end_header_id|>{{ "\\n\\n" }}'
+)
+# From 3.1 on every chat has a system message, which says these two dates.
+_LLAMA3_1 = (
+  "{% if messages[0].role == 'system' %}"
+  '{% set system = messages[0].content | trim %}'
+  '{% set messages = messages[1:] %}'
+  '{% endif %}'
+  '{{ bos_token }}<|start_header_id|>system<|end_header_id|>\n\n'
+  'Cutting Knowledge Date: December 2023\n'
+  'Today Date: 26 Jul 2024\n\n'
+  '{{ system }}<|eot_id|>' + _LLAMA3_TURNS
+)
+_LLAMA2 = (
+  "{% if messages[0].role == 'system' %}"
+  "{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+  '{% endif %}'
+  "{{ bos_token }}[INST] {{ (system | default('') + messages[-1].content)"
+  ' | trim }} [/INST]'
+)
+# No space behind [INST]: sentencepiece puts one in front of a text by itself.
+_MISTRAL = (
+  '{{ bos_token }}[INST]'
+  "{% if messages[0].role == 'system' %}"
+  '{{ messages[0].content }}{{ "\\n\\n" }}'
+  '{% endif %}'
+  '{{ messages[-1].content }}[/INST]'
+)
+_LLAMA3_1_FAMILY = Family(
+  _LLAMA3_1, ('<|eot_id|>', '<|end_of_text|>', '<|eom_id|>')
+)
+
+# By what the names of the presets begin with; the longest counts.
+# Source: the tokenizer_config.json and generation_config.json of each family's
+# instruct models; for Llama 2 and Mistral also llama/generation.py of Meta's
+# release and mistral-common's tokenizer v3.
+FAMILIES = {
+  'smollm2_': Family(
+    _write_chatml(
+      'You are a helpful AI assistant named SmolLM, trained by Hugging Face'
+    ),
+    ('<|im_end|>',),
+  ),
+  'llama2_': Family(_LLAMA2, ('</s>',)),
+  'llama3_': Family(
+    '{{ bos_token }}' + _LLAMA3_TURNS, ('<|eot_id|>', '<|end_of_text|>')
+  ),
+  'llama3_1_': _LLAMA3_1_FAMILY,
+  'llama3_2_': _LLAMA3_1_FAMILY,
+  'llama3_3_': _LLAMA3_1_FAMILY,
+  'mistral_': Family(_MISTRAL, ('</s>',)),
+  'qwen2_5_': Family(
+    _write_chatml(
+      'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'
+    ),
+    ('<|im_end|>', '<|endoftext|>'),
+  ),
+  'qwen3_': Family(_write_chatml(), ('<|im_end|>', '<|endoftext|>')),
+}
+
+
+def find_family(preset: str) -> Family | None:
+  """Returns the family of a preset; None if it has no chat models."""
+  names = [name for name in FAMILIES if preset.startswith(name)]
+  return FAMILIES[max(names, key=len)] if names else None
+
+
+def complete(tokenizer: tokenizer.Tokenizer, preset: str) -> None:
+  """Gives a tokenizer what its file does not say of the chat format.
+
+  That is the template, and the special tokens that end a reply. Those of the
+  file come first, unless the template is the family's.
+
+  Args:
+    tokenizer: changed.
+    preset: the model's, whose family is taken.
+  """
+  family = find_family(preset)
+  if family is None:
+    return
+  known = [name for name in family.stops if name in tokenizer.specials]
+  stop_ids = [tokenizer.specials[name] for name in known]
+  if tokenizer.chat_template:
+    stop_ids = [*tokenizer.stop_ids, *stop_ids]
+  else:
+    stop_ids += tokenizer.stop_ids
+    tokenizer.chat_template = family.template
+  tokenizer.stop_ids = tuple(dict.fromkeys(stop_ids))
+
+
 def encode_prompt(
   question: str,
   tokenizer: tokenizer.Tokenizer,
   template: str,
   *,
-  add_bos: bool = False,
   system: str = '',
 ) -> list[int]:
   """Returns the ids of one prompt.
 
   Args:
     question: the user's text. Special tokens in it are plain text.
-    tokenizer: its chat template is used if `template` is 'chat'.
+    tokenizer: its chat template is used if `template` is 'chat'. It also says
+      whether BOS stands in front of a plain template; chat templates write
+      their own.
     template: 'chat', or a format string that contains '{question}'.
-    add_bos: whether BOS stands in front of a plain template. Chat templates
-      write their own.
     system: the system message of a chat; '' leaves it to the template.
 
   Raises:
-    ValueError: a template that does not take the question once, a tokenizer
-      without chat template or BOS that is asked for one.
+    ValueError: a template that does not take the question once, or a tokenizer
+      without chat template that is asked for one.
   """
   if template == CHAT:
-    if add_bos:
-      raise ValueError(
-        "add_bos is for plain templates: the template 'chat' writes its own BOS"
-      )
     frame = _render_chat(
       tokenizer.chat_template, system, _name_bos_and_eos(tokenizer)
     )
@@ -62,20 +183,18 @@ def encode_prompt(
       question = question.lstrip()
     if frame.strips_right:
       question = question.rstrip()
+    *before, left = bpe.split_at_specials(frame.before, tokenizer.specials)
+    right, *after = bpe.split_at_specials(frame.after, tokenizer.specials)
     return (
-      tokenizer.encode(frame.before, special=True)
-      + tokenizer.encode(question)
-      + tokenizer.encode(frame.after, special=True)
+      tokenizer.encode(''.join(before), special=True)
+      + tokenizer.encode(left + question + right)
+      + tokenizer.encode(''.join(after), special=True)
     )
   if system:
     raise ValueError("a system message needs the template 'chat'")
   check_template(template)
   ids = tokenizer.encode(template.format(question=question))
-  if not add_bos:
-    return ids
-  if tokenizer.bos_id is None:
-    raise ValueError('add_bos is set, but the tokenizer has no BOS')
-  return [tokenizer.bos_id, *ids]
+  return [tokenizer.bos_id, *ids] if tokenizer.adds_bos else ids
 
 
 @functools.lru_cache(maxsize=8)
@@ -130,7 +249,11 @@ def _render_chat(
   environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
     trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
   )
+  # What published templates use of transformers. Its strftime_now is left out:
+  # with it a prompt would change with the date. Templates that ask whether it
+  # is defined, as Llama 3.2's, have a date of their own.
   environment.globals['raise_exception'] = _raise_exception
+  environment.filters['tojson'] = _to_json
   # A question that held the mark could step out of its place.
   mark = secrets.token_hex(16)
   messages = [{'role': 'user', 'content': f'{_SPACE}{mark}{_SPACE}'}]
@@ -138,7 +261,11 @@ def _render_chat(
     messages.insert(0, {'role': 'system', 'content': system})
   try:
     text = environment.from_string(template).render(
-      messages=messages, add_generation_prompt=True, **dict(names)
+      messages=messages,
+      tools=None,
+      documents=None,
+      add_generation_prompt=True,
+      **dict(names),
     )
   except jinja2.TemplateError as error:
     raise ValueError(f'the chat template failed: {error}') from error
@@ -147,6 +274,19 @@ def _render_chat(
 
 def _raise_exception(message: str):
   raise jinja2.TemplateError(message)
+
+
+def _to_json(
+  value, ensure_ascii=False, indent=None, separators=None, sort_keys=False
+) -> str:
+  # Jinja's own writes characters of HTML as escapes.
+  return json.dumps(
+    value,
+    ensure_ascii=ensure_ascii,
+    indent=indent,
+    separators=separators,
+    sort_keys=sort_keys,
+  )
 
 
 def _name_bos_and_eos(tokenizer) -> tuple[tuple[str, str], ...]:

@@ -24,7 +24,6 @@ def encode(
   *,
   template: str,
   max_prompt_len: int,
-  add_bos: bool = False,
   system: str = '',
 ) -> batches.PromptBatch:
   """Returns the questions' prompts, as NumPy arrays.
@@ -34,13 +33,12 @@ def encode(
     tokenizer: turns text into ids.
     template: 'chat' or a format string: see `chat.encode_prompt`.
     max_prompt_len: P, the prompt slots.
-    add_bos: see `chat.encode_prompt`.
     system: see `chat.encode_prompt`.
 
   Raises:
     ValueError: a prompt is empty, or longer than P.
   """
-  prompts = _encode_prompts(questions, tokenizer, template, add_bos, system)
+  prompts = _encode_prompts(questions, tokenizer, template, system)
   _check_prompt_lengths(questions, prompts, max_prompt_len)
   tokens = np.zeros((len(prompts), max_prompt_len), np.int32)
   for row, prompt in zip(tokens, prompts, strict=True):
@@ -59,14 +57,13 @@ def drop_too_long(
   template: str,
   max_prompt_len: int,
   max_completion_len: int | None = None,
-  add_bos: bool = False,
   system: str = '',
 ) -> tuple[list[batches.Question], int]:
   """Returns the questions that fit in P slots, and how many did not.
 
   With `max_completion_len`, their solutions with EOS fit in C slots too.
   """
-  prompts = _encode_prompts(questions, tokenizer, template, add_bos, system)
+  prompts = _encode_prompts(questions, tokenizer, template, system)
 
   def fits(question, prompt):
     if len(prompt) > max_prompt_len:
@@ -86,7 +83,6 @@ def encode_solutions(
   template: str,
   max_prompt_len: int,
   max_completion_len: int,
-  add_bos: bool = False,
   system: str = '',
 ) -> batches.Rollouts:
   """Returns the questions' solutions with EOS as completions, for SFT.
@@ -103,7 +99,6 @@ def encode_solutions(
     tokenizer,
     template=template,
     max_prompt_len=max_prompt_len,
-    add_bos=add_bos,
     system=system,
   )
   for question in questions:
@@ -136,15 +131,11 @@ def encode_solutions(
   )
 
 
-def _encode_prompts(
-  questions, tokenizer, template, add_bos, system
-) -> list[list[int]]:
+def _encode_prompts(questions, tokenizer, template, system) -> list[list[int]]:
   if not questions:
     raise ValueError('there are no questions to encode')
   prompts = [
-    chat.encode_prompt(
-      q.prompt, tokenizer, template, add_bos=add_bos, system=system
-    )
+    chat.encode_prompt(q.prompt, tokenizer, template, system=system)
     for q in questions
   ]
   for question, prompt in zip(questions, prompts, strict=True):

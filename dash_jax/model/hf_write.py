@@ -25,6 +25,7 @@ def make_config(
   max_len: int,
   bos_id: int | None,
   stop_ids: Sequence[int],
+  pad_id: int | None = None,
 ) -> dict:
   """Returns the fields of config.json.
 
@@ -35,7 +36,7 @@ def make_config(
     config: the architecture.
     dtype: of the tensors.
     max_len: tokens a row that the model was made for.
-    bos_id, stop_ids: as the tokenizer has them.
+    bos_id, stop_ids, pad_id: as the tokenizer has them.
 
   Raises:
     ValueError: no model type has this mix of features.
@@ -66,6 +67,7 @@ def make_config(
     'torch_dtype': dtype,
     'bos_token_id': bos_id,
     'eos_token_id': list(stop_ids),
+    'pad_token_id': pad_id,
   }
   if config.rope_scaling is not None:
     s = config.rope_scaling

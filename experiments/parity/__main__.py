@@ -12,7 +12,7 @@ import transformers
 
 from dash_jax.data import bpe
 from dash_jax.model import gguf
-from experiments.parity import adapters, meta, models, smollm2, texts
+from experiments.parity import adapters, chats, meta, models, smollm2, texts
 from experiments.parity.report import Report
 
 
@@ -27,6 +27,7 @@ def main() -> int:
     models.check_models(report)
     adapters.check_adapters(report)
     meta.check_meta(report)
+    chats.check_chats(report)
     texts.check_tokenizer(report, path, tokenizer)
     smollm2.check_smollm2(report, path, tokenizer)
   seconds = time.perf_counter() - start

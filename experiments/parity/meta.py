@@ -1,12 +1,10 @@
 """Compares folders as Meta publishes Llama with the models they were made of.
 
-  1. transformers makes a small random model, and saves its config.json.
-  2. Its weights are put as Meta has them: q and k rows in neighbouring pairs,
-     cut into files the way of Llama 2 or of Llama 3, written by torch.save.
-  3. What we read of them must be the model's weights, bit by bit, and the
-     architecture that of config.json.
-
-A part of `experiments.parity`, which calls `check_meta`.
+1. transformers makes a small random model, and saves its config.json.
+2. Its weights are put as Meta has them: q and k rows in neighbouring pairs,
+   cut into files the way of Llama 2 or of Llama 3, written by torch.save.
+3. What we read of them must be the model's weights, bit by bit, and the
+   architecture that of config.json.
 """
 
 import itertools
@@ -18,6 +16,7 @@ import torch
 import transformers
 
 from dash_jax.model import hf, meta
+from experiments.parity.report import Report
 
 # Hugging Face's part of a name, Meta's, and the axis that Meta cuts.
 _LAYER = (
@@ -51,7 +50,7 @@ _PARAMS = {
 }
 
 
-def check_meta(report) -> None:
+def check_meta(report: Report) -> None:
   """Adds a check for each way in which Meta has cut its models."""
   llama2 = {'rope_theta': 1e4}
   llama3 = {'rope_theta': 5e5}

@@ -34,7 +34,9 @@ def make_tokens():
   return SPECIALS + ['<tool>'] + alphabet + merged
 
 
-def write_gguf(path, pre='smollm', model='gpt2', eot=None, eos=True):
+def write_gguf(
+  path, pre='smollm', model='gpt2', eot=None, eos=True, pad=None, adds_bos=None
+):
   writer = gguf.GGUFWriter(path, 'llama')
   tokens = make_tokens()
   writer.add_tokenizer_model(model)
@@ -49,6 +51,10 @@ def write_gguf(path, pre='smollm', model='gpt2', eot=None, eos=True):
     writer.add_eos_token_id(2)
   if eot is not None:
     writer.add_eot_token_id(eot)
+  if pad is not None:
+    writer.add_pad_token_id(pad)
+  if adds_bos is not None:
+    writer.add_add_bos_token(adds_bos)
   writer.add_chat_template('{{ messages }}')
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
@@ -174,6 +180,33 @@ def test_what_a_gguf_file_says_of_its_tokenizer(smollm, tmp_path):
   assert with_turns.stop_ids == (2, 0)
 
 
+def test_gguf_files_say_whether_bos_begins_a_text(tmp_path):
+  """Where they do not, llama.cpp's rule holds: for Llama 3 alone. A model that
+  misses its BOS, or has one it never saw, answers worse."""
+  for pre, said, want in (
+    ('smollm', None, False),
+    ('qwen2', None, False),
+    ('llama-bpe', None, True),
+    ('llama-bpe', False, False),
+    ('smollm', True, True),
+  ):
+    path = write_gguf(tmp_path / 'small.gguf', pre, adds_bos=said)
+    assert bpe.from_gguf(path).adds_bos == want
+
+
+def test_the_pad_token_neither_begins_nor_ends_a_text(tmp_path):
+  """SmolLM2's files name EOS as pad; '<|endoftext|>' is 0, BOS 1, EOS 2."""
+  for pad, eot, want in (
+    (None, None, 0),
+    (2, None, 0),
+    (1, None, 0),
+    (3, None, 3),
+    (2, 0, None),  # Nothing is left.
+  ):
+    path = write_gguf(tmp_path / 'small.gguf', pad=pad, eot=eot)
+    assert bpe.from_gguf(path).pad_id == want
+
+
 def test_ids_outside_the_vocabulary_are_visible(smollm):
   """A model's embedding may be larger; such ids are neither lost nor fatal."""
   (a,) = smollm.encode('a')
@@ -185,8 +218,10 @@ def test_other_gguf_tokenizers_are_refused(tmp_path):
   path = tmp_path / 'other.gguf'
   with pytest.raises(ValueError, match=r"pre is 'falcon'.*smollm, qwen2"):
     bpe.from_gguf(write_gguf(path, pre='falcon'))
-  with pytest.raises(ValueError, match="model is 'llama'; can be read: gpt2"):
-    bpe.from_gguf(write_gguf(tmp_path / 'spm.gguf', model='llama'))
+  with pytest.raises(
+    ValueError, match="model is 'bert'; can be read: gpt2, llama"
+  ):
+    tokenizer.load('gguf', write_gguf(tmp_path / 'wpm.gguf', model='bert'))
   with pytest.raises(ValueError, match='eos_token_id is missing'):
     bpe.from_gguf(write_gguf(tmp_path / 'endless.gguf', eos=False))
 
@@ -224,6 +259,45 @@ def test_what_the_files_beside_a_tokenizer_json_say(tmp_path):
   assert bpe.from_hf_file(folder).chat_template == 'J'
 
 
+def test_a_folder_says_whether_bos_begins_a_text(tmp_path):
+  """By tokenizer.json's own rule, unless tokenizer_config.json has another: as
+  transformers reads them."""
+  bos = {'bos_token': '<|im_start|>'}
+  for edit, want in (
+    (bos, True),
+    (bos | {'add_bos_token': None}, True),
+    (bos | {'add_bos_token': False}, False),
+    ({'bos_token': '<|endoftext|>'}, False),  # The rule is of another token.
+    ({'bos_token': '<|endoftext|>', 'add_bos_token': True}, True),
+    ({'add_bos_token': True}, False),  # There is none.
+  ):
+    assert bpe.from_hf_file(write_folder(tmp_path, edit)).adds_bos == want
+
+
+def test_saved_it_is_the_same_tokenizer(tmp_path):
+  """Ids and rules survive: what was trained is what others serve."""
+  folder = write_folder(
+    tmp_path / 'from',
+    {
+      'bos_token': '<|im_start|>',
+      'pad_token': '<|im_end|>',
+      'chat_template': 'T',
+    },
+  )
+  model = bpe.from_hf_file(folder)
+  for adds_bos in (True, False):
+    model.adds_bos = adds_bos
+    model.save(tmp_path)
+    saved = bpe.from_hf_file(tmp_path)
+    assert (saved.bos_id, saved.stop_ids, saved.pad_id) == (1, (2,), 0)
+    assert (saved.adds_bos, saved.chat_template) == (adds_bos, 'T')
+    assert saved.specials == model.specials
+    read = tokenizers.Tokenizer.from_file(str(tmp_path / 'tokenizer.json'))
+    for text in HARD:
+      assert saved.encode(text) == model.encode(text)
+    assert read.encode('abc').ids == [1] * adds_bos + model.encode('abc')
+
+
 def test_broken_tokenizer_folders_are_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'tokenizer\.json'):
     bpe.from_hf_file(tmp_path)
@@ -243,10 +317,11 @@ def test_tiktoken_has_llama3s_ids_and_split(ranks_file):
   model = tokenizer.load('tiktoken', ranks_file)
   assert model.vocab_size == 128_256
   assert model.bos_id == 128_000
-  assert model.stop_ids == (128_001, 128_009)
+  assert model.stop_ids == (128_001, 128_008, 128_009)
+  assert (model.adds_bos, model.pad_id) == (True, 128_004)
   assert model.specials['<|start_header_id|>'] == 128_006
   assert model.specials['<|end_header_id|>'] == 128_007
-  assert model.specials['<|reserved_special_token_2|>'] == 128_011
+  assert model.specials['<|reserved_special_token_247|>'] == 128_255
   assert len(model.specials) == 256
   # '1234' is in the file, but digits are split by three first.
   assert split(model, 'ab12345 a') == ['ab', '123', '4', '5', ' a']

@@ -14,6 +14,7 @@ class Letters:
 
   vocab_size = 27
   bos_id = None
+  adds_bos = False
   stop_ids = (26,)
   chat_template = None
   specials = {'.': 26}  # noqa: RUF012

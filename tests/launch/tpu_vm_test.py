@@ -130,7 +130,7 @@ def test_setup_fetches_the_branch_and_installs_on_all_workers(cloud):
   assert cloud.calls('uv') == [
     [
       *['pip', 'install', '--python=dash_jax/.venv/bin/python'],
-      '--editable=./dash_jax[tpu,llama3,smollm2]',
+      '--editable=./dash_jax[tpu,smollm2]',
     ]
   ]
 
