@@ -154,29 +154,36 @@ def _write_model(config, workdir, out, written):
     stop_ids=assemble.find_stop_ids(tok, config.data.stop_text).tolist(),
     pad_id=tok.pad_id,
   )
-  files = _find_tokenizer_files(config)
   out.mkdir(parents=True, exist_ok=True)
-  for file in files:
-    shutil.copy(file, out / file.name)
-  if not files:
-    tok.save(out)
-  elif (
-    tok.chat_template and not tokenizer.load('huggingface', out).chat_template
-  ):
-    (out / _TEMPLATE_NAME).write_text(tok.chat_template, encoding='utf-8')
+  write_tokenizer(config, tok, out)
   _write_json(out / 'config.json', fields)
   ends = (f'{name}_token_id' for name in ('bos', 'eos', 'pad'))
   _write_json(out / 'generation_config.json', {n: fields[n] for n in ends})
   hf_write.write_weights(out, written.config, written.params)
 
 
-def _find_tokenizer_files(config) -> list[pathlib.Path]:
-  """Returns the tokenizer's files if the run's own is of this form already."""
+def write_tokenizer(
+  config: ml_collections.ConfigDict,
+  tok: tokenizer.Tokenizer,
+  out: pathlib.Path,
+) -> None:
+  """Writes a run's tokenizer and chat template to `out`, which exists.
+
+  Files that are of this form already are copied.
+
+  Raises:
+    ValueError: it has no such form.
+  """
   if config.data.tokenizer != 'huggingface':
-    return []
+    tok.save(out)
+    return
   folder = pathlib.Path(assemble.find_tokenizer(config))
   folder = folder if folder.is_dir() else folder.parent
-  return [folder / n for n in _TOKENIZER_FILES if (folder / n).exists()]
+  for name in _TOKENIZER_FILES:
+    if (folder / name).exists():
+      shutil.copy(folder / name, out / name)
+  if tok.chat_template and not tokenizer.load('huggingface', out).chat_template:
+    (out / _TEMPLATE_NAME).write_text(tok.chat_template, encoding='utf-8')
 
 
 def _find_max_len(config) -> int:

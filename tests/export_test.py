@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import export, train
-from dash_jax.data import tokenizer
+from dash_jax import assemble, export, train
+from dash_jax.data import chat, tokenizer
 from dash_jax.model import hf, llama, presets
 from dash_jax.runs import checkpoint
 
@@ -84,18 +84,35 @@ def test_another_model_is_exit_code_1(workdir, tmp_path, monkeypatch, gap):
 
 
 def test_a_run_on_a_folders_own_tokenizer_hands_its_files_on(workdir, tmp_path):
-  """Those of the tokenizer that the run used, wherever its weights are from."""
+  """Byte for byte, with the template of the run's chats if they have none."""
+  folder = tmp_path / 'from'
+  folder.mkdir()
   tok = tokenizer.load('sentencepiece', str(workdir / 'tokenizer.model'))
-  tok.save(tmp_path)
-  (tmp_path / 'other.txt').touch()
+  tok.save(folder)
+  (folder / 'other.txt').touch()
   config = tiny_run.get_config()
   config.data.tokenizer = 'huggingface'
-  for path in (tmp_path, tmp_path / 'tokenizer.json'):
+  for i, path in enumerate((folder, folder / 'tokenizer.json')):
+    out = tmp_path / str(i)
+    out.mkdir()
     config.data.tokenizer_path = str(path)
-    found = {file.name for file in export._find_tokenizer_files(config)}
-    assert found == {'tokenizer.json', 'tokenizer_config.json'}
-  config.data.tokenizer = 'gguf'
-  assert export._find_tokenizer_files(config) == []
+    export.write_tokenizer(config, tok, out)
+    names = ['tokenizer.json', 'tokenizer_config.json']
+    assert sorted(file.name for file in out.iterdir()) == names
+    for name in names:
+      assert (out / name).read_bytes() == (folder / name).read_bytes()
+  # A chat without a template of the folder's is in the family's.
+  config.data.template = 'chat'
+  config.model.preset = 'llama2_7b'
+  chatting = assemble.load_tokenizer(config, workdir)
+  export.write_tokenizer(config, chatting, out)
+  again = tokenizer.load('huggingface', str(out))
+  assert again.chat_template == chat.FAMILIES['llama2_'].template
+  # The folder's own stays.
+  (folder / 'chat_template.jinja').write_text('{{ messages }}')
+  export.write_tokenizer(config, assemble.load_tokenizer(config, workdir), out)
+  again = tokenizer.load('huggingface', str(out))
+  assert again.chat_template == '{{ messages }}'
 
 
 def test_bad_folders_are_named(workdir, tmp_path, capsys):

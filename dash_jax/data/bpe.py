@@ -77,9 +77,6 @@ class HuggingFace:
     adds_bos: bool = False,
     chat_template: str | None = None,
   ):
-    # A file may ask for both, which would cut and fill texts unasked.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # as the letters that they are
     self._tokenizer = tokenizer
     self._given_pad_id = pad_id
@@ -226,13 +223,18 @@ def from_hf_file(path: str) -> HuggingFace:
     tokenizer = tokenizers.Tokenizer.from_str(text)
   except Exception as error:  # The package raises no narrower type.
     raise ValueError(f'{path}: not a tokenizer.json: {error}') from error
+  # It may ask for both, which would cut and fill texts unasked.
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
   config_path = path.parent / 'tokenizer_config.json'
   config = json.loads(read_bytes(config_path))
 
-  def find(field):
+  def get_token(field):
     token = config.get(field)
-    if isinstance(token, dict):
-      token = token['content']
+    return token['content'] if isinstance(token, dict) else token
+
+  def find(field):
+    token = get_token(field)
     if token is None:
       return None
     if tokenizer.token_to_id(token) is None:
@@ -253,6 +255,8 @@ def from_hf_file(path: str) -> HuggingFace:
     more = more if isinstance(more, list) else [more]
     stop_ids += [i for i in more if i not in stop_ids]
   bos_id = find('bos_token')
+  # Nothing here needs it, so one that is not in the vocabulary is no error.
+  pad_id = tokenizer.token_to_id(get_token('pad_token') or '')
   adds_bos = config.get('add_bos_token')
   if adds_bos is None:
     adds_bos = tokenizer.encode('a').ids[:1] == [bos_id]
@@ -260,7 +264,7 @@ def from_hf_file(path: str) -> HuggingFace:
     tokenizer,
     bos_id=bos_id,
     stop_ids=stop_ids,
-    pad_id=find('pad_token'),
+    pad_id=pad_id,
     adds_bos=adds_bos and bos_id is not None,
     chat_template=_read_chat_template(config, path.parent),
   )
@@ -371,10 +375,13 @@ def encode_specials(
 def split_at_specials(text: str, specials: Mapping[str, int]) -> list[str]:
   """Returns the parts of `text`: the names of specials, and what is between
   them, at both ends too, where it may be ''."""
-  if not specials:
-    return [text]
-  names = sorted(specials, key=len, reverse=True)
-  return re.split(f'({"|".join(map(re.escape, names))})', text)
+  return _compile_names(tuple(specials)).split(text) if specials else [text]
+
+
+@functools.lru_cache(maxsize=8)
+def _compile_names(names: tuple[str, ...]) -> re.Pattern:
+  longest_first = sorted(names, key=len, reverse=True)
+  return re.compile(f'({"|".join(map(re.escape, longest_first))})')
 
 
 def decode_ids(

@@ -86,7 +86,7 @@ def write_folder(folder, edit=None, **files):
   hf.decoder = tokenizers.decoders.ByteLevel()
   hf.add_special_tokens(SPECIALS)
   hf.enable_truncation(4)
-  hf.enable_padding(length=9)
+  hf.enable_padding(direction='left', length=9)
   hf.post_processor = tokenizers.processors.TemplateProcessing(
     single='<|im_start|> $A <|im_end|>',
     special_tokens=[('<|im_start|>', 1), ('<|im_end|>', 2)],
@@ -285,6 +285,7 @@ def test_saved_it_is_the_same_tokenizer(tmp_path):
     },
   )
   model = bpe.from_hf_file(folder)
+  assert model.pad_id == 0  # EOS is none.
   for adds_bos in (True, False):
     model.adds_bos = adds_bos
     model.save(tmp_path)

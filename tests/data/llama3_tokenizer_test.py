@@ -27,7 +27,8 @@ HARD = [
   '0 1 12 123 1234 12345 3.14159 1,000,000 -7 5e-6',
   '٣٤٥٦ १२३ ๑๒๓ \uff14\uff12 \U0001d7d8\U0001d7d9\U0001d7da Ⅷ ² ₃ 五',
   "don't DON'T We'Ve i'LL o'clock '\u017f 'S",
-  'SolidGoldMagikarp rawdownloadcloneembedreportprint',
+  # Tokens that no merges lead to.
+  'Tôi hiểu việc nhiều người Việt. değiş geliştirmektedir .:.:.:.:.:.:.:.:',
   '<|eot_id|> <|start_header_id|>system<|end_header_id|> <|begin_of_text|>',
   '<|reserved_special_token_9|><|image|><|step_id|><|python_tag|',
 ]

@@ -177,8 +177,10 @@ def test_a_gguf_file_has_its_models_ids(tmp_path, adds_space):
     ''.join(rng.choices(alphabet, k=rng.randint(1, 60))) for _ in range(300)
   ]
   for text in texts + TEXTS + HARD:
-    if '▁' not in text:
+    # Elsewhere the mark is spelled in bytes, so that it comes back.
+    if adds_space or '▁' not in text:
       assert model.encode(text) == original.encode(text), text
+    if not adds_space or '▁' not in text:
       assert model.decode(model.encode(text)) == text
   assert model.vocab_size == original.vocab_size()
   assert (model.bos_id, model.stop_ids) == (1, (2,))
