@@ -35,7 +35,7 @@ class Family:
   """How the chat models of a family were taught to read and to stop.
 
   Attributes:
-    template: Jinja, for a system message, a user's and the reply's beginning.
+    template: Jinja, for chats of any length: exported, others use it too.
     stops: the special tokens that end a reply, what ends a turn first.
   """
 
@@ -55,7 +55,8 @@ def _write_chatml(default_system: str = '') -> str:
   return (
     default + '{% for m in messages %}'
     '<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{{ "\\n" }}'
-    '{% endfor %}<|im_start|>assistant{{ "\\n" }}'
+    '{% endfor %}'
+    '{% if add_generation_prompt %}<|im_start|>assistant{{ "\\n" }}{% endif %}'
   )
 
 
@@ -64,7 +65,9 @@ _LLAMA3_TURNS = (
   '<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n'
   '{{ m.content | trim }}<|eot_id|>'
   '{% endfor %}'
+  '{% if add_generation_prompt %}'
   '<|start_header_id|>assistant<|end_header_id|>{{ "\\n\\n" }}'
+  '{% endif %}'
 )
 # From 3.1 on every chat has a system message, which says these two dates.
 _LLAMA3_1 = (
@@ -80,17 +83,33 @@ _LLAMA3_1 = (
 _LLAMA2 = (
   "{% if messages[0].role == 'system' %}"
   "{% set system = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' %}"
+  '{% set messages = messages[1:] %}'
   '{% endif %}'
-  "{{ bos_token }}[INST] {{ (system | default('') + messages[-1].content)"
-  ' | trim }} [/INST]'
+  '{% for m in messages %}'
+  "{% if m.role == 'user' %}"
+  "{% set head = system | default('') if loop.first else '' %}"
+  '{{ bos_token }}[INST] {{ (head + m.content) | trim }} [/INST]'
+  '{% else %}'
+  '{{ " " }}{{ m.content | trim }} {{ eos_token }}'
+  '{% endif %}'
+  '{% endfor %}'
 )
-# No space behind [INST]: sentencepiece puts one in front of a text by itself.
+# No space behind [INST] and [/INST]: sentencepiece puts one in front of a text
+# by itself. The system message stands in the last turn.
 _MISTRAL = (
-  '{{ bos_token }}[INST]'
   "{% if messages[0].role == 'system' %}"
-  '{{ messages[0].content }}{{ "\\n\\n" }}'
+  "{% set system = messages[0].content + '\n\n' %}"
+  '{% set messages = messages[1:] %}'
   '{% endif %}'
-  '{{ messages[-1].content }}[/INST]'
+  '{{ bos_token }}'
+  '{% for m in messages %}'
+  "{% if m.role == 'user' %}"
+  "{% set head = system | default('') if loop.last else '' %}"
+  '[INST]{{ head + m.content }}[/INST]'
+  '{% else %}'
+  '{{ m.content }}{{ eos_token }}'
+  '{% endif %}'
+  '{% endfor %}'
 )
 _LLAMA3_1_FAMILY = Family(
   _LLAMA3_1, ('<|eot_id|>', '<|end_of_text|>', '<|eom_id|>')
@@ -221,6 +240,40 @@ def check_template(template: str) -> None:
     )
 
 
+def render(
+  template: str, messages: list[dict], *, add_generation_prompt: bool, **names
+) -> str:
+  """Returns the text of a chat, as transformers renders it.
+
+  Args:
+    template: Jinja; it is run in a sandbox.
+    messages: each has a role and a content.
+    add_generation_prompt: whether the text ends where a reply begins.
+    **names: the texts of special tokens, as bos_token.
+
+  Raises:
+    ValueError: the template failed.
+  """
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
+  )
+  # What published templates use of transformers. Its strftime_now is left out:
+  # with it a prompt would change with the date. Templates that ask whether it
+  # is defined, as Llama 3.2's, have a date of their own.
+  environment.globals['raise_exception'] = _raise_exception
+  environment.filters['tojson'] = _to_json
+  try:
+    return environment.from_string(template).render(
+      messages=messages,
+      tools=None,
+      documents=None,
+      add_generation_prompt=add_generation_prompt,
+      **names,
+    )
+  except jinja2.TemplateError as error:
+    raise ValueError(f'the chat template failed: {error}') from error
+
+
 class _Frame:
   """What a chat template writes around the user's text."""
 
@@ -246,29 +299,12 @@ def _render_chat(
       "the template is 'chat', but the tokenizer brings no chat template; "
       "write one with '{question}' in it"
     )
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
-  )
-  # What published templates use of transformers. Its strftime_now is left out:
-  # with it a prompt would change with the date. Templates that ask whether it
-  # is defined, as Llama 3.2's, have a date of their own.
-  environment.globals['raise_exception'] = _raise_exception
-  environment.filters['tojson'] = _to_json
   # A question that held the mark could step out of its place.
   mark = secrets.token_hex(16)
   messages = [{'role': 'user', 'content': f'{_SPACE}{mark}{_SPACE}'}]
   if system:
     messages.insert(0, {'role': 'system', 'content': system})
-  try:
-    text = environment.from_string(template).render(
-      messages=messages,
-      tools=None,
-      documents=None,
-      add_generation_prompt=True,
-      **dict(names),
-    )
-  except jinja2.TemplateError as error:
-    raise ValueError(f'the chat template failed: {error}') from error
+  text = render(template, messages, add_generation_prompt=True, **dict(names))
   return _Frame(text, mark)
 
 

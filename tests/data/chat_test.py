@@ -295,6 +295,49 @@ def test_every_presets_family_has_its_format(family, preset):
   assert tuple(names[i] for i in tokenizer.stop_ids) == STOPS[family]
 
 
+_TURN = '<|start_header_id|>{}<|end_header_id|>\n\n{}<|eot_id|>'
+
+
+@pytest.mark.parametrize(
+  ('family', 'want'),
+  [
+    (
+      'qwen3_',
+      '<|im_start|>system\nS<|im_end|>\n<|im_start|>user\na<|im_end|>\n'
+      '<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n',
+    ),
+    (
+      'llama3_',
+      '<s>'
+      + _TURN.format('system', 'S')
+      + _TURN.format('user', 'a')
+      + _TURN.format('assistant', 'b')
+      + _TURN.format('user', 'c'),
+    ),
+    (
+      'llama2_',
+      '<s>[INST] <<SYS>>\nS\n<</SYS>>\n\na [/INST] b </s><s>[INST] c [/INST]',
+    ),
+    ('mistral_', '<s>[INST]a[/INST]b</s>[INST]S\n\nc[/INST]'),
+  ],
+)
+def test_family_templates_take_whole_chats(family, want):
+  """They are exported, and whoever serves the model sends it more than one
+  question. Without being asked for, the reply is not begun."""
+  roles = ('system', 'user', 'assistant', 'user')
+  text = chat.render(
+    chat.FAMILIES[family].template,
+    [
+      {'role': role, 'content': text}
+      for role, text in zip(roles, 'Sabc', strict=True)
+    ],
+    add_generation_prompt=False,
+    bos_token='<s>',
+    eos_token='</s>',
+  )
+  assert text == want
+
+
 def test_a_tokenizers_own_template_and_stop_ids_come_first():
   """A checkpoint knows better than its family."""
   tokenizer = make_tokenizer(specials=FAMILY_SPECIALS['qwen'])
