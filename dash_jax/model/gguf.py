@@ -22,12 +22,23 @@ import pathlib
 
 import numpy as np
 
-from dash_jax.model import llama, tensors
+from dash_jax.model import fields, llama, tensors
 
 _PACKAGE_PREFIX = 'package:'
 _ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 
 _ROPE_NAME = 'rope_freqs.weight'
+
+# What would change the computation, and its value where it changes nothing.
+_NEUTRAL = {
+  'expert_count': 0,
+  'rope.scale_linear': 1.0,
+  'rope.scaling.factor': 1.0,
+  'logit_scale': 1.0,
+  'embedding_scale': 1.0,
+  'residual_scale': 1.0,
+  'attention.scale': 1.0,
+}
 
 # Hugging Face's name of a tensor, by parts -> GGUF's.
 _TOP_NAMES = {
@@ -104,13 +115,27 @@ def read_config(path: str) -> llama.LlamaConfig:
       f'can be read: {", ".join(_ARCHITECTURES)}'
     )
 
-  def get(key, *default):
-    return _get(reader, path, f'{architecture}.{key}', *default)
-
+  prefix = f'{architecture}.'
+  found = {
+    key.removeprefix(prefix): field.contents()
+    for key, field in reader.fields.items()
+    if key.startswith(prefix)
+  }
+  get = functools.partial(fields.get, f'{path}, {architecture}', found)
   there = {t.name: t for t in reader.tensors}
-  if get('expert_count', 0):
-    raise ValueError(f'{path}: mixtures of experts cannot be read')
-  scaling = get('rope.scaling.type', 'none')
+  for key, neutral in _NEUTRAL.items():
+    if found.get(key, neutral) != neutral:
+      raise ValueError(
+        f'{path}: {architecture}.{key} is {found[key]!r}; only {neutral!r} can'
+        ' be read'
+      )
+  window = found.get('attention.sliding_window') or 0
+  if 0 < window < found.get('context_length', window + 1):
+    raise ValueError(
+      f'{path}: {architecture}.attention.sliding_window is {window}; only'
+      ' attention over the whole row can be read'
+    )
+  scaling = found.get('rope.scaling.type', 'none')
   if scaling != 'none':
     raise ValueError(
       f'{path}: {architecture}.rope.scaling.type is {scaling!r}; can be read:'
@@ -118,13 +143,10 @@ def read_config(path: str) -> llama.LlamaConfig:
     )
   if 'token_embd.weight' not in there:
     raise ValueError(f'{path}: tensor token_embd.weight is missing')
-  num_heads = get('attention.head_count')
-  num_kv_heads = get('attention.head_count_kv', num_heads)
-  if isinstance(num_heads, list) or isinstance(num_kv_heads, list):
-    raise ValueError(f'{path}: head counts that differ by layer cannot be read')
-  embed_dim = get('embedding_length')
-  head_dim = get('attention.key_length', embed_dim // num_heads)
-  rope_dim = get('rope.dimension_count', head_dim)
+  num_heads = get('attention.head_count', int)
+  embed_dim = get('embedding_length', int)
+  head_dim = get('attention.key_length', int, embed_dim // num_heads)
+  rope_dim = get('rope.dimension_count', int, head_dim)
   if rope_dim != head_dim:
     raise ValueError(
       f'{path}: {architecture}.rope.dimension_count is {rope_dim}, but only '
@@ -133,27 +155,29 @@ def read_config(path: str) -> llama.LlamaConfig:
   config = llama.LlamaConfig(
     vocab_size=int(there['token_embd.weight'].shape[1]),
     embed_dim=embed_dim,
-    num_layers=get('block_count'),
+    num_layers=get('block_count', int),
     num_heads=num_heads,
-    num_kv_heads=num_kv_heads,
+    num_kv_heads=get('attention.head_count_kv', int, num_heads),
     head_dim=head_dim,
-    ffw_dim=get('feed_forward_length'),
-    rope_theta=_shorten(get('rope.freq_base', 1e4)),
-    norm_eps=_shorten(get('attention.layer_norm_rms_epsilon')),
+    ffw_dim=get('feed_forward_length', int),
+    rope_theta=_shorten(get('rope.freq_base', float, 1e4)),
+    norm_eps=_shorten(get('attention.layer_norm_rms_epsilon', float)),
     tied='output.weight' not in there,
     qkv_bias=architecture == 'qwen2',
     qk_norm=architecture == 'qwen3',
   )
+  fields.check_heads(path, config)
   if _ROPE_NAME not in there:
     return config
   return _scale(path, config, there[_ROPE_NAME].data)
 
 
-def read_max_len(path: str) -> int:
-  """Returns the longest row, in tokens, that the model was made for."""
+def read_max_len(path: str) -> int | None:
+  """Returns the longest row, in tokens, that the model was made for; None if it
+  is not said."""
   reader = _open(path)
   architecture = _get(reader, path, 'general.architecture')
-  return _get(reader, path, f'{architecture}.context_length')
+  return _get(reader, path, f'{architecture}.context_length', None)
 
 
 def read_weights(

@@ -14,7 +14,7 @@ import pathlib
 import numpy as np
 import safetensors
 
-from dash_jax.model import llama, tensors
+from dash_jax.model import fields, llama, tensors
 
 _ARCHITECTURES = ('llama', 'mistral', 'qwen2', 'qwen3')
 _FLOAT_TYPES = ('F64', 'F32', 'F16', 'BF16')
@@ -27,65 +27,60 @@ def read_config(folder: str) -> llama.LlamaConfig:
     ValueError: an architecture or a feature of it that `llama.Llama` lacks.
   """
   path = pathlib.Path(folder) / 'config.json'
-  fields = _read_json(path)
+  found = _read_json(path)
+  get = functools.partial(fields.get, str(path), found)
 
-  def get(key, *default):
-    if fields.get(key) is not None:
-      return fields[key]
-    if default:
-      return default[0]
-    raise ValueError(f'{path}: field {key} is missing')
+  def want(key, value):
+    said = found.get(key)
+    if said is not None and said != value:
+      raise ValueError(f'{path}: {key} is {said!r}; only {value!r} can be read')
 
-  def want(key, value, default):
-    if get(key, default) != value:
-      raise ValueError(
-        f'{path}: {key} is {get(key, default)!r}; only {value!r} can be read'
-      )
-
-  architecture = get('model_type')
+  architecture = found.get('model_type')
   if architecture not in _ARCHITECTURES:
     raise ValueError(
       f'{path}: model_type is {architecture!r}; '
       f'can be read: {", ".join(_ARCHITECTURES)}'
     )
-  want('hidden_act', 'silu', 'silu')
-  want('attention_bias', False, False)
-  want('mlp_bias', False, False)
-  want('use_sliding_window', False, False)
+  want('hidden_act', 'silu')
+  want('attention_bias', False)
+  want('mlp_bias', False)
+  want('use_sliding_window', False)
   # Others say a window and do not use it; where Mistral says none, it is 4096.
-  if architecture == 'mistral' and fields.get('sliding_window', 4096):
+  if architecture == 'mistral' and found.get('sliding_window', 4096):
     raise ValueError(
-      f'{path}: sliding_window is {fields.get("sliding_window", 4096)!r}; only'
+      f'{path}: sliding_window is {found.get("sliding_window", 4096)!r}; only'
       ' null can be read'
     )
-  num_heads = get('num_attention_heads')
-  # transformers 5 writes one dict; before, theta stood apart from the scaling.
-  rope = get('rope_parameters', None) or get('rope_scaling', {})
-  return llama.LlamaConfig(
-    vocab_size=get('vocab_size'),
-    embed_dim=get('hidden_size'),
-    num_layers=get('num_hidden_layers'),
+  num_heads, embed_dim = (
+    get('num_attention_heads', int),
+    get('hidden_size', int),
+  )
+  rope = _read_rope(path, found)
+  theta = fields.get(str(path), rope, 'rope_theta', float, None)
+  config = llama.LlamaConfig(
+    vocab_size=get('vocab_size', int),
+    embed_dim=embed_dim,
+    num_layers=get('num_hidden_layers', int),
     num_heads=num_heads,
-    num_kv_heads=get('num_key_value_heads', num_heads),
-    head_dim=get('head_dim', get('hidden_size') // num_heads),
-    ffw_dim=get('intermediate_size'),
-    rope_theta=float(rope.get('rope_theta') or get('rope_theta', 1e4)),
-    norm_eps=float(get('rms_norm_eps')),
-    tied=bool(get('tie_word_embeddings', False)),
+    num_kv_heads=get('num_key_value_heads', int, num_heads),
+    head_dim=get('head_dim', int, embed_dim // num_heads),
+    ffw_dim=get('intermediate_size', int),
+    rope_theta=theta or get('rope_theta', float, 1e4),
+    norm_eps=get('rms_norm_eps', float),
+    tied=get('tie_word_embeddings', bool, False),
     qkv_bias=architecture == 'qwen2',
     qk_norm=architecture == 'qwen3',
     rope_scaling=_read_scaling(path, rope),
   )
+  return fields.check_heads(str(path), config)
 
 
-def read_max_len(folder: str) -> int:
-  """Returns the longest row, in tokens, that the model was made for."""
+def read_max_len(folder: str) -> int | None:
+  """Returns the longest row, in tokens, that the model was made for; None if it
+  is not said."""
   path = pathlib.Path(folder) / 'config.json'
-  name = 'max_position_embeddings'
-  fields = _read_json(path)
-  if name not in fields:
-    raise ValueError(f'{path}: {name} is missing, the longest row it takes')
-  return fields[name]
+  found = _read_json(path)
+  return fields.get(str(path), found, 'max_position_embeddings', int, None)
 
 
 def read_weights(
@@ -125,6 +120,15 @@ def open_tensors(folder: str) -> dict[str, tensors.Tensor]:
           shape=tuple(part.get_shape()),
           read=functools.partial(_read, file, name),
         )
+  index = pathlib.Path(folder) / 'model.safetensors.index.json'
+  for name, file in _read_weight_map(index).items() if index.exists() else ():
+    if name in found and pathlib.Path(found[name].file).name != file:
+      raise ValueError(
+        f'{index}: tensor {name} is said to be in {file}, but is in'
+        f' {found[name].file}'
+      )
+    if name not in found and not name.endswith('.rotary_emb.inv_freq'):
+      raise ValueError(f'{index}: tensor {name} is not in {file}')
   return found
 
 
@@ -163,6 +167,23 @@ def _find_cut(file) -> str:
   return ''
 
 
+def _read_rope(path, found: dict) -> dict:
+  """Returns what a config says of its rotary embedding."""
+  # transformers 5 writes one dict; before, theta stood apart from the scaling.
+  new, old = found.get('rope_parameters'), found.get('rope_scaling')
+  for name, value in (('rope_parameters', new), ('rope_scaling', old)):
+    if not isinstance(value, dict | None):
+      raise ValueError(f'{path}: {name} is {value!r}; wanted: an object')
+  if not new or not old:
+    return new or old or {}
+  if any(new.get(name) != value for name, value in old.items()):
+    raise ValueError(
+      f'{path}: rope_scaling {old} and rope_parameters {new} say two things;'
+      ' one of them must go'
+    )
+  return new
+
+
 def _read_scaling(path, rope: dict) -> llama.RopeScaling | None:
   kind = rope.get('rope_type') or rope.get('type') or 'default'
   if kind == 'default':
@@ -171,24 +192,29 @@ def _read_scaling(path, rope: dict) -> llama.RopeScaling | None:
     raise ValueError(
       f'{path}: rope_type is {kind!r}; can be read: default, llama3'
     )
-  try:
-    return llama.RopeScaling(
-      factor=float(rope['factor']),
-      low_freq_factor=float(rope['low_freq_factor']),
-      high_freq_factor=float(rope['high_freq_factor']),
-      original_max_len=int(rope['original_max_position_embeddings']),
+
+  def get(name, kind):
+    return fields.get(f'{path}, its rotary scaling', rope, name, kind)
+
+  scaling = llama.RopeScaling(
+    factor=get('factor', float),
+    low_freq_factor=get('low_freq_factor', float),
+    high_freq_factor=get('high_freq_factor', float),
+    original_max_len=get('original_max_position_embeddings', int),
+  )
+  if scaling.low_freq_factor >= scaling.high_freq_factor:
+    raise ValueError(
+      f'{path}: low_freq_factor {scaling.low_freq_factor} is not below'
+      f' high_freq_factor {scaling.high_freq_factor}'
     )
-  except KeyError as error:
-    raise ValueError(f'{path}: llama3 rope scaling lacks {error}') from error
+  return scaling
 
 
 def _list_files(folder: pathlib.Path) -> list[pathlib.Path]:
   index = folder / 'model.safetensors.index.json'
   single = folder / 'model.safetensors'
   if index.exists():
-    files = sorted(
-      {folder / f for f in _read_json(index)['weight_map'].values()}
-    )
+    files = sorted({folder / name for name in _read_weight_map(index).values()})
   elif single.exists():
     files = [single]
   else:
@@ -202,6 +228,16 @@ def _list_files(folder: pathlib.Path) -> list[pathlib.Path]:
   return files
 
 
+def _read_weight_map(index: pathlib.Path) -> dict[str, str]:
+  """Returns, by tensor, the file that the index says it is in."""
+  found = _read_json(index).get('weight_map')
+  if not isinstance(found, dict) or not all(
+    isinstance(name, str) for name in found.values()
+  ):
+    raise ValueError(f'{index}: weight_map is no object of file names')
+  return found
+
+
 def _read_json(path: pathlib.Path) -> dict:
   if not path.exists():
     raise FileNotFoundError(
@@ -209,6 +245,9 @@ def _read_json(path: pathlib.Path) -> dict:
       'safetensors files'
     )
   try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except json.JSONDecodeError as error:
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:  # no JSON, or no UTF-8
     raise ValueError(f'{path}: not JSON: {error}') from error
+  if not isinstance(found, dict):
+    raise ValueError(f'{path}: not a JSON object')
+  return found

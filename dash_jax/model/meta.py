@@ -15,14 +15,13 @@ gives them as Hugging Face has them, (i, i + H/2).
 import dataclasses
 import functools
 import json
-import math
 import os
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
-from dash_jax.model import llama, pth, tensors
+from dash_jax.model import fields, llama, pth, tensors
 
 _FIELDS = (
   'dim',
@@ -71,19 +70,10 @@ def read_config(folder: str) -> llama.LlamaConfig:
     ValueError: a field is missing or unknown, or the tensors say otherwise.
   """
   path = pathlib.Path(folder) / 'params.json'
-  fields = _read_fields(path)
+  found = _read_fields(path)
   shards = _open_shards(folder)
 
-  def get(key, kind, *default):
-    value = fields.get(key)
-    if value is None and default:
-      return default[0]
-    if type(value) is not kind and (kind, type(value)) != (float, int):
-      raise ValueError(f'{path}: {key} is {value!r}; wanted: {kind.__name__}')
-    if kind is not bool and not 0 < value < math.inf:
-      raise ValueError(f'{path}: {key} is {value!r}; wanted: over 0, finite')
-    return kind(value)
-
+  get = functools.partial(fields.get, str(path), found)
   embed_dim = get('dim', int)
   num_heads = get('n_heads', int)
   if embed_dim % num_heads:
@@ -91,7 +81,7 @@ def read_config(folder: str) -> llama.LlamaConfig:
       f'{path}: dim {embed_dim} is not n_heads {num_heads} of one size'
     )
   # The files of Llama 1 and 2 say -1, and leave it to the tokenizer.
-  if fields.get('vocab_size', -1) == -1:
+  if found.get('vocab_size', -1) == -1:
     vocab_size = _count_rows(shards, 'tok_embeddings.weight', embed_dim)
   else:
     vocab_size = get('vocab_size', int)
@@ -110,7 +100,7 @@ def read_config(folder: str) -> llama.LlamaConfig:
       f'{ffw_dim}; is a consolidated.*.pth file missing?'
     )
   tied = _is_tied(shards, (vocab_size, embed_dim))
-  return llama.LlamaConfig(
+  config = llama.LlamaConfig(
     vocab_size=vocab_size,
     embed_dim=embed_dim,
     num_layers=get('n_layers', int),
@@ -126,6 +116,7 @@ def read_config(folder: str) -> llama.LlamaConfig:
       _scaling(tied) if get('use_scaled_rope', bool, False) else None
     ),
   )
+  return fields.check_heads(str(path), config)
 
 
 def read_max_len(folder: str) -> int:
@@ -192,18 +183,18 @@ def _read_fields(path: pathlib.Path) -> dict:
       'consolidated.*.pth files'
     )
   try:
-    fields = json.loads(path.read_text(encoding='utf-8'))
+    found = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
     raise ValueError(f'{path}: not JSON: {error}') from error
-  if not isinstance(fields, dict):
+  if not isinstance(found, dict):
     raise ValueError(f'{path}: not a JSON object')
-  unknown = sorted(set(fields) - set(_FIELDS))
+  unknown = sorted(set(found) - set(_FIELDS))
   if unknown:
     raise ValueError(
       f'{path}: field {unknown[0]} is not known; can be read: '
       f'{", ".join(_FIELDS)}'
     )
-  return fields
+  return found
 
 
 def _scaling(tied: bool) -> llama.RopeScaling:
@@ -361,6 +352,8 @@ def _open_shards(folder: str) -> list[dict[str, pth.Stored]]:
     shard.pop(_IGNORED, None)
     if not shard:
       raise ValueError(f'{file}: holds no tensors')
+  if 'tok_embeddings.weight' not in shards[0]:
+    raise ValueError(f'{there[0]}: tensor tok_embeddings.weight is missing')
   for file, shard in zip(there, shards, strict=True):
     for name in sorted(set(shard) ^ set(shards[0])):
       has, lacks = (file, there[0]) if name in shard else (there[0], file)

@@ -139,8 +139,8 @@ def load(
   extra = [tensor.name for name, tensor in found.items() if name not in places]
   if missing or extra:
     raise ValueError(
-      f'{source}: its tensors are not those of {config}: '
-      f'missing {_shorten(missing)}, unknown {_shorten(extra)}'
+      f'{source}: missing tensors: {_shorten(missing)}; unknown tensors:'
+      f' {_shorten(extra)}; wanted are those of {config}'
     )
   for name, tensor in found.items():
     if tensor.shape != places[name].disk_shape:
@@ -259,7 +259,8 @@ def _equal(a: Tensor, b: Tensor, place: Place) -> bool:
 
 
 def _all_equal(a, b):
-  return (a == b).all()
+  # What is no number is found later, and named as that.
+  return jnp.array_equal(a, b, equal_nan=True)
 
 
 def _shorten(names: list[str]) -> str:

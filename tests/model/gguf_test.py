@@ -317,10 +317,14 @@ def test_wrong_tensors_are_named(tmp_path):
   tensors = make_tensors(CONFIG)
   lost = dict(tensors)
   del lost['blk.1.ffn_up.weight']
-  with pytest.raises(ValueError, match=r'missing blk\.1\.ffn_up\.weight'):
+  with pytest.raises(
+    ValueError, match=r'missing tensors: blk\.1\.ffn_up\.weight'
+  ):
     read(write(tmp_path / 'lost.gguf', CONFIG, lost))
   more = tensors | {'blk.0.attn_q.bias': np.ones(32, np.float32)}
-  with pytest.raises(ValueError, match=r'unknown blk\.0\.attn_q\.bias'):
+  with pytest.raises(
+    ValueError, match=r'unknown tensors: blk\.0\.attn_q\.bias'
+  ):
     read(write(tmp_path / 'more.gguf', CONFIG, more))
   other = tensors | {'output_norm.weight': np.ones(31, np.float32)}
   with pytest.raises(ValueError, match=r'output_norm\.weight has shape \(31,'):
@@ -332,12 +336,17 @@ def test_wrong_tensors_are_named(tmp_path):
 @pytest.mark.parametrize(
   ('edit', 'problem'),
   [
-    (lambda w: w.add_expert_count(8), 'mixtures of experts'),
+    (lambda w: w.add_expert_count(8), 'expert_count is 8; only 0'),
     (
       lambda w: w.add_rope_scaling_type(gguf_package.RopeScalingType.YARN),
       "rope.scaling.type is 'yarn'",
     ),
     (lambda w: w.add_rope_dimension_count(4), 'only whole heads .8.'),
+    (lambda w: w.add_sliding_window(64), 'sliding_window is 64; only atten'),
+    (lambda w: w.add_logit_scale(0.5), 'logit_scale is 0.5; only 1.0'),
+    (lambda w: w.add_rope_scaling_factor(4.0), 'scaling.factor is 4.0; only'),
+    (lambda w: w.add_key_length(3), 'a head has 3 dimensions'),
+    (lambda w: w.add_string('llama.attention.key_length', 'x'), 'wanted: int'),
   ],
 )
 def test_what_the_model_lacks_is_refused(tmp_path, edit, problem):

@@ -224,10 +224,14 @@ def test_wrong_tensors_are_named(tmp_path):
   tensors = make_tensors(LLAMA)
   lost = dict(tensors)
   del lost['model.layers.1.mlp.up_proj.weight']
-  with pytest.raises(ValueError, match=r'missing model\.layers\.1\.mlp\.up_pr'):
+  with pytest.raises(
+    ValueError, match=r'missing tensors: model\.layers\.1\.mlp\.up_pr'
+  ):
     hf.read_weights(write(tmp_path / 'lost', lost), LLAMA)
   more = tensors | {'model.layers.0.self_attn.q_norm.weight': np.ones(2)}
-  with pytest.raises(ValueError, match=r'unknown model\.layers\.0\.self_attn'):
+  with pytest.raises(
+    ValueError, match=r'unknown tensors: model\.layers\.0\.self_attn'
+  ):
     hf.read_weights(write(tmp_path / 'more', more), LLAMA)
   other = tensors | {'model.norm.weight': np.ones(13, np.float32)}
   with pytest.raises(ValueError, match=r'norm\.weight has shape \(13,\).*12'):
@@ -300,7 +304,7 @@ def test_folders_without_weights_say_what_they_hold(tmp_path):
 
 def test_config_of_llama(tmp_path):
   assert read_config(tmp_path) == LLAMA
-  assert read_config(tmp_path, head_dim=None).head_dim == 3
+  assert read_config(tmp_path, hidden_size=16, head_dim=None).head_dim == 4
   assert read_config(tmp_path, num_key_value_heads=None).num_kv_heads == 4
   assert read_config(tmp_path, tie_word_embeddings=True).tied
   assert read_config(tmp_path, rms_norm_eps=1e-6).norm_eps == 1e-6
@@ -342,7 +346,7 @@ def test_rotary_fields_old_and_new(tmp_path):
   plain = read_config(tmp_path, rope_parameters=plain)
   assert plain == dataclasses.replace(LLAMA, rope_theta=5e5)
   del scaling['factor']
-  with pytest.raises(ValueError, match="lacks 'factor'"):
+  with pytest.raises(ValueError, match='field factor is missing'):
     read_config(tmp_path, rope_scaling=scaling)
 
 
@@ -356,12 +360,79 @@ def test_rotary_fields_old_and_new(tmp_path):
     ('use_sliding_window', True, 'only False'),
     ('rope_scaling', {'type': 'yarn'}, "'yarn'; can be read: default, llama3"),
     ('hidden_size', None, 'field hidden_size is missing'),
+    ('hidden_size', '12', "hidden_size is '12'; wanted: int"),
+    ('num_hidden_layers', 0, 'num_hidden_layers is 0; wanted: over 0'),
+    ('num_attention_heads', 4.0, 'num_attention_heads is 4.0; wanted: int'),
+    ('num_key_value_heads', 3, '4 heads cannot share 3 key and value heads'),
+    ('head_dim', 3, 'a head has 3 dimensions'),
+    ('rms_norm_eps', 'x', "rms_norm_eps is 'x'; wanted: float"),
+    ('rms_norm_eps', -1, 'rms_norm_eps is -1; wanted: over 0'),
+    ('rope_theta', 0, 'rope_theta is 0; wanted: over 0'),
+    ('rope_parameters', 'x', "rope_parameters is 'x'; wanted: an object"),
+    ('rope_scaling', ['x'], 'rope_scaling is .* wanted: an object'),
+    ('tie_word_embeddings', 'no', "tie_word_embeddings is 'no'; wanted: bool"),
   ],
 )
 def test_what_the_model_lacks_is_refused(tmp_path, field, value, problem):
   """Read all the same, such weights would give other logits, silently."""
   with pytest.raises(ValueError, match=problem):
     read_config(tmp_path, **{field: value})
+
+
+def test_two_accounts_of_the_rotary_embedding_must_agree(tmp_path):
+  """Where both fields are there, transformers takes the older; taking the other
+  would drop the scaling without a word."""
+  scaling = {
+    'rope_type': 'llama3',
+    'factor': 8.0,
+    'low_freq_factor': 1.0,
+    'high_freq_factor': 4.0,
+    'original_max_position_embeddings': 8192,
+  }
+  new = scaling | {'rope_theta': 5e5}
+  both = read_config(tmp_path, rope_scaling=scaling, rope_parameters=new)
+  assert both.rope_scaling.factor == 8
+  plain = {'rope_theta': 5e5}
+  with pytest.raises(ValueError, match='say two things'):
+    read_config(tmp_path, rope_scaling=scaling, rope_parameters=plain)
+  scaling['high_freq_factor'] = 1.0
+  with pytest.raises(ValueError, match=r'low_freq_factor 1\.0 is not below'):
+    read_config(tmp_path, rope_scaling=scaling)
+  scaling['factor'] = None
+  with pytest.raises(ValueError, match='field factor is missing'):
+    read_config(tmp_path, rope_scaling=scaling)
+
+
+@pytest.mark.parametrize('data', [b'[1]', b'null', b'{', b'\xff{}'])
+def test_files_that_are_no_json_objects_are_named(tmp_path, data):
+  (tmp_path / 'config.json').write_bytes(data)
+  with pytest.raises(ValueError, match=r'config\.json: not (a )?JSON'):
+    hf.read_config(tmp_path)
+  index = tmp_path / 'model.safetensors.index.json'
+  index.write_bytes(data)
+  with pytest.raises(ValueError, match=r'index\.json: not (a )?JSON'):
+    hf.open_tensors(tmp_path)
+
+
+def test_an_index_that_is_wrong_is_named(tmp_path):
+  folder = write(tmp_path, make_tensors(LLAMA))
+  index = folder / 'model.safetensors.index.json'
+  name = 'model.norm.weight'
+  for weight_map, message in (
+    (None, 'weight_map is no object of file names'),
+    ({name: 3}, 'weight_map is no object of file names'),
+    ({'ghost': 'model.safetensors'}, r'tensor ghost is not in model\.safet'),
+  ):
+    index.write_text(json.dumps({'weight_map': weight_map}))
+    with pytest.raises(ValueError, match=rf'index\.json: {message}'):
+      hf.open_tensors(folder)
+  safetensors.save_file({'x': np.ones(2, 'f')}, folder / 'other.safetensors')
+  weight_map = dict.fromkeys(make_tensors(LLAMA), 'model.safetensors')
+  index.write_text(
+    json.dumps({'weight_map': weight_map | {name: 'other.safetensors'}})
+  )
+  with pytest.raises(ValueError, match=f'{name} is said to be in other'):
+    hf.open_tensors(folder)
 
 
 def test_a_sliding_window_is_refused_where_it_is_used(tmp_path):

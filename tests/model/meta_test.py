@@ -362,7 +362,7 @@ def test_parts_of_two_types_are_named(tmp_path):
 @pytest.mark.parametrize(
   ('changes', 'match'),
   [
-    ({'dim': None}, 'dim is None; wanted: int'),
+    ({'dim': None}, 'field dim is missing'),
     ({'dim': '24'}, "dim is '24'; wanted: int"),
     ({'dim': 24.0}, 'dim is 24.0; wanted: int'),
     ({'dim': 25}, 'dim 25 is not n_heads 6 of one size'),
@@ -370,7 +370,7 @@ def test_parts_of_two_types_are_named(tmp_path):
     ({'n_heads': 0}, 'n_heads is 0; wanted: over 0'),
     ({'ffn_dim_multiplier': float('inf')}, 'is inf; wanted: over 0, finite'),
     ({'norm_eps': float('nan')}, 'norm_eps is nan; wanted: over 0, finite'),
-    ({'norm_eps': None}, 'norm_eps is None; wanted: float'),
+    ({'norm_eps': None}, 'field norm_eps is missing'),
     ({'use_scaled_rope': 1}, 'use_scaled_rope is 1; wanted: bool'),
     ({'multiple_of': 256}, 'have 80 rows together, .*give 256'),
     ({'vocab_size': 48}, r'tensor tok_embeddings.* up to \(48, 24\)'),
