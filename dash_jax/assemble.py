@@ -10,6 +10,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
 import tempfile
@@ -25,9 +26,11 @@ from dash_jax.data import chat, pieces, prompts, questions, tokenizer
 from dash_jax.learning import optim
 from dash_jax.model import gguf, hf, hub, llama, lora, meta, presets
 from dash_jax.rewards import workers
-from dash_jax.runs import checkpoint
+from dash_jax.runs import checkpoint, jsonl
 
 TOKENIZER_NAME = 'tokenizer.model'
+# What the frozen weights beside a run's adapters are.
+FROZEN_NAME = 'frozen.json'
 
 # How `model.weights` is read, by what stands before its colon.
 _READERS = {'gguf': gguf, 'hf': hf, 'hub': hf, 'meta': meta}
@@ -243,6 +246,12 @@ def model_config(config: ml_collections.ConfigDict) -> llama.LlamaConfig:
       f"lora.targets={config.lora.targets!r}: the model's embedding is tied, so"
       ' it has no lm_head of its own to adapt'
     )
+  sizes = (found.embed_dim, found.ffw_dim, found.vocab_size)
+  if config.lora.rank > min(sizes):
+    raise ValueError(
+      f'lora.rank={config.lora.rank}: must be at most {min(sizes)}, the smallest'
+      ' dimension of the layers that it adapts'
+    )
   return dataclasses.replace(
     found,
     lora=lora.Lora(
@@ -288,6 +297,42 @@ def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
   return lora.join(_make_adapters(model, key), params)
 
 
+def check_frozen(
+  config: ml_collections.ConfigDict,
+  frozen: dict,
+  workdir: str | os.PathLike,
+  *,
+  keep: bool = False,
+) -> None:
+  """Refuses weights that a run's adapters were not trained beside.
+
+  Args:
+    config: of the run.
+    frozen: what `model.weights` holds now.
+    workdir: of the run.
+    keep: whether to write what they are, in a workdir that does not say it yet.
+
+  Raises:
+    ValueError: names the weights that are others.
+  """
+  # Random ones follow from the seed, and may differ by a bit between devices.
+  if not config.model.weights or not frozen:
+    return
+  path = pathlib.Path(workdir) / FROZEN_NAME
+  found = lora.find_checksums(frozen)
+  if path.exists():
+    kept = json.loads(path.read_text(encoding='utf-8'))
+    differing = [n for n in found if found[n] != kept.get(n)]
+    if differing:
+      raise ValueError(
+        f'model.weights={config.model.weights!r} is not what the adapters in'
+        f' {workdir} were trained beside: {", ".join(differing)} differ from'
+        f' {path.name}; give back the weights that the run began with'
+      )
+  elif keep and jax.process_index() == 0:
+    jsonl.replace(path, json.dumps(found, indent=2) + '\n')
+
+
 def restore_params(
   config: ml_collections.ConfigDict,
   model: llama.Llama,
@@ -312,6 +357,7 @@ def restore_params(
     return restored
   trained, step = restored
   _, frozen = lora.split(model.config.lora, load_params(config, model))
+  check_frozen(config, frozen, workdir)
   return lora.join(trained, frozen), step
 
 

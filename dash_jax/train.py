@@ -124,6 +124,7 @@ def _start(parts, plan, saved):
   if state is None:
     params = assemble.load_params(parts.config, parts.model)
     state = learner.init_state(params, first.optimizer, adapters)
+    assemble.check_frozen(parts.config, state.frozen, parts.workdir, keep=True)
     if first.name == 'rl':
       return state, _freeze(parts, first, state)
     return state, None
@@ -131,6 +132,7 @@ def _start(parts, plan, saved):
     # No checkpoint holds what is frozen: it is read where it was read before.
     params = assemble.load_params(parts.config, parts.model)
     _, frozen = lora.split(adapters, params)
+    assemble.check_frozen(parts.config, frozen, parts.workdir)
     state = dataclasses.replace(state, frozen=frozen)
   if not last.objective.kl_coef or int(state.step) < last.first_step:
     return state, None

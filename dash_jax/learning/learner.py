@@ -80,7 +80,7 @@ def completion_logprobs(
     dropout_key,
     method=llama.Llama.read_group,
   )
-  logits = apply(hidden, method=llama.Llama.logits)
+  logits = apply(hidden, dropout_key, method=llama.Llama.logits)
   if decoding.restricted:
     # top_p and top_k sort the vocabulary, which must then be whole.
     rows = jax.typeof(hidden).sharding.spec

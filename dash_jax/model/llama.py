@@ -376,8 +376,13 @@ class Llama(nn.Module):
     x = _norm(x, self.w['final_norm'], self.config.norm_eps)
     return self.logits(x), tuple(new)
 
-  def logits(self, x):
-    """Returns f32[..., V] from the residual stream [..., D]."""
+  def logits(self, x, dropout_key=None):
+    """Returns f32[..., V] from the residual stream [..., D].
+
+    Args:
+      x: the residual stream.
+      dropout_key: as `read_group`'s.
+    """
     spec = sharding.SAMPLE.spec
     if self.config.tied:
       w = reshard(self.w['embed'].astype(self.dtype), spec('vocab', None))
@@ -391,7 +396,9 @@ class Llama(nn.Module):
       for name, w in self.w.items()
       if name.startswith('unembed')
     }
-    return self._linear('lm_head', top, x, out_dtype=jnp.float32)
+    return self._linear(
+      'lm_head', top, x, key=dropout_key, out_dtype=jnp.float32
+    )
 
   def _embed(self, tokens):
     # Split over embed rather than vocab: each device then looks up its rows'

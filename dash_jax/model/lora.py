@@ -6,7 +6,9 @@
      sampler: no merged copy is held.
   2. `split` parts a tree of weights into the adapters, which are trained and
      checkpointed, and the rest, which is frozen; `join` puts them together.
-  3. `merge` adds the adapters to their weights, for an export.
+  3. `find_checksums` tells whether frozen weights are those that adapters were
+     trained beside, since no checkpoint holds them.
+  4. `merge` adds the adapters to their weights, for an export.
 
 b starts at zero, so that training starts from the model as it was.
 
@@ -128,6 +130,27 @@ def merge(config: Lora, params: dict, dtype) -> dict:
     held = merged['layers'] if layer else merged
     held[name] = w + jnp.einsum(rule, a, b) * config.scale
   return jax.tree.map(lambda x: x.astype(dtype), merged)
+
+
+@jax.jit
+def _checksum(tree):
+  def add_up(x):
+    bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
+    places = jax.lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1) + 1
+    # Integers wrap around, so that no order of the sum matters.
+    return (bits.astype(jnp.uint32) * places).sum(dtype=jnp.uint32)
+
+  return jax.tree.map(add_up, tree)
+
+
+def find_checksums(params: dict) -> dict[str, int]:
+  """Returns a number for each weight that tells it from another one: the same
+  on any mesh."""
+  found, _ = jax.tree_util.tree_flatten_with_path(_checksum(params))
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='.'): int(x)
+    for path, x in found
+  }
 
 
 def _is_adapter(name: str) -> bool:

@@ -21,7 +21,12 @@ _WEIGHTS_NAME = 'adapter_model.safetensors'
 
 
 def write_adapters(
-  folder: pathlib.Path, config: llama.LlamaConfig, params: dict, *, base: str
+  folder: pathlib.Path,
+  config: llama.LlamaConfig,
+  params: dict,
+  *,
+  base: str | None,
+  revision: str | None = None,
 ) -> None:
   """Writes a PEFT folder.
 
@@ -29,13 +34,16 @@ def write_adapters(
     folder: exists.
     config: the architecture, with `lora`.
     params: holds its adapters, in the tree of `llama.weights`.
-    base: name or folder of the frozen weights' model, '' if it has none.
+    base: the frozen weights' model, a folder or a name on the hub; None says
+      nothing of it.
+    revision: of a model on the hub.
   """
   adapters = config.lora
   fields = {
     'peft_type': 'LORA',
     'task_type': 'CAUSAL_LM',
     'base_model_name_or_path': base,
+    'revision': revision,
     'r': adapters.rank,
     'lora_alpha': adapters.alpha,
     'lora_dropout': adapters.dropout,

@@ -26,9 +26,10 @@ def main() -> int:
   tokenizer = bpe.from_gguf(path)
   with jax.set_mesh(models.make_mesh()):
     # Compiling is most of what small models take.
-    with jax.disable_most_optimizations(True):
-      models.check_models(report)
-      adapters.check_adapters(report)
+    jax.config.update('jax_disable_most_optimizations', True)
+    models.check_models(report)
+    adapters.check_adapters(report)
+    jax.config.update('jax_disable_most_optimizations', False)
     meta.check_meta(report)
     chats.check_chats(report)
     texts.check_tokenizer(report, path, tokenizer)
