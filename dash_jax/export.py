@@ -146,9 +146,12 @@ def _read_config(workdir):
   if not path.exists():
     raise FileNotFoundError(f'--workdir={workdir}: there is no {path.name}')
   try:
-    config = ml_collections.ConfigDict(json.loads(path.read_text('utf-8')))
-  except (ValueError, TypeError) as error:
+    fields = json.loads(path.read_text('utf-8'))
+  except ValueError as error:
     raise ValueError(f'{path}: not the config of a run: {error}') from error
+  if not isinstance(fields, dict):
+    raise ValueError(f'{path}: not the config of a run: no JSON object')
+  config = ml_collections.ConfigDict(fields)
   checks.check(config)
   return config
 

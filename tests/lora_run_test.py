@@ -1,6 +1,8 @@
 """Runs that train adapters alone, and what they leave."""
 
+import dataclasses
 import json
+import os
 import shutil
 
 import jax
@@ -10,7 +12,7 @@ import tiny_run
 from safetensors import numpy as safetensors
 
 from dash_jax import assemble, export, sharding, train
-from dash_jax.model import hf, lora, presets
+from dash_jax.model import hf, hf_write, lora, presets
 from dash_jax.runs import checkpoint, jsonl
 
 
@@ -165,4 +167,92 @@ def test_a_tied_model_has_no_lm_head_to_adapt(run):
   config = run.copy_and_resolve_references()
   config.lora.targets = 'q_proj,lm_head'
   with pytest.raises(ValueError, match=r'lora\.targets=.*embedding is tied'):
+    assemble.model_config(config)
+
+
+@pytest.fixture(scope='module')
+def on_a_folder(run, tmp_path_factory):
+  """A run of adapters on a Hugging Face folder; returns config, workdir and the
+  folder."""
+  folder, workdir = (tmp_path_factory.mktemp(n) for n in ('base', 'on_base'))
+  config = run.copy_and_resolve_references()
+  config.lora.rank = 0
+  model = assemble.make_model(config)
+  params = assemble.load_params(config, model)
+  fields = hf_write.make_config(
+    model.config, dtype='float32', max_len=99, bos_id=None, stop_ids=(2,)
+  )
+  (folder / 'config.json').write_text(json.dumps(fields))
+  hf_write.write_weights(folder, model.config, params)
+  config.lora.rank = 2
+  config.model.preset = 'auto'
+  config.model.weights = f'hf:{folder}'
+  config.algorithm.name = 'sft'
+  config.algorithm.sft_steps = 1
+  assert train.train(config, str(workdir))
+  return config, workdir, folder
+
+
+def test_another_base_is_refused(on_a_folder, tmp_path, capsys):
+  """No checkpoint holds the frozen weights: where they were changed, the
+  adapters would be joined with what they never saw."""
+  config, workdir, folder = on_a_folder
+  args = [f'--workdir={workdir}', f'--out={tmp_path / "a"}', '--check']
+  assert export.main(args) == 0
+  base = json.loads((tmp_path / 'a' / 'config.json').read_text())
+  assert base['max_position_embeddings'] == 99
+  file = folder / 'model.safetensors'
+  whole = file.read_bytes()
+  found = safetensors.load_file(file)
+  found['model.layers.0.mlp.up_proj.weight'][3, 1] *= 1.001
+  safetensors.save_file(found, file, metadata={'format': 'pt'})
+  message = 'is not what the adapters .* trained beside: layers.w_up differ'
+  with pytest.raises(ValueError, match=message):
+    train.train(config, str(workdir))
+  args[1] = f'--out={tmp_path / "b"}'
+  with pytest.raises(SystemExit):
+    export.main(args)
+  assert 'layers.w_up differ' in capsys.readouterr().err
+  file.write_bytes(whole)
+  assert export.main(args) == 0
+
+
+@pytest.mark.parametrize(
+  ('weights', 'base', 'revision'),
+  [
+    ('hub:org/name@v2', 'org/name', 'v2'),
+    ('hub:org/name', 'org/name', None),
+    ('hf:some/folder', 'CWD/some/folder', None),
+    ('gguf:some.gguf', None, None),
+    ('', None, None),
+  ],
+)
+def test_adapters_say_their_base_as_others_find_it(
+  run, weights, base, revision, capsys
+):
+  config = run.copy_and_resolve_references()
+  config.model.weights = weights
+  found = export._find_base(config)
+  base = base and base.replace('CWD', os.getcwd())
+  assert found == {'base': base, 'revision': revision}
+  assert ('names no base' in capsys.readouterr().out) == (base is None)
+
+
+def test_a_wrong_merge_fails_the_check(run, workdir, tmp_path, monkeypatch):
+  """The folder holds what was merged, so reading it back shows nothing."""
+  merge = lora.merge
+
+  def merge_too_much(config, params, dtype):
+    alpha = config.alpha * 1.5
+    return merge(dataclasses.replace(config, alpha=alpha), params, dtype)
+
+  monkeypatch.setattr(lora, 'merge', merge_too_much)
+  args = [f'--workdir={workdir}', f'--out={tmp_path / "out"}', '--check']
+  assert export.main(args) == 1
+
+
+def test_a_rank_above_the_layers_is_refused(run):
+  config = run.copy_and_resolve_references()
+  config.lora.rank = 33
+  with pytest.raises(ValueError, match=r'lora\.rank=33: must be at most 32'):
     assemble.model_config(config)

@@ -2,7 +2,7 @@
 
   1. The file is a zip of a pickle, data.pkl, and of the tensors' bytes, stored
      as they are. `list_tensors` takes the pickle apart and does not execute it:
-     `_Unpickler` knows six names, imports none of them, and records what is to
+     `_Unpickler` knows a few names, imports none of them, and records what is to
      be done with them.
   2. From that record, checked again, each tensor becomes a `Stored`: the place
      of its bytes in the file. Nothing of them is read yet.
@@ -16,6 +16,8 @@ import dataclasses
 import io
 import math
 import pickle
+import pickletools
+import re
 import struct
 import zipfile
 
@@ -30,8 +32,13 @@ _DTYPES = {
   'torch.DoubleStorage': np.dtype(np.float64),
 }
 _REBUILD = 'torch._utils._rebuild_tensor_v2'
+_REBUILD_PARAMETER = 'torch._utils._rebuild_parameter'
 _DICT = 'collections.OrderedDict'
-_GLOBALS = (*_DTYPES, _REBUILD, _DICT)
+_GLOBALS = (*_DTYPES, _REBUILD, _REBUILD_PARAMETER, _DICT)
+# Of other types, named so that the tensor can be.
+_OTHER_STORAGE = re.compile(r'torch\.[A-Z]\w*Storage')
+
+_MEMO_OPCODES = ('PUT', 'BINPUT', 'LONG_BINPUT')
 
 # What zipfile raises where a zip is damaged.
 _ZIP_ERRORS = (
@@ -177,7 +184,7 @@ class _Unpickler(pickle.Unpickler):
 
   def find_class(self, module, name):
     asked = f'{module}.{name}'
-    if asked not in _GLOBALS:
+    if asked not in _GLOBALS and not _OTHER_STORAGE.fullmatch(asked):
       raise pickle.UnpicklingError(
         f'it asks for {asked}; allowed: {", ".join(_GLOBALS)}'
       )
@@ -189,6 +196,10 @@ class _Unpickler(pickle.Unpickler):
 
 def _unpickle(path: str, pickled: bytes):
   try:
+    for opcode, number, _ in pickletools.genops(pickled):
+      # The memo is as long as its largest index, whatever is in it.
+      if opcode.name in _MEMO_OPCODES and number > len(pickled):
+        raise pickle.UnpicklingError(f'{opcode.name} {number} in so few bytes')
     return _Unpickler(io.BytesIO(pickled)).load()
   # Damaged bytes may raise anything: TypeError, IndexError, MemoryError ..
   except Exception as error:
@@ -204,6 +215,8 @@ def _locate(path: str, file, entries, name: str, value) -> Stored:
   def refuse(why):
     return ValueError(f'{path}: tensor {name} {why}')
 
+  if type(value) is _Call and value.name == _REBUILD_PARAMETER and value.args:
+    value = value.args[0]
   if type(value) is not _Call or value.name != _REBUILD:
     raise refuse('is no tensor as torch.save writes it')
   match value.args:
@@ -213,6 +226,8 @@ def _locate(path: str, file, entries, name: str, value) -> Stored:
       kind in _DTYPES and len(rest) == 5
     ):
       offset, shape, strides = rest[:3]
+    case [['storage', _Global() as kind, *_], *_] if kind not in _DTYPES:
+      raise refuse(f'is of {kind}; can be read: {", ".join(_DTYPES)}')
     case _:
       raise refuse('is no tensor of floats as torch.save writes it')
   if not (

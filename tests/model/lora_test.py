@@ -309,3 +309,92 @@ def test_a_steps_dropout_follows_its_key(mesh, minibatches):
   np.testing.assert_array_equal(step(0.5, 0), first)
   assert (step(0.5, 1) != first).any()
   assert (step(0.0, 0) != first).any()
+
+
+def count_masks(config, params):
+  """Returns, by layer and target, which inputs of an adapter were dropped for
+  the one token that is looked at: those have no gradient in a."""
+  tokens, mask, reply = sharding.put_rows(
+    (np.zeros((1, 1), np.int32), np.ones((1, 1), bool), np.full((1, 1, 1), 5))
+  )
+
+  def loss(trained):
+    hidden = llama.Llama(config).apply(
+      {'params': lora.join(trained, frozen)},
+      tokens,
+      mask,
+      reply,
+      jax.random.key(4),
+      method=llama.Llama.read_group,
+    )
+    return (hidden**3).sum()
+
+  trained, frozen = lora.split(config.lora, put(params, config))
+  found = jax.device_get(jax.jit(jax.grad(loss))(trained))['layers']
+  return {
+    (layer, name): tuple((found[name][layer] == 0).all(-1).ravel().tolist())
+    for layer in range(2)
+    for name in ('wv_a', 'w_gate_a', 'w_up_a')
+  }
+
+
+def test_no_two_adapters_share_a_mask(mesh):
+  """Not two targets of one layer, nor two layers: an input that is dropped for
+  all of them would be dropped from the model."""
+  targets = ('v_proj', 'gate_proj', 'up_proj')
+  adapters = lora.Lora(rank=3, alpha=3.0, targets=targets, dropout=0.5)
+  config = dataclasses.replace(BASE, lora=adapters)
+  masks = count_masks(config, draw_params(config))
+  assert len(set(masks.values())) == len(masks)
+  for mask in masks.values():
+    assert 0 < sum(mask) < len(mask)
+
+
+@pytest.mark.parametrize('target', lora.TARGETS)
+def test_every_target_has_dropout(mesh, target):
+  adapters = lora.Lora(rank=3, alpha=3.0, targets=(target,), dropout=0.5)
+  config = dataclasses.replace(BASE, lora=adapters)
+  params = put(draw_params(config), config)
+  rows = jax.tree.map(jnp.asarray, jax.device_get(sample(params, config)))
+  rows = sharding.put_rows(rows)
+
+  def run(key):
+    return learner.completion_logprobs(
+      llama.Llama(config), params, rows, decoding.make_decoding(1.0), key
+    )
+
+  run = jax.jit(run)
+  first, second = run(jax.random.key(0)), run(jax.random.key(1))
+  assert np.abs(first - second)[np.asarray(rows.mask)].max() > 1e-3
+
+
+def test_dropout_differs_by_step_and_minibatch_and_spares_the_reference(
+  mesh, minibatches
+):
+  """At learning rate 0. The reference has the policy's own adapters, so a KL
+  term is all dropout's: with the reference's dropped alike it would be 0."""
+  adapters = dataclasses.replace(LORA, dropout=0.5)
+  model = llama.Llama(dataclasses.replace(BASE, lora=adapters))
+  optimizer = optax.sgd(0.0)
+  one = jax.tree.map(lambda x: np.asarray(x)[:1], minibatches[0])
+  twice = jax.tree.map(lambda x: np.concatenate([x, x]), one)
+  state = learner.init_state(put(draw_params()), optimizer, adapters)
+  reference = jax.tree.map(jnp.copy, state.params)
+  losses_ = []
+  for rows, n in ((one, 1), (one, 1), (twice, 2)):
+    state, metrics = learner.update(
+      dataclasses.replace(state, step=state.step * (n == 1)),
+      sharding.put_rows(rows, axis=1),
+      jnp.int32(n),
+      reference,
+      decoding.make_decoding(1.0),
+      jax.random.key(0),
+      model=model,
+      optimizer=optimizer,
+      objective=losses.Objective(kl_coef=0.5),
+    )
+    assert metrics['kl'] > 0.01
+    losses_.append(float(metrics['loss']))
+  first, next_step, both = losses_  # the last is of step 0 again
+  assert abs(first - next_step) > 1e-3
+  assert abs(both - 2 * first) > 1e-3

@@ -410,3 +410,26 @@ def test_the_model_holds_what_the_files_hold(tmp_path, shape):
     weight = weight[place.name]
     weight = weight if place.layer is None else weight[place.layer]
     np.testing.assert_array_equal(tensors.to_disk(weight, place), want[name])
+
+
+@pytest.mark.parametrize(
+  ('changes', 'want'),
+  [
+    ({'rope_theta': None}, 4096),
+    ({'rope_theta': 5e5}, 8192),
+    ({'rope_theta': 5e5, 'use_scaled_rope': True}, 131_072),
+  ],
+)
+def test_the_longest_row_is_the_generations(tmp_path, changes, want):
+  params = {k: v for k, v in (PARAMS | changes).items() if v is not None}
+  assert (
+    meta.read_max_len(write(tmp_path, make_tensors(), params=params)) == want
+  )
+
+
+def test_a_missing_embedding_is_named(tmp_path):
+  found = make_tensors()
+  del found['tok_embeddings.weight']
+  folder = write(tmp_path, found)
+  with pytest.raises(ValueError, match=r'00\.pth: tensor tok_embeddings\.w'):
+    meta.read_config(folder)

@@ -343,3 +343,38 @@ def test_a_compressed_file_is_refused(tmp_path):
   )
   with pytest.raises(ValueError, match=r'm\.pth: m/data\.pkl is compressed'):
     pth.list_tensors(path)
+
+
+def test_other_types_are_named_with_their_tensor(tmp_path):
+  x = torch_save.describe('0', 'CharStorage', 2, (2,))
+  path = torch_save.write(tmp_path / 'm.pth', {'w': x}, {'0': b'ab'})
+  message = r'm\.pth: tensor w is of torch\.CharStorage; can be read: torch\.B'
+  with pytest.raises(ValueError, match=message):
+    pth.list_tensors(path)
+
+
+def test_a_parameter_is_the_tensor_in_it(tmp_path):
+  """As a dict of a module's parameters holds them."""
+  x = torch_save.Call(
+    torch_save.Global('torch._utils', '_rebuild_parameter'),
+    (
+      torch_save.describe('0', 'FloatStorage', 2, (2,)),
+      True,
+      torch_save.ORDERED,
+    ),
+  )
+  data = np.array([1.5, -2], np.float32)
+  path = torch_save.write(tmp_path / 'm.pth', {'w': x}, {'0': data.tobytes()})
+  found = pth.list_tensors(path)['w'].read((slice(0, 2),))
+  np.testing.assert_array_equal(found, data)
+
+
+def test_a_small_pickle_cannot_ask_for_much_memory(tmp_path):
+  """Its memo would be filled up to the index that it names."""
+  index = (1 << 31) - 1
+  raw = torch_save.Raw(
+    pickle.NONE + pickle.LONG_BINPUT + index.to_bytes(4, 'little')
+  )
+  path = torch_save.write(tmp_path / 'm.pth', raw, {})
+  with pytest.raises(ValueError, match=r'm\.pth: .*LONG_BINPUT 2147483647'):
+    pth.list_tensors(path)

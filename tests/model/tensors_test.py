@@ -93,6 +93,16 @@ def test_what_is_no_number_is_named(tmp_path, mesh, value, kind):
     hf.read_weights(folder, hf_test.LLAMA)
 
 
+def test_what_is_no_number_in_both_names_of_a_tied_tensor(tmp_path, mesh):
+  """It is the numbers that are wrong, and not that the two differ."""
+  found = hf_test.make_tensors(hf_test.QWEN2)
+  found['model.embed_tokens.weight'][1, 1] = np.nan
+  found['lm_head.weight'] = found['model.embed_tokens.weight']
+  folder = hf_test.write(tmp_path / 'm', found)
+  with pytest.raises(ValueError, match=r'embed_tokens\.weight holds NaN'):
+    hf.read_weights(folder, hf_test.QWEN2)
+
+
 @pytest.mark.skipif(
   not sys.platform.startswith('linux'), reason='reads /proc for its memory'
 )
