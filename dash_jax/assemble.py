@@ -310,7 +310,7 @@ def check_frozen(
     config: of the run.
     frozen: what `model.weights` holds now.
     workdir: of the run.
-    keep: whether to write what they are, in a workdir that does not say it yet.
+    keep: whether to write what they are, since no adapters are trained yet.
 
   Raises:
     ValueError: names the weights that are others.
@@ -320,7 +320,10 @@ def check_frozen(
     return
   path = pathlib.Path(workdir) / FROZEN_NAME
   found = lora.find_checksums(frozen)
-  if path.exists():
+  if keep:
+    if jax.process_index() == 0:
+      jsonl.replace(path, json.dumps(found, indent=2) + '\n')
+  elif path.exists():
     kept = json.loads(path.read_text(encoding='utf-8'))
     differing = [n for n in found if found[n] != kept.get(n)]
     if differing:
@@ -329,8 +332,6 @@ def check_frozen(
         f' {workdir} were trained beside: {", ".join(differing)} differ from'
         f' {path.name}; give back the weights that the run began with'
       )
-  elif keep and jax.process_index() == 0:
-    jsonl.replace(path, json.dumps(found, indent=2) + '\n')
 
 
 def restore_params(
