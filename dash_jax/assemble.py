@@ -3,37 +3,29 @@
   1. Processes join (if the launcher says so) and devices form a mesh.
   2. The tokenizer is read, or trained on the training questions.
   3. Questions are loaded, and those that cannot fit are errors or counted.
-  4. Weights are made or read, straight into the layout they rest in.
 
+The model and its weights come from weights.py.
 `train.py`, `steps.py` and `evaluate.py` use it; nothing below sees a ConfigDict.
 """
 
 import dataclasses
-import functools
-import json
 import os
 import pathlib
 import tempfile
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import logging
 
-from dash_jax import batches, checks, sharding
+from dash_jax import batches, checks, sharding, weights
 from dash_jax.data import chat, pieces, prompts, questions, tokenizer
 from dash_jax.learning import optim
-from dash_jax.model import gguf, hf, hub, llama, lora, meta, presets
+from dash_jax.model import gguf, hub, llama
 from dash_jax.rewards import workers
-from dash_jax.runs import checkpoint, jsonl
+from dash_jax.runs import checkpoint
 
 TOKENIZER_NAME = 'tokenizer.model'
-# What the frozen weights beside a run's adapters are.
-FROZEN_NAME = 'frozen.json'
-
-# How `model.weights` is read, by what stands before its colon.
-_READERS = {'gguf': gguf, 'hf': hf, 'hub': hf, 'meta': meta}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +146,7 @@ def _named_processes():
 
 
 def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
-  """Returns the parts of a checked config; weights come from `load_params`.
+  """Returns the parts of a checked config; weights come from weights.py.
 
   Makes the workdir, and keeps the tokenizer there if it is trained.
 
@@ -185,7 +177,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     for split, asked in (('train', train), ('test', test))
   )
   checks.check_num_questions(config, len(train))
-  model = make_model(config)
+  model = weights.make_model(config)
   architecture = model.config
   if tok.vocab_size > architecture.vocab_size:
     raise ValueError(
@@ -212,161 +204,6 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
       timeout_s=config.reward.timeout_s,
     ),
   )
-
-
-def make_model(config: ml_collections.ConfigDict) -> llama.Llama:
-  """Returns the model; as `model_config`, it may refuse the weights' file."""
-  return llama.Llama(
-    model_config(config),
-    dtype=jnp.dtype(config.model.dtype),
-    param_dtype=jnp.dtype(config.model.param_dtype),
-    remat=config.model.remat,
-  )
-
-
-def model_config(config: ml_collections.ConfigDict) -> llama.LlamaConfig:
-  """Returns the architecture; a file of weights must have the preset's.
-
-  Raises:
-    ValueError: the file's architecture is another, or has no layer that
-      `lora.targets` names.
-  """
-  reader, path = find_weights(config)
-  if reader:
-    found = reader.read_config(path)
-    if config.model.preset != checks.AUTO:
-      _compare(config.model, found, presets.PRESETS[config.model.preset])
-  else:
-    found = presets.PRESETS[config.model.preset]
-  if not config.lora.rank:
-    return found
-  targets = tuple(config.lora.targets.split(','))
-  if found.tied and 'lm_head' in targets:
-    raise ValueError(
-      f"lora.targets={config.lora.targets!r}: the model's embedding is tied, so"
-      ' it has no lm_head of its own to adapt'
-    )
-  sizes = (found.embed_dim, found.ffw_dim, found.vocab_size)
-  if config.lora.rank > min(sizes):
-    raise ValueError(
-      f'lora.rank={config.lora.rank}: must be at most {min(sizes)}, the smallest'
-      ' dimension of the layers that it adapts'
-    )
-  return dataclasses.replace(
-    found,
-    lora=lora.Lora(
-      rank=config.lora.rank,
-      alpha=config.lora.alpha,
-      targets=targets,
-      dropout=config.lora.dropout,
-    ),
-  )
-
-
-def _compare(section, found, preset):
-  differing = [
-    f'{field.name} is {getattr(found, field.name)} there,'
-    f' {getattr(preset, field.name)} in the preset'
-    for field in dataclasses.fields(preset)
-    if getattr(found, field.name) != getattr(preset, field.name)
-  ]
-  if differing:
-    raise ValueError(
-      f'model.weights={section.weights!r} is not a {section.preset}:'
-      f" {'; '.join(differing)}. model.preset='auto' takes what is there"
-    )
-
-
-def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
-  """Returns the weights a run starts from, in the TRAIN layout.
-
-  Weights that are trained come in the model's `param_dtype`. Where adapters
-  are, the others come in `dtype`, in which alone they are used.
-  """
-  adapters = model.config.lora
-  base = dataclasses.replace(model.config, lora=None)
-  dtype = jnp.dtype(model.dtype if adapters else model.param_dtype)
-  reader, path = find_weights(config)
-  key = jax.random.key(config.seed)
-  if reader:
-    params = reader.read_weights(path, base, dtype)
-  else:
-    params = llama.init_params(base, key, dtype)
-  if adapters is None:
-    return params
-  return lora.join(_make_adapters(model, key), params)
-
-
-def check_frozen(
-  config: ml_collections.ConfigDict,
-  frozen: dict,
-  workdir: str | os.PathLike,
-  *,
-  keep: bool = False,
-) -> None:
-  """Refuses weights that a run's adapters were not trained beside.
-
-  Args:
-    config: of the run.
-    frozen: what `model.weights` holds now.
-    workdir: of the run.
-    keep: whether to write what they are, since no adapters are trained yet.
-
-  Raises:
-    ValueError: names the weights that are others.
-  """
-  # Random ones follow from the seed, and may differ by a bit between devices.
-  if not config.model.weights or not frozen:
-    return
-  path = pathlib.Path(workdir) / FROZEN_NAME
-  found = lora.find_checksums(frozen)
-  if keep:
-    if jax.process_index() == 0:
-      jsonl.replace(path, json.dumps(found, indent=2) + '\n')
-  elif path.exists():
-    kept = json.loads(path.read_text(encoding='utf-8'))
-    differing = [n for n in found if found[n] != kept.get(n)]
-    if differing:
-      raise ValueError(
-        f'model.weights={config.model.weights!r} is not what the adapters in'
-        f' {workdir} were trained beside: {", ".join(differing)} differ from'
-        f' {path.name}; give back the weights that the run began with'
-      )
-
-
-def restore_params(
-  config: ml_collections.ConfigDict,
-  model: llama.Llama,
-  workdir: str | os.PathLike,
-  step: int | None = None,
-) -> tuple[dict, int] | None:
-  """Returns the whole model's weights at a checkpoint, and its step.
-
-  Args:
-    config: of the run.
-    model: of the run.
-    workdir: of the run; nothing in it changes.
-    step: None takes the newest checkpoint, and returns None if there is none.
-
-  Raises:
-    ValueError: there is no checkpoint of that step, or it holds other arrays.
-  """
-  abstract = llama.abstract_params(model.config, model.param_dtype)
-  abstract, _ = lora.split(model.config.lora, abstract)
-  restored = checkpoint.restore_params(workdir, abstract, step)
-  if restored is None or model.config.lora is None:
-    return restored
-  trained, step = restored
-  _, frozen = lora.split(model.config.lora, load_params(config, model))
-  check_frozen(config, frozen, workdir)
-  return lora.join(trained, frozen), step
-
-
-@functools.partial(jax.jit, static_argnames='model')
-def _make_adapters(model, key):
-  # The other weights are never made: nothing asks for them.
-  made = llama.init_params(model.config, key, model.param_dtype)
-  return lora.split(model.config.lora, made)[0]
 
 
 def load_tokenizer(
@@ -400,18 +237,6 @@ def make_optimizer(config, learning_rate, total_steps, warmup_steps):
   )
 
 
-def find_weights(config: ml_collections.ConfigDict):
-  """Returns the module that reads `model.weights` (hf, gguf, meta), None if
-  they are random, and the file or folder."""
-  kind, _, path = config.model.weights.partition(':')
-  if not kind:
-    return None, ''
-  path = hub.find(config.model.weights if kind == 'hub' else path)
-  path = gguf.resolve(path)
-  checks.check_file('model.weights', path)
-  return _READERS[kind], path
-
-
 def find_tokenizer(config: ml_collections.ConfigDict) -> str:
   """Returns the file or folder of a tokenizer that is not trained."""
   path = gguf.resolve(hub.find(config.data.tokenizer_path))
@@ -439,7 +264,7 @@ def _load_questions(config, split, num):
 
 def _train_tokenizer(config, folder, train):
   path = folder / TOKENIZER_NAME
-  vocab_size = model_config(config).vocab_size
+  vocab_size = weights.model_config(config).vocab_size
   texts = [
     config.data.template.format(question=q.prompt) + q.solution for q in train
   ]

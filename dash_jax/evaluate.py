@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dash_jax import assemble, commands, sharding
+from dash_jax import assemble, commands, sharding, weights
 from dash_jax.runs import checkpoint
 from dash_jax.sampling import decoding, sampler
 
@@ -107,8 +107,8 @@ def main(config, workdir):
   with jax.set_mesh(assemble.connect(config)):
     parts = assemble.build(config, workdir)
     with parts.pool:
-      restored = assemble.restore_params(config, parts.model, workdir)
-      params, step = restored or (assemble.load_params(config, parts.model), 0)
+      restored = weights.restore_params(config, parts.model, workdir)
+      params, step = restored or (weights.load_params(config, parts.model), 0)
       result = evaluate(parts, params)
   where = f'step {step}' if restored else 'the weights that the run starts from'
   print(

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dash_jax import assemble, checks, sharding
+from dash_jax import assemble, checks, sharding, weights
 from dash_jax.data import tokenizer
 from dash_jax.model import hf, hf_write, llama, lora, peft
 from dash_jax.runs import checkpoint
@@ -82,13 +82,13 @@ def export(
   if out.exists() and any(out.iterdir()):
     raise ValueError(f'--out={out}: must be a new or an empty folder')
   config = _read_config(workdir)
-  model = assemble.make_model(config)
+  model = weights.make_model(config)
   if adapters and model.config.lora is None:
     raise ValueError(
       f'--adapters: the run in {workdir} trained all weights (lora.rank=0);'
       ' without --adapters they are all written'
     )
-  restored = assemble.restore_params(config, model, workdir, step)
+  restored = weights.restore_params(config, model, workdir, step)
   if restored is None:
     raise ValueError(f'--workdir={workdir}: there is no checkpoint yet')
   params, step = restored
@@ -226,7 +226,7 @@ def _find_base(config) -> dict:
 def _find_max_len(config) -> int:
   """Returns the longest row that the weights were made for, or if none is said,
   that they were trained on."""
-  reader, path = assemble.find_weights(config)
+  reader, path = weights.find_weights(config)
   said = reader.read_max_len(path) if reader else None
   return said or config.data.max_prompt_len + config.sampling.max_completion_len
 

@@ -14,7 +14,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from dash_jax import assemble, batches, report, sharding, steps
+from dash_jax import assemble, batches, report, sharding, steps, weights
 from dash_jax import evaluate as evaluate_lib
 from dash_jax.learning import learner
 from dash_jax.model import lora
@@ -122,17 +122,17 @@ def _start(parts, plan, saved):
   adapters = parts.model.config.lora
   state = saved.restore(abstract)
   if state is None:
-    params = assemble.load_params(parts.config, parts.model)
+    params = weights.load_params(parts.config, parts.model)
     state = learner.init_state(params, first.optimizer, adapters)
-    assemble.check_frozen(parts.config, state.frozen, parts.workdir, keep=True)
+    weights.check_frozen(parts.config, state.frozen, parts.workdir, keep=True)
     if first.name == 'rl':
       return state, _freeze(parts, first, state)
     return state, None
   if adapters:
     # No checkpoint holds what is frozen: it is read where it was read before.
-    params = assemble.load_params(parts.config, parts.model)
+    params = weights.load_params(parts.config, parts.model)
     _, frozen = lora.split(adapters, params)
-    assemble.check_frozen(parts.config, frozen, parts.workdir)
+    weights.check_frozen(parts.config, frozen, parts.workdir)
     state = dataclasses.replace(state, frozen=frozen)
   if not last.objective.kl_coef or int(state.step) < last.first_step:
     return state, None

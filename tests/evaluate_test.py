@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import assemble, evaluate
+from dash_jax import assemble, evaluate, weights
 from dash_jax.model import presets
 from dash_jax.rewards import workers
 
@@ -48,7 +48,7 @@ def parts(mesh, monkeypatch, tmp_path):
 def test_any_batch_size_gives_the_same_accuracy(parts):
   """Of 6 questions, batches of 4 fill the last one up with two that must not
   count, and a batch of 6 needs none."""
-  params = assemble.load_params(parts.config, parts.model)
+  params = weights.load_params(parts.config, parts.model)
   results = []
   for size in (4, 6):
     parts.config.eval.batch_size = size
@@ -78,7 +78,7 @@ def test_a_partly_right_reply_is_not_right(parts, monkeypatch):
   monkeypatch.setattr(parts.pool, 'score', score)
   # A wave of four holds three questions, and a filler that is not scored.
   parts = dataclasses.replace(parts, test_questions=parts.test_questions[:3])
-  params = assemble.load_params(parts.config, parts.model)
+  params = weights.load_params(parts.config, parts.model)
   result = evaluate.evaluate(parts, params)
   assert result['accuracy'] == pytest.approx(1 / 3)
   assert (result['reward_timeouts'], result['reward_errors']) == (3, 1)

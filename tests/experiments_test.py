@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dash_jax import assemble, batches, checks, sharding
+from dash_jax import assemble, batches, checks, sharding, weights
 from dash_jax import config as config_lib
 from dash_jax.data import prompts, questions
 from dash_jax.learning import filtering, learner, losses
@@ -167,7 +167,7 @@ def test_rows_divide_over_the_meshes_it_names(name):
 def _abstract_run(config):
   """Returns model, optimizer and the abstract state of a config's run."""
   model = llama.Llama(
-    assemble.model_config(config),
+    weights.model_config(config),
     dtype=jnp.dtype(config.model.dtype),
     param_dtype=jnp.dtype(config.model.param_dtype),
     remat=config.model.remat,

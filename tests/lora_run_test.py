@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 from safetensors import numpy as safetensors
 
-from dash_jax import assemble, export, sharding, train
+from dash_jax import export, sharding, train, weights
 from dash_jax.model import hf, hf_write, lora, presets
 from dash_jax.runs import checkpoint, jsonl
 
@@ -47,17 +47,15 @@ def workdir(run, tmp_path_factory):
 
 
 def restore(config, workdir, step=None):
-  model = assemble.make_model(config)
-  return jax.device_get(
-    assemble.restore_params(config, model, workdir, step)[0]
-  )
+  model = weights.make_model(config)
+  return jax.device_get(weights.restore_params(config, model, workdir, step)[0])
 
 
 def test_adapters_learn_and_the_rest_stays(run, workdir):
   """The rest is what the seed makes, after any number of steps; every adapter
   moves at every step, and the KL term sees how far from the reference."""
-  adapters = assemble.make_model(run).config.lora
-  start = jax.device_get(assemble.load_params(run, assemble.make_model(run)))
+  adapters = weights.make_model(run).config.lora
+  start = jax.device_get(weights.load_params(run, weights.make_model(run)))
   trained, frozen = lora.split(adapters, start)
   last = trained
   for step in (2, 3, 5):
@@ -81,7 +79,7 @@ def test_a_checkpoint_holds_the_adapters_alone(run, workdir):
     for x in jax.tree.leaves(metadata[item].tree)
     if x.shape
   ]
-  model = assemble.make_model(run).config
+  model = weights.make_model(run).config
   trained, _ = lora.split(model.lora, restore(run, workdir))
   once = sorted(x.shape for x in jax.tree.leaves(trained))
   assert sorted(shapes) == sorted(3 * once)
@@ -167,7 +165,7 @@ def test_a_tied_model_has_no_lm_head_to_adapt(run):
   config = run.copy_and_resolve_references()
   config.lora.targets = 'q_proj,lm_head'
   with pytest.raises(ValueError, match=r'lora\.targets=.*embedding is tied'):
-    assemble.model_config(config)
+    weights.model_config(config)
 
 
 @pytest.fixture(scope='module')
@@ -177,8 +175,8 @@ def on_a_folder(run, tmp_path_factory):
   folder, workdir = (tmp_path_factory.mktemp(n) for n in ('base', 'on_base'))
   config = run.copy_and_resolve_references()
   config.lora.rank = 0
-  model = assemble.make_model(config)
-  params = assemble.load_params(config, model)
+  model = weights.make_model(config)
+  params = weights.load_params(config, model)
   fields = hf_write.make_config(
     model.config, dtype='float32', max_len=99, bos_id=None, stop_ids=(2,)
   )
@@ -218,7 +216,7 @@ def test_another_base_is_refused(on_a_folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  ('weights', 'base', 'revision'),
+  ('named', 'base', 'revision'),
   [
     ('hub:org/name@v2', 'org/name', 'v2'),
     ('hub:org/name', 'org/name', None),
@@ -228,10 +226,10 @@ def test_another_base_is_refused(on_a_folder, tmp_path, capsys):
   ],
 )
 def test_adapters_say_their_base_as_others_find_it(
-  run, weights, base, revision, capsys
+  run, named, base, revision, capsys
 ):
   config = run.copy_and_resolve_references()
-  config.model.weights = weights
+  config.model.weights = named
   found = export._find_base(config)
   base = base and base.replace('CWD', os.getcwd())
   assert found == {'base': base, 'revision': revision}
@@ -255,4 +253,4 @@ def test_a_rank_above_the_layers_is_refused(run):
   config = run.copy_and_resolve_references()
   config.lora.rank = 33
   with pytest.raises(ValueError, match=r'lora\.rank=33: must be at most 32'):
-    assemble.model_config(config)
+    weights.model_config(config)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import assemble, steps
+from dash_jax import assemble, steps, weights
 from dash_jax.learning import filtering, learner
 from dash_jax.model import presets
 
@@ -51,7 +51,7 @@ def test_weights_and_advantages_follow_the_config(
   parts = assemble.build(config, str(tmp_path))
   (phase,) = steps.phases(config)
   with parts.pool:
-    params = assemble.load_params(config, parts.model)
+    params = weights.load_params(config, parts.model)
     state = learner.init_state(params, phase.optimizer)
     _, metrics = steps.take_step(
       parts, phase, state, 0, None, write_rollouts=False

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dash_jax import assemble, batches, sharding
+from dash_jax import assemble, batches, sharding, weights
 from dash_jax import config as config_lib
 from dash_jax.learning import filtering, learner, losses
 from dash_jax.sampling import decoding
@@ -26,9 +26,9 @@ def measure(preset: str, rank: int) -> dict:
   config = config_lib.default()
   config.model.preset = preset
   config.lora.rank = rank
-  model = assemble.make_model(config)
+  model = weights.make_model(config)
   optimizer = assemble.make_optimizer(config, 1e-4, 1, 0)
-  params = assemble.load_params(config, model)
+  params = weights.load_params(config, model)
   state = learner.init_state(params, optimizer, model.config.lora)
   minibatches, n = filtering.cut(
     _make_rows(),

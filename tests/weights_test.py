@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dash_jax import assemble, checks
+from dash_jax import assemble, checks, weights
 from dash_jax import config as config_lib
 from dash_jax.model import hf_write, hub, llama
 
@@ -32,9 +32,9 @@ def folder(tmp_path):
   return tmp_path, params
 
 
-def make_config(weights, preset='auto'):
+def make_config(named, preset='auto'):
   config = config_lib.default()
-  config.model.weights = weights
+  config.model.weights = named
   config.model.preset = preset
   checks.check(config)
   return config
@@ -46,12 +46,12 @@ def test_auto_is_the_architecture_of_the_folder(folder, monkeypatch):
   monkeypatch.setattr(
     hub, 'find', lambda at: str(path) if at == 'hub:org/name@v2' else at
   )
-  for weights in (f'hf:{path}', 'hub:org/name@v2'):
-    config = make_config(weights)
-    assert assemble.model_config(config) == SMALL
-    found = assemble.load_params(config, assemble.make_model(config))
+  for named in (f'hf:{path}', 'hub:org/name@v2'):
+    config = make_config(named)
+    assert weights.model_config(config) == SMALL
+    found = weights.load_params(config, weights.make_model(config))
     jax.tree.map(np.testing.assert_array_equal, found, params)
-    reader, place = assemble.find_weights(config)
+    reader, place = weights.find_weights(config)
     assert reader.read_max_len(place) == 77
   config.data.tokenizer = 'huggingface'
   config.data.tokenizer_path = 'hub:org/name@v2'
@@ -63,7 +63,7 @@ def test_another_architecture_than_the_presets_is_named(folder):
   with pytest.raises(
     ValueError, match=r'is not a quickstart: .*embed_dim is 8'
   ):
-    assemble.model_config(config)
+    weights.model_config(config)
 
 
 def test_frozen_weights_come_in_the_type_they_are_used_in(folder):
@@ -72,7 +72,7 @@ def test_frozen_weights_come_in_the_type_they_are_used_in(folder):
   config = make_config(f'hf:{folder[0]}')
   config.lora.rank = 2
   config.model.dtype = 'bfloat16'
-  params = assemble.load_params(config, assemble.make_model(config))
+  params = weights.load_params(config, weights.make_model(config))
   kinds = {
     name: x.dtype.name
     for tree in (params, params['layers'])
@@ -88,8 +88,8 @@ def test_frozen_weights_come_in_the_type_they_are_used_in(folder):
 
 def test_each_kind_of_weights_has_its_reader(tmp_path):
   for kind, module in (('hf', 'hf'), ('meta', 'meta'), ('gguf', 'gguf')):
-    found, _ = assemble.find_weights(make_config(f'{kind}:{tmp_path}'))
+    found, _ = weights.find_weights(make_config(f'{kind}:{tmp_path}'))
     assert found is sys.modules[f'dash_jax.model.{module}']
-  assert assemble.find_weights(make_config('', 'quickstart')) == (None, '')
+  assert weights.find_weights(make_config('', 'quickstart')) == (None, '')
   with pytest.raises(FileNotFoundError, match=r"model\.weights='.*nowhere'"):
-    assemble.find_weights(make_config('hf:nowhere'))
+    weights.find_weights(make_config('hf:nowhere'))

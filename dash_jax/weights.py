@@ -1,0 +1,196 @@
+"""The model of a config, and the weights that it starts from or has come to.
+
+1. `find_weights` says what reads `model.weights`, and `model_config` what the
+   architecture is; a preset's must be the same.
+2. `load_params` makes the weights or reads them, straight into the layout
+   they rest in; `restore_params` takes a checkpoint's.
+3. Where adapters are trained, no checkpoint holds the others: `check_frozen`
+   refuses weights that the adapters were not trained beside.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from dash_jax import checks
+from dash_jax.model import gguf, hf, hub, llama, lora, meta, presets
+from dash_jax.runs import checkpoint, jsonl
+
+# What the frozen weights beside a run's adapters are.
+FROZEN_NAME = 'frozen.json'
+
+# How `model.weights` is read, by what stands before its colon.
+_READERS = {'gguf': gguf, 'hf': hf, 'hub': hf, 'meta': meta}
+
+
+def find_weights(config: ml_collections.ConfigDict):
+  """Returns the module that reads `model.weights` (hf, gguf, meta), None if
+  they are random, and the file or folder."""
+  kind, _, path = config.model.weights.partition(':')
+  if not kind:
+    return None, ''
+  path = hub.find(config.model.weights if kind == 'hub' else path)
+  path = gguf.resolve(path)
+  checks.check_file('model.weights', path)
+  return _READERS[kind], path
+
+
+def make_model(config: ml_collections.ConfigDict) -> llama.Llama:
+  """Returns the model; as `model_config`, it may refuse the weights' file."""
+  return llama.Llama(
+    model_config(config),
+    dtype=jnp.dtype(config.model.dtype),
+    param_dtype=jnp.dtype(config.model.param_dtype),
+    remat=config.model.remat,
+  )
+
+
+def model_config(config: ml_collections.ConfigDict) -> llama.LlamaConfig:
+  """Returns the architecture; a file of weights must have the preset's.
+
+  Raises:
+    ValueError: the file's architecture is another, or has no layer that
+      `lora.targets` names.
+  """
+  reader, path = find_weights(config)
+  if reader:
+    found = reader.read_config(path)
+    if config.model.preset != checks.AUTO:
+      _compare(config.model, found, presets.PRESETS[config.model.preset])
+  else:
+    found = presets.PRESETS[config.model.preset]
+  if not config.lora.rank:
+    return found
+  targets = tuple(config.lora.targets.split(','))
+  if found.tied and 'lm_head' in targets:
+    raise ValueError(
+      f"lora.targets={config.lora.targets!r}: the model's embedding is tied, so"
+      ' it has no lm_head of its own to adapt'
+    )
+  sizes = (found.embed_dim, found.ffw_dim, found.vocab_size)
+  if config.lora.rank > min(sizes):
+    raise ValueError(
+      f'lora.rank={config.lora.rank}: must be at most {min(sizes)}, the smallest'
+      ' dimension of the layers that it adapts'
+    )
+  return dataclasses.replace(
+    found,
+    lora=lora.Lora(
+      rank=config.lora.rank,
+      alpha=config.lora.alpha,
+      targets=targets,
+      dropout=config.lora.dropout,
+    ),
+  )
+
+
+def _compare(section, found, preset):
+  differing = [
+    f'{field.name} is {getattr(found, field.name)} there,'
+    f' {getattr(preset, field.name)} in the preset'
+    for field in dataclasses.fields(preset)
+    if getattr(found, field.name) != getattr(preset, field.name)
+  ]
+  if differing:
+    raise ValueError(
+      f'model.weights={section.weights!r} is not a {section.preset}:'
+      f" {'; '.join(differing)}. model.preset='auto' takes what is there"
+    )
+
+
+def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
+  """Returns the weights a run starts from, in the TRAIN layout.
+
+  Weights that are trained come in the model's `param_dtype`. Where adapters
+  are, the others come in `dtype`, in which alone they are used.
+  """
+  adapters = model.config.lora
+  base = dataclasses.replace(model.config, lora=None)
+  dtype = jnp.dtype(model.dtype if adapters else model.param_dtype)
+  reader, path = find_weights(config)
+  key = jax.random.key(config.seed)
+  if reader:
+    params = reader.read_weights(path, base, dtype)
+  else:
+    params = llama.init_params(base, key, dtype)
+  if adapters is None:
+    return params
+  return lora.join(_make_adapters(model, key), params)
+
+
+def check_frozen(
+  config: ml_collections.ConfigDict,
+  frozen: dict,
+  workdir: str | os.PathLike,
+  *,
+  keep: bool = False,
+) -> None:
+  """Refuses weights that a run's adapters were not trained beside.
+
+  Args:
+    config: of the run.
+    frozen: what `model.weights` holds now.
+    workdir: of the run.
+    keep: whether to write what they are, since no adapters are trained yet.
+
+  Raises:
+    ValueError: names the weights that are others.
+  """
+  # Random ones follow from the seed, and may differ by a bit between devices.
+  if not config.model.weights or not frozen:
+    return
+  path = pathlib.Path(workdir) / FROZEN_NAME
+  found = lora.find_checksums(frozen)
+  if keep:
+    if jax.process_index() == 0:
+      jsonl.replace(path, json.dumps(found, indent=2) + '\n')
+  elif path.exists():
+    kept = json.loads(path.read_text(encoding='utf-8'))
+    differing = [n for n in found if found[n] != kept.get(n)]
+    if differing:
+      raise ValueError(
+        f'model.weights={config.model.weights!r} is not what the adapters in'
+        f' {workdir} were trained beside: {", ".join(differing)} differ from'
+        f' {path.name}; give back the weights that the run began with'
+      )
+
+
+def restore_params(
+  config: ml_collections.ConfigDict,
+  model: llama.Llama,
+  workdir: str | os.PathLike,
+  step: int | None = None,
+) -> tuple[dict, int] | None:
+  """Returns the whole model's weights at a checkpoint, and its step.
+
+  Args:
+    config: of the run.
+    model: of the run.
+    workdir: of the run; nothing in it changes.
+    step: None takes the newest checkpoint, and returns None if there is none.
+
+  Raises:
+    ValueError: there is no checkpoint of that step, or it holds other arrays.
+  """
+  abstract = llama.abstract_params(model.config, model.param_dtype)
+  abstract, _ = lora.split(model.config.lora, abstract)
+  restored = checkpoint.restore_params(workdir, abstract, step)
+  if restored is None or model.config.lora is None:
+    return restored
+  trained, step = restored
+  _, frozen = lora.split(model.config.lora, load_params(config, model))
+  check_frozen(config, frozen, workdir)
+  return lora.join(trained, frozen), step
+
+
+@functools.partial(jax.jit, static_argnames='model')
+def _make_adapters(model, key):
+  # The other weights are never made: nothing asks for them.
+  made = llama.init_params(model.config, key, model.param_dtype)
+  return lora.split(model.config.lora, made)[0]
