@@ -80,7 +80,14 @@ class HuggingFace:
     tokenizer.encode_special_tokens = True  # as the letters that they are
     self._tokenizer = tokenizer
     self._given_pad_id = pad_id
-    self.vocab_size = max(tokenizer.get_vocab().values()) + 1
+    vocab = tokenizer.get_vocab()
+    self.vocab_size = max(vocab.values()) + 1
+    self._lost_bytes = frozenset()
+    if isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel):
+      # Some vocabularies lack rare bytes, which the package leaves out.
+      self._lost_bytes = frozenset(
+        byte for byte, letter in _name_bytes().items() if letter not in vocab
+      )
     self.bos_id = bos_id
     self.stop_ids = tuple(stop_ids)
     self.adds_bos = adds_bos
@@ -98,6 +105,12 @@ class HuggingFace:
   def encode(self, text: str, special: bool = False) -> list[int]:
     if special:
       return encode_specials(text, self.specials, self.encode)
+    if not self._lost_bytes.isdisjoint(text.encode()):
+      lost = next(c for c in text if self._lost_bytes & set(c.encode()))
+      raise ValueError(
+        f'the text {text[:40]!r}.. holds {lost!r}, for which the tokenizer has'
+        ' no tokens: it would be lost'
+      )
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Iterable[int]) -> str:

@@ -349,3 +349,25 @@ def test_other_rank_files_are_refused(tmp_path):
   path.write_bytes(b'YQ== 0\n\nYg== 1\n')
   with pytest.raises(ValueError, match='line 2'):
     bpe.from_tiktoken(path)
+
+
+def test_a_character_that_the_vocabulary_lacks_is_named():
+  """SmolLM2's lacks 21 bytes; left out, a question would ask something else."""
+  letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+  letters.remove('\u0100')  # the letter of byte 0
+  model = tokenizers.Tokenizer(
+    tokenizers.models.BPE(
+      {'<|end|>': 0} | {c: i + 1 for i, c in enumerate(letters)}, []
+    )
+  )
+  model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+    add_prefix_space=False
+  )
+  model.decoder = tokenizers.decoders.ByteLevel()
+  model.add_special_tokens(['<|end|>'])
+  made = bpe.HuggingFace(model, bos_id=None, stop_ids=[0])
+  text = 'all others: \x01\n é日😀'
+  assert made.decode(made.encode(text)) == text
+  for special in (False, True):
+    with pytest.raises(ValueError, match=r"holds '\\x00', for which the token"):
+      made.encode('a\x00b<|end|>', special=special)
