@@ -204,6 +204,14 @@ def write_tokenizer(
   for name in _TOKENIZER_FILES:
     if (folder / name).exists():
       shutil.copy(folder / name, out / name)
+  path = out / 'tokenizer_config.json'
+  fields = json.loads(path.read_text('utf-8'))
+  pads = [name for name, i in tok.specials.items() if i == tok.pad_id]
+  given = fields.get('pad_token')
+  given = given.get('content') if isinstance(given, dict) else given
+  if pads and given != pads[0]:
+    # One that ends a reply would be left out of what others train on.
+    _write_json(path, fields | {'pad_token': pads[0]})
   if tok.chat_template and not tokenizer.load('huggingface', out).chat_template:
     (out / _TEMPLATE_NAME).write_text(tok.chat_template, encoding='utf-8')
 

@@ -150,8 +150,13 @@ def check_frozen(
   if keep:
     if jax.process_index() == 0:
       jsonl.replace(path, json.dumps(found, indent=2) + '\n')
-  elif path.exists():
-    kept = json.loads(path.read_text(encoding='utf-8'))
+  else:
+    try:
+      kept = dict(json.loads(path.read_text(encoding='utf-8')))
+    except (ValueError, TypeError, FileNotFoundError) as error:
+      raise ValueError(
+        f'{path} must say what the adapters were trained beside: {error}'
+      ) from error
     differing = [n for n in found if found[n] != kept.get(n)]
     if differing:
       raise ValueError(

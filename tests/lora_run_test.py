@@ -213,6 +213,11 @@ def test_another_base_is_refused(on_a_folder, tmp_path, capsys):
   assert 'layers.w_up differ' in capsys.readouterr().err
   file.write_bytes(whole)
   assert export.main(args) == 0
+  (workdir / weights.FROZEN_NAME).unlink()
+  args[1] = f'--out={tmp_path / "c"}'
+  with pytest.raises(SystemExit):
+    export.main(args)
+  assert 'frozen.json must say what' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

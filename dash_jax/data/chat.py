@@ -270,7 +270,7 @@ def render(
       add_generation_prompt=add_generation_prompt,
       **names,
     )
-  except jinja2.TemplateError as error:
+  except Exception as error:  # A template may fail in any way.
     raise ValueError(f'the chat template failed: {error}') from error
 
 

@@ -56,6 +56,17 @@ def read_config(folder: str) -> llama.LlamaConfig:
     get('hidden_size', int),
   )
   rope = _read_rope(path, found)
+  for said in (found, rope):
+    if said.get('partial_rotary_factor') not in (None, 1, 1.0):
+      raise ValueError(
+        f'{path}: partial_rotary_factor is {said["partial_rotary_factor"]!r};'
+        ' only whole heads can be rotated'
+      )
+  others = set(found.get('layer_types') or ()) - {'full_attention'}
+  if others:
+    raise ValueError(
+      f'{path}: layer_types has {sorted(others)}; only full_attention can be read'
+    )
   theta = fields.get(str(path), rope, 'rope_theta', float, None)
   config = llama.LlamaConfig(
     vocab_size=get('vocab_size', int),

@@ -136,9 +136,16 @@ def merge(config: Lora, params: dict, dtype) -> dict:
 def _checksum(tree):
   def add_up(x):
     bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
-    places = jax.lax.broadcasted_iota(jnp.uint32, x.shape, x.ndim - 1) + 1
+    mixed = bits.astype(jnp.uint32)
+    # Each value with its place; the steps are murmur3's last ones.
+    for axis in range(x.ndim):
+      mixed ^= jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) + axis
+      mixed *= jnp.uint32(0x85EBCA6B)
+      mixed ^= mixed >> 13
+      mixed *= jnp.uint32(0xC2B2AE35)
+      mixed ^= mixed >> 16
     # Integers wrap around, so that no order of the sum matters.
-    return (bits.astype(jnp.uint32) * places).sum(dtype=jnp.uint32)
+    return mixed.sum(dtype=jnp.uint32)
 
   return jax.tree.map(add_up, tree)
 

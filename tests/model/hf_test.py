@@ -367,6 +367,8 @@ def test_rotary_fields_old_and_new(tmp_path):
     ('head_dim', 3, 'a head has 3 dimensions'),
     ('rms_norm_eps', 'x', "rms_norm_eps is 'x'; wanted: float"),
     ('rms_norm_eps', -1, 'rms_norm_eps is -1; wanted: over 0'),
+    ('partial_rotary_factor', 0.5, 'only whole heads can be rotated'),
+    ('layer_types', ['sliding_attention'], 'only full_attention can be read'),
     ('rope_theta', 0, 'rope_theta is 0; wanted: over 0'),
     ('rope_parameters', 'x', "rope_parameters is 'x'; wanted: an object"),
     ('rope_scaling', ['x'], 'rope_scaling is .* wanted: an object'),

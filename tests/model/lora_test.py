@@ -262,6 +262,11 @@ def test_checksums_tell_weights_apart_on_any_mesh(dtype):
   other['embed'][0] = other['embed'][0][::-1]
   changed = find((1, 1, 1), other)
   assert {n for n in one if changed[n] != one[n]} == {'embed'}
+  for change in (lambda x: x[::-1], lambda x: -x):  # layers, or every sign
+    other = jax.tree.map(np.copy, params)
+    other['layers']['wq'] = np.ascontiguousarray(change(other['layers']['wq']))
+    changed = find((1, 1, 1), other)
+    assert {n for n in one if changed[n] != one[n]} == {'layers.wq'}
 
 
 def test_merge_is_the_sum(mesh):
