@@ -21,13 +21,12 @@ import shutil
 import sys
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
 from dash_jax import assemble, checks, sharding, weights
 from dash_jax.data import tokenizer
-from dash_jax.model import hf, hf_write, llama, lora, peft
+from dash_jax.model import fields, hf, hf_write, llama, lora, peft
 from dash_jax.runs import checkpoint
 
 _TEMPLATE_NAME = 'chat_template.jinja'
@@ -50,14 +49,12 @@ class Exported:
   Attributes:
     config: the architecture.
     params: its weights.
-    dtype: of the weights that were trained.
     unmerged: what the run computes with, config and weights, where adapters were
       merged for this.
   """
 
   config: llama.LlamaConfig
   params: dict
-  dtype: np.dtype
   unmerged: tuple[llama.LlamaConfig, dict] | None = None
 
 
@@ -92,13 +89,12 @@ def export(
   if restored is None:
     raise ValueError(f'--workdir={workdir}: there is no checkpoint yet')
   params, step = restored
-  dtype = jnp.dtype(model.param_dtype)
   if adapters:
-    written = Exported(model.config, params, dtype)
+    written = Exported(model.config, params)
     out.mkdir(parents=True, exist_ok=True)
     peft.write_adapters(out, model.config, params, **_find_base(config))
   else:
-    written = _merge(model, params, dtype)
+    written = _merge(model, params)
     _write_model(config, workdir, out, written)
   print(f'step {step} of {workdir} is in {out}')
   return written
@@ -109,7 +105,8 @@ def compare(written: Exported, out: pathlib.Path) -> float:
   config = written.config
   if config.lora is None:
     config = hf.read_config(out)
-    read_back = hf.read_weights(out, config, dtype=written.dtype)
+    dtype = written.params['embed'].dtype
+    read_back = hf.read_weights(out, config, dtype)
   else:
     _, frozen = lora.split(config.lora, written.params)
     read_back = lora.join(peft.read_adapters(out, config), frozen)
@@ -122,7 +119,8 @@ def compare_merged(written: Exported) -> tuple[float, float]:
   by the rounding of the merged weights, as a share of the largest logit."""
   want = _run(*written.unmerged)
   gap = float(np.abs(_run(written.config, written.params) - want).max())
-  return gap, _MERGE_ROUNDING[written.dtype.name] * float(np.abs(want).max())
+  rounding = _MERGE_ROUNDING[written.params['embed'].dtype.name]
+  return gap, rounding * float(np.abs(want).max())
 
 
 def _run(config, params) -> np.ndarray:
@@ -146,31 +144,28 @@ def _read_config(workdir):
   if not path.exists():
     raise FileNotFoundError(f'--workdir={workdir}: there is no {path.name}')
   try:
-    fields = json.loads(path.read_text('utf-8'))
+    config = ml_collections.ConfigDict(fields.read_json(path))
   except ValueError as error:
     raise ValueError(f'{path}: not the config of a run: {error}') from error
-  if not isinstance(fields, dict):
-    raise ValueError(f'{path}: not the config of a run: no JSON object')
-  config = ml_collections.ConfigDict(fields)
   checks.check(config)
   return config
 
 
-def _merge(model, params, dtype) -> Exported:
+def _merge(model, params) -> Exported:
   config = model.config
   if config.lora is None:
-    return Exported(config, params, dtype)
-  merged = lora.merge(config.lora, params, dtype)
+    return Exported(config, params)
+  merged = lora.merge(config.lora, params, model.param_dtype)
   return Exported(
-    dataclasses.replace(config, lora=None), merged, dtype, (config, params)
+    dataclasses.replace(config, lora=None), merged, (config, params)
   )
 
 
 def _write_model(config, workdir, out, written):
   tok = assemble.load_tokenizer(config, workdir)
-  fields = hf_write.make_config(
+  said = hf_write.make_config(
     written.config,
-    dtype=written.dtype.name,
+    dtype=written.params['embed'].dtype.name,
     max_len=_find_max_len(config),
     bos_id=tok.bos_id,
     stop_ids=assemble.find_stop_ids(tok, config.data.stop_text).tolist(),
@@ -178,9 +173,9 @@ def _write_model(config, workdir, out, written):
   )
   out.mkdir(parents=True, exist_ok=True)
   write_tokenizer(config, tok, out)
-  _write_json(out / 'config.json', fields)
+  _write_json(out / 'config.json', said)
   ends = (f'{name}_token_id' for name in ('bos', 'eos', 'pad'))
-  _write_json(out / 'generation_config.json', {n: fields[n] for n in ends})
+  _write_json(out / 'generation_config.json', {n: said[n] for n in ends})
   hf_write.write_weights(out, written.config, written.params)
 
 
@@ -205,13 +200,13 @@ def write_tokenizer(
     if (folder / name).exists():
       shutil.copy(folder / name, out / name)
   path = out / 'tokenizer_config.json'
-  fields = json.loads(path.read_text('utf-8'))
+  said = fields.read_json(path)
   pads = [name for name, i in tok.specials.items() if i == tok.pad_id]
-  given = fields.get('pad_token')
+  given = said.get('pad_token')
   given = given.get('content') if isinstance(given, dict) else given
   if pads and given != pads[0]:
     # One that ends a reply would be left out of what others train on.
-    _write_json(path, fields | {'pad_token': pads[0]})
+    _write_json(path, said | {'pad_token': pads[0]})
   if tok.chat_template and not tokenizer.load('huggingface', out).chat_template:
     (out / _TEMPLATE_NAME).write_text(tok.chat_template, encoding='utf-8')
 
@@ -239,8 +234,8 @@ def _find_max_len(config) -> int:
   return said or config.data.max_prompt_len + config.sampling.max_completion_len
 
 
-def _write_json(path, fields):
-  path.write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
+def _write_json(path, said):
+  path.write_text(json.dumps(said, indent=2) + '\n', encoding='utf-8')
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from dash_jax import checks
-from dash_jax.model import gguf, hf, hub, llama, lora, meta, presets
+from dash_jax.model import fields, gguf, hf, hub, llama, lora, meta, presets
 from dash_jax.runs import checkpoint, jsonl
 
 # What the frozen weights beside a run's adapters are.
@@ -152,8 +152,8 @@ def check_frozen(
       jsonl.replace(path, json.dumps(found, indent=2) + '\n')
   else:
     try:
-      kept = dict(json.loads(path.read_text(encoding='utf-8')))
-    except (ValueError, TypeError, FileNotFoundError) as error:
+      kept = fields.read_json(path)
+    except (ValueError, FileNotFoundError) as error:
       raise ValueError(
         f'{path} must say what the adapters were trained beside: {error}'
       ) from error

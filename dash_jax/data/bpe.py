@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import tokenizers
 
-from dash_jax.model import gguf
+from dash_jax.model import fields, gguf
 
 # One id that is no token, and bytes that are no character, decode to this.
 _REPLACEMENT = '\ufffd'
@@ -133,7 +133,7 @@ class HuggingFace:
     )
     definition = saved.to_str(pretty=True)
     (folder / 'tokenizer.json').write_text(definition, encoding='utf-8')
-    fields = {
+    config = {
       'tokenizer_class': 'PreTrainedTokenizerFast',
       'bos_token': bos,
       'eos_token': eos,
@@ -141,9 +141,9 @@ class HuggingFace:
       'clean_up_tokenization_spaces': False,
     }
     if self.chat_template:
-      fields['chat_template'] = self.chat_template
+      config['chat_template'] = self.chat_template
     path = folder / 'tokenizer_config.json'
-    path.write_text(json.dumps(fields, indent=2), encoding='utf-8')
+    path.write_text(json.dumps(config, indent=2), encoding='utf-8')
 
 
 def from_gguf(path: str) -> HuggingFace:
@@ -240,7 +240,7 @@ def from_hf_file(path: str) -> HuggingFace:
   tokenizer.no_truncation()
   tokenizer.no_padding()
   config_path = path.parent / 'tokenizer_config.json'
-  config = json.loads(read_bytes(config_path))
+  config = fields.read_json(config_path)
 
   def get_token(field):
     token = config.get(field)
@@ -264,7 +264,7 @@ def from_hf_file(path: str) -> HuggingFace:
   stop_ids = [eos_id]
   generation_path = path.parent / 'generation_config.json'
   if generation_path.exists():
-    more = json.loads(read_bytes(generation_path)).get('eos_token_id') or []
+    more = fields.read_json(generation_path).get('eos_token_id') or []
     more = more if isinstance(more, list) else [more]
     stop_ids += [i for i in more if i not in stop_ids]
   bos_id = find('bos_token')

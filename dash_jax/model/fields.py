@@ -1,9 +1,33 @@
-"""Numbers that describe an architecture, from files that may hold anything."""
+"""Fields that describe a model, from JSON files that may hold anything."""
 
+import json
 import math
+import pathlib
 from collections.abc import Mapping
 
 from dash_jax.model import llama
+
+
+def read_json(path: pathlib.Path, holds: str = '') -> dict:
+  """Returns the object in a JSON file.
+
+  Args:
+    path: the file.
+    holds: what its folder should hold, for the error if it is not there.
+
+  Raises:
+    FileNotFoundError: it is not there.
+    ValueError: it is no JSON object in UTF-8.
+  """
+  if not path.exists():
+    raise FileNotFoundError(f'{path} is not there' + (holds and f'; {holds}'))
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:  # no JSON, or no UTF-8
+    raise ValueError(f'{path}: not JSON: {error}') from error
+  if not isinstance(found, dict):
+    raise ValueError(f'{path}: not a JSON object')
+  return found
 
 
 def get(source: str, fields: Mapping, name: str, kind: type, *default):

@@ -204,20 +204,20 @@ def open_tensors(
   for entry in reader.tensors:
     if entry.name == _ROPE_NAME:
       continue
-    head_dim = 0
-    if interleaved and entry.name.endswith(('attn_q.weight', 'attn_k.weight')):
-      head_dim = config.head_dim
-    found[ours.get(entry.name, entry.name)] = tensors.Tensor(
+    tensor = tensors.Tensor(
       name=entry.name,
       file=resolve(path),
       shape=tuple(int(size) for size in reversed(entry.shape)),
-      read=functools.partial(_read, resolve(path), entry, head_dim),
+      read=functools.partial(_read, resolve(path), entry),
     )
+    if interleaved and entry.name.endswith(('attn_q.weight', 'attn_k.weight')):
+      tensor = tensors.split_heads(tensor, config.head_dim)
+    found[ours.get(entry.name, entry.name)] = tensor
   return found
 
 
-def _read(path, entry, head_dim, index) -> np.ndarray:
-  """Returns a part of a tensor; head_dim is 0 where rows keep their order."""
+def _read(path, entry, index) -> np.ndarray:
+  """Returns a part of a tensor, dequantised."""
   rows, *columns = index
   stored = entry.data.dtype
   row_shape = entry.data.shape[1:]
@@ -237,20 +237,13 @@ def _read(path, entry, head_dim, index) -> np.ndarray:
       f'{path}: tensor {entry.name} is of type {entry.tensor_type.name}, which'
       ' the package gguf cannot dequantise'
     ) from error
-  if head_dim:
-    array = tensors.split_halves(array, head_dim)
   return array[:, *columns] if columns else array
 
 
 def _scale(path, config, divisors):
   """Returns the config with Llama 3.1's scaling, as its divisors of rotary
   frequencies tell it."""
-  scaling = llama.RopeScaling(
-    factor=float(divisors.max()),
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_len=8192,
-  )
+  scaling = llama.RopeScaling(factor=float(divisors.max()))
   scaled = dataclasses.replace(config, rope_scaling=scaling)
   want = llama.rope_frequencies(config) / divisors
   if not np.allclose(llama.rope_frequencies(scaled), want, rtol=1e-4, atol=0):
@@ -263,11 +256,7 @@ def _scale(path, config, divisors):
 
 def _rename(name: str) -> str:
   """Returns GGUF's name of a tensor that Hugging Face calls `name`."""
-  if name in _TOP_NAMES:
-    return _TOP_NAMES[name]
-  layer, _, rest = name.removeprefix('model.layers.').partition('.')
-  part, _, kind = rest.rpartition('.')
-  return f'blk.{layer}.{_LAYER_NAMES[part]}.{kind}'
+  return tensors.rename(name, _TOP_NAMES, _LAYER_NAMES, 'blk')
 
 
 def _shorten(x: float) -> float:

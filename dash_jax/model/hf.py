@@ -17,6 +17,7 @@ import safetensors
 from dash_jax.model import fields, llama, tensors
 
 _ARCHITECTURES = ('llama', 'mistral', 'qwen2', 'qwen3')
+_HOLDS = 'a Hugging Face folder holds config.json and safetensors files'
 _FLOAT_TYPES = ('F64', 'F32', 'F16', 'BF16')
 
 
@@ -27,7 +28,7 @@ def read_config(folder: str) -> llama.LlamaConfig:
     ValueError: an architecture or a feature of it that `llama.Llama` lacks.
   """
   path = pathlib.Path(folder) / 'config.json'
-  found = _read_json(path)
+  found = fields.read_json(path, _HOLDS)
   get = functools.partial(fields.get, str(path), found)
 
   def want(key, value):
@@ -90,7 +91,7 @@ def read_max_len(folder: str) -> int | None:
   """Returns the longest row, in tokens, that the model was made for; None if it
   is not said."""
   path = pathlib.Path(folder) / 'config.json'
-  found = _read_json(path)
+  found = fields.read_json(path, _HOLDS)
   return fields.get(str(path), found, 'max_position_embeddings', int, None)
 
 
@@ -241,24 +242,9 @@ def _list_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _read_weight_map(index: pathlib.Path) -> dict[str, str]:
   """Returns, by tensor, the file that the index says it is in."""
-  found = _read_json(index).get('weight_map')
+  found = fields.read_json(index, _HOLDS).get('weight_map')
   if not isinstance(found, dict) or not all(
     isinstance(name, str) for name in found.values()
   ):
     raise ValueError(f'{index}: weight_map is no object of file names')
-  return found
-
-
-def _read_json(path: pathlib.Path) -> dict:
-  if not path.exists():
-    raise FileNotFoundError(
-      f'{path} is not there; a Hugging Face folder holds config.json and '
-      'safetensors files'
-    )
-  try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:  # no JSON, or no UTF-8
-    raise ValueError(f'{path}: not JSON: {error}') from error
-  if not isinstance(found, dict):
-    raise ValueError(f'{path}: not a JSON object')
   return found

@@ -7,6 +7,7 @@
    the cache is used.
 """
 
+import functools
 import os
 import re
 
@@ -17,6 +18,8 @@ _NAMES = ('*.safetensors', '*.json', 'tokenizer.model', '*.jinja', '*.txt')
 _NOT_NAMES = ('consolidated*', '*/*')
 
 
+# One snapshot serves a process: a branch may move while it runs.
+@functools.cache
 def find(path: str) -> str:
   """Returns a local path: 'hub:..' is downloaded, others are unchanged.
 

@@ -34,12 +34,13 @@ _UNROLLED_LAYERS = 4
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """Llama 3.1's stretch of low rotary frequencies for long contexts."""
+  """Llama 3.1's stretch of low rotary frequencies for long contexts; but for the
+  factor, all that is published has these values."""
 
   factor: float
-  low_freq_factor: float
-  high_freq_factor: float
-  original_max_len: int
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  original_max_len: int = 8192
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,7 @@ Meta rotates neighbouring pairs (2i, 2i + 1) of q and k rows; `Tensor.read`
 gives them as Hugging Face has them, (i, i + H/2).
 """
 
-import dataclasses
 import functools
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -38,6 +36,8 @@ _FIELDS = (
   'max_seq_len',
 )
 
+_HOLDS = 'a folder of Meta holds params.json and consolidated.*.pth files'
+
 # Hugging Face's name of a tensor, by parts -> Meta's.
 _TOP_NAMES = {
   'model.embed_tokens.weight': 'tok_embeddings.weight',
@@ -57,6 +57,9 @@ _LAYER_NAMES = {
 }
 # Llama 1 and 2 carry the rotary frequencies, which params.json gives anyway.
 _IGNORED = 'rope.freqs'
+
+# What Llama 1 and 2 have, and do not say.
+_ROPE_THETA = 1e4
 
 # What is read of a tensor at a time when it is compared with another.
 _BLOCK_BYTES = 1 << 24
@@ -108,8 +111,7 @@ def read_config(folder: str) -> llama.LlamaConfig:
     num_kv_heads=get('n_kv_heads', int, num_heads),
     head_dim=embed_dim // num_heads,
     ffw_dim=ffw_dim,
-    # Llama 1 and 2 do not say it.
-    rope_theta=get('rope_theta', float, 1e4),
+    rope_theta=get('rope_theta', float, _ROPE_THETA),
     norm_eps=get('norm_eps', float),
     tied=tied,
     rope_scaling=(
@@ -122,10 +124,11 @@ def read_config(folder: str) -> llama.LlamaConfig:
 def read_max_len(folder: str) -> int:
   """Returns the longest row, in tokens, that the model was made for: what was
   published of its generation, since no file of the folder says it."""
-  config = read_config(folder)
-  if config.rope_scaling is not None:
+  path = pathlib.Path(folder) / 'params.json'
+  get = functools.partial(fields.get, str(path), _read_fields(path))
+  if get('use_scaled_rope', bool, False):
     return 131_072
-  return 8192 if config.rope_theta == 5e5 else 4096
+  return 8192 if get('rope_theta', float, _ROPE_THETA) == 5e5 else 4096
 
 
 def read_weights(
@@ -160,34 +163,18 @@ def open_tensors(
   if config.tied and 'output.weight' in shards[0]:
     shapes['lm_head.weight'] = shapes['model.embed_tokens.weight']
   names = {_rename(name): name for name in shapes}
-  missing = sorted(set(names) - set(shards[0]))
-  extra = sorted(set(shards[0]) - set(names))
-  if missing or extra:
-    raise ValueError(
-      f'{_name_files(shards)}: tensors are not those of {config}: '
-      f'missing {_shorten(missing)}, unknown {_shorten(extra)}'
-    )
+  tensors.check_names(_name_files(shards), config, names, shards[0])
   opened = {}
   for meta_name, name in names.items():
     tensor = _join([shard[meta_name] for shard in shards], shapes[name])
     if name.endswith(('q_proj.weight', 'k_proj.weight')):
-      tensor = _split_heads(tensor, config.head_dim)
+      tensor = tensors.split_heads(tensor, config.head_dim)
     opened[name] = tensor
   return opened
 
 
 def _read_fields(path: pathlib.Path) -> dict:
-  if not path.exists():
-    raise FileNotFoundError(
-      f'{path} is not there; a folder of Meta holds params.json and '
-      'consolidated.*.pth files'
-    )
-  try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise ValueError(f'{path}: not JSON: {error}') from error
-  if not isinstance(found, dict):
-    raise ValueError(f'{path}: not a JSON object')
+  found = fields.read_json(path, _HOLDS)
   unknown = sorted(set(found) - set(_FIELDS))
   if unknown:
     raise ValueError(
@@ -201,12 +188,7 @@ def _scaling(tied: bool) -> llama.RopeScaling:
   # params.json says that frequencies are scaled, not by how much: 8 for 3.1 and
   # 3.3, 32 for 3.2 by the configs published beside these files. 3.2's text
   # models are those that are tied.
-  return llama.RopeScaling(
-    factor=32.0 if tied else 8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_len=8192,
-  )
+  return llama.RopeScaling(factor=32.0 if tied else 8.0)
 
 
 def _is_tied(shards, shape) -> bool:
@@ -245,17 +227,7 @@ def _count_rows(shards, name: str, num_columns: int) -> int:
 
 def _rename(name: str) -> str:
   """Returns Meta's name of a tensor that Hugging Face calls `name`."""
-  if name in _TOP_NAMES:
-    return _TOP_NAMES[name]
-  layer, _, rest = name.removeprefix('model.layers.').partition('.')
-  part, _, kind = rest.rpartition('.')
-  # What Meta has no name for is missing under this one.
-  return f'layers.{layer}.{_LAYER_NAMES.get(part, part)}.{kind}'
-
-
-def _shorten(names: list[str]) -> str:
-  more = f' and {len(names) - 4} more' if len(names) > 4 else ''
-  return (', '.join(names[:4]) or 'none') + more
+  return tensors.rename(name, _TOP_NAMES, _LAYER_NAMES, 'layers')
 
 
 def _name_files(shards: Sequence[dict[str, pth.Stored]]) -> str:
@@ -319,29 +291,11 @@ def _read(parts: list[pth.Stored], axis: int, index) -> np.ndarray:
   return out
 
 
-def _split_heads(tensor: tensors.Tensor, head_dim: int) -> tensors.Tensor:
-  """Returns a q or k tensor with each head's rows in Hugging Face's order."""
-
-  def read(index):
-    rows, columns = index
-    # The two halves of a head are spread over all its rows.
-    start = rows.start // head_dim * head_dim
-    stop = -(-rows.stop // head_dim) * head_dim
-    heads = tensor.read((slice(start, stop), columns))
-    heads = tensors.split_halves(heads, head_dim)
-    return heads[rows.start - start : rows.stop - start]
-
-  return dataclasses.replace(tensor, read=read)
-
-
 def _open_shards(folder: str) -> list[dict[str, pth.Stored]]:
   """Returns each file's parts by Meta's names, which are the same in all."""
   there = sorted(pathlib.Path(folder).glob('consolidated.*.pth'))
   if not there:
-    raise FileNotFoundError(
-      f'{folder} holds no consolidated.00.pth; a folder of Meta holds '
-      'params.json and consolidated.*.pth files'
-    )
+    raise FileNotFoundError(f'{folder} holds no consolidated.00.pth; {_HOLDS}')
   for i, file in enumerate(there):
     if file.name != f'consolidated.{i:02}.pth':
       raise FileNotFoundError(

@@ -21,13 +21,7 @@ def _make(vocab, D, L, N, K, F, *, head_dim=0, **rest) -> llama.LlamaConfig:
 
 def _stretch(config, factor) -> llama.LlamaConfig:
   """Returns the architecture with Llama 3.1's scaling to 131,072 tokens."""
-  scaling = llama.RopeScaling(
-    factor=factor,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_len=8192,
-  )
-  return dataclasses.replace(config, rope_scaling=scaling)
+  return dataclasses.replace(config, rope_scaling=llama.RopeScaling(factor))
 
 
 _LLAMA3 = {'rope_theta': 5e5}

@@ -16,7 +16,7 @@ head size. Their rotary convention, pairs (i, i + H/2), is ours.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -135,13 +135,9 @@ def load(
   places = list_places(config)
   found = dict(found)
   twin = found.pop('lm_head.weight', None) if config.tied else None
-  missing = [rename(name) for name in places if name not in found]
-  extra = [tensor.name for name, tensor in found.items() if name not in places]
-  if missing or extra:
-    raise ValueError(
-      f'{source}: missing tensors: {_shorten(missing)}; unknown tensors:'
-      f' {_shorten(extra)}; wanted are those of {config}'
-    )
+  check_names(
+    source, config, map(rename, places), (x.name for x in found.values())
+  )
   for name, tensor in found.items():
     if tensor.shape != places[name].disk_shape:
       raise ValueError(
@@ -184,11 +180,67 @@ def to_disk(x: np.ndarray, place: Place) -> np.ndarray:
   return np.ascontiguousarray(x.reshape(place.disk_shape))
 
 
-def split_halves(rows: np.ndarray, head_dim: int) -> np.ndarray:
-  """Returns the rows of whole heads, [heads * H, ..], from neighbouring rotary
-  pairs (2i, 2i + 1) to halves (i, i + H/2)."""
-  pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])
-  return pairs.swapaxes(1, 2).reshape(rows.shape)
+def check_names(
+  source: str,
+  config: llama.LlamaConfig,
+  wanted: Iterable[str],
+  found: Iterable[str],
+) -> None:
+  """Refuses a checkpoint whose tensors are not those of an architecture.
+
+  Args:
+    source: the file or folder, for errors.
+    config: the architecture.
+    wanted, found: names as they are on disk.
+
+  Raises:
+    ValueError: names what is missing and what is unknown.
+  """
+  wanted, found = set(wanted), set(found)
+  if wanted != found:
+    raise ValueError(
+      f'{source}: missing {_shorten(wanted - found)}, unknown'
+      f' {_shorten(found - wanted)}: its tensors are not those of {config}'
+    )
+
+
+def rename(
+  name: str,
+  top_names: Mapping[str, str],
+  layer_names: Mapping[str, str],
+  layers: str,
+) -> str:
+  """Returns what another format calls a tensor.
+
+  Args:
+    name: at Hugging Face.
+    top_names: tensors outside the layers, whole names.
+    layer_names: those of a layer, without 'model.layers.N.' and without 'weight'
+      or 'bias'; what is not in it keeps its name, under which it is missing.
+    layers: what stands for 'model.layers'.
+  """
+  if name in top_names:
+    return top_names[name]
+  layer, _, rest = name.removeprefix('model.layers.').partition('.')
+  part, _, kind = rest.rpartition('.')
+  return f'{layers}.{layer}.{layer_names.get(part, part)}.{kind}'
+
+
+def split_heads(tensor: Tensor, head_dim: int) -> Tensor:
+  """Returns a q or k tensor with each head's rows in halves, (i, i + H/2), where
+  on disk they are in neighbouring rotary pairs, (2i, 2i + 1)."""
+
+  def read(index):
+    rows, columns = index
+    # The two halves of a head are spread over all its rows.
+    start = rows.start // head_dim * head_dim
+    stop = -(-rows.stop // head_dim) * head_dim
+    read = tensor.read((slice(start, stop), columns))
+    pairs = read.reshape(-1, head_dim // 2, 2, read.shape[1])
+    halves = pairs.swapaxes(1, 2).reshape(read.shape)
+    return halves[rows.start - start : rows.stop - start]
+
+  return dataclasses.replace(tensor, read=read)
 
 
 def _place(name, layer, shape, axes, num_inputs) -> Place:
@@ -263,7 +315,7 @@ def _all_equal(a, b):
   return jnp.array_equal(a, b, equal_nan=True)
 
 
-def _shorten(names: list[str]) -> str:
+def _shorten(names: set[str]) -> str:
   names = sorted(names)
   if not names:
     return 'none'

@@ -11,28 +11,19 @@ import tempfile
 
 import jax
 import numpy as np
-import peft
-import torch
-import transformers
+from peft import PeftModel
 
-from dash_jax.model import hf, llama, lora
-from dash_jax.model import peft as ours
-from experiments.parity.report import Report
+from dash_jax.model import hf, llama, lora, peft
+from experiments.parity import ours, theirs
+from experiments.parity.report import Report, find_gap
 
 _MAX_GAP = 1e-4  # float32 sums in another order; logits are up to 10
 
 
 def check_adapters(report: Report) -> None:
-  torch.manual_seed(0)
-  base = transformers.AutoModelForCausalLM.from_config(
-    transformers.LlamaConfig(
-      vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=2,
-      num_attention_heads=6, num_key_value_heads=2, head_dim=16,
-      initializer_range=0.2, tie_word_embeddings=False,
-    )
-  )  # fmt: skip
+  base = theirs.make_model(theirs.list_cases()['llama3'])
   rng = np.random.default_rng(0)
-  tokens = rng.integers(0, 97, (2, 24)).astype(np.int32)
+  rows = rng.integers(0, base.config.vocab_size, (2, 24)).tolist()
   with tempfile.TemporaryDirectory() as folder:
     folder = pathlib.Path(folder)
     base.save_pretrained(folder / 'base')
@@ -47,34 +38,21 @@ def check_adapters(report: Report) -> None:
     )
     params = lora.join(lora.split(adapters, drawn)[0], frozen)
     (folder / 'adapters').mkdir()
-    ours.write_adapters(folder / 'adapters', config, params, base='base')
-    model = llama.Llama(config)
+    peft.write_adapters(folder / 'adapters', config, params, base='base')
+    model = PeftModel.from_pretrained(base, folder / 'adapters').eval()
+  want = ours.compute_logits(config, params, rows)
 
-    @jax.jit
-    def run(params):
-      x = model.apply({'params': params}, tokens, np.ones(tokens.shape, bool))
-      return model.apply({'params': params}, x, method='logits')
+  def compare(model):
+    return find_gap([theirs.compute_logits(model, row) for row in rows], want)
 
-    want = np.asarray(run(params))
-    theirs = peft.PeftModel.from_pretrained(base, folder / 'adapters').eval()
-    _compare(report, 'peft, base + adapters', theirs, tokens, want)
-    with theirs.disable_adapter():
-      without = _run(theirs, tokens)
-    report.add(
-      'peft, without adapters',
-      np.abs(without - want).max() > 0.1,
-      f'logits differ by up to {np.abs(without - want).max():.2g}: they count',
-    )
-    _compare(
-      report, 'peft, merged by peft', theirs.merge_and_unload(), tokens, want
-    )
-
-
-def _compare(report, name, model, tokens, want):
-  gap = float(np.abs(_run(model, tokens) - want).max())
-  report.add_gap(name, 'logits differ by at most', gap, _MAX_GAP)
-
-
-def _run(model, tokens):
-  with torch.no_grad():
-    return model(torch.tensor(tokens.astype(np.int64))).logits.numpy()
+  what = 'logits differ by at most'
+  report.add_gap('peft, base + adapters', what, compare(model), _MAX_GAP)
+  with model.disable_adapter():
+    gap = compare(model)
+  report.add(
+    'peft, without adapters',
+    gap > 0.1,
+    f'logits differ by up to {gap:.2g}: they count',
+  )
+  merged = compare(model.merge_and_unload())
+  report.add_gap('peft, merged by peft', what, merged, _MAX_GAP)

@@ -84,6 +84,16 @@ def make_tokenizer(preset: str) -> tokenizer.Tokenizer:
   )
 
 
+def ask(tokenizer, question: str, system: str) -> list[int]:
+  """Returns the prompt ids of transformers' tokenizer; system may be ''."""
+  messages = [{'role': 'user', 'content': question}]
+  if system:
+    messages.insert(0, {'role': 'system', 'content': system})
+  return tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=False
+  )
+
+
 def check_chats(report: Report) -> None:
   for preset in presets.PRESETS:
     if chat.find_family(preset) is None:
@@ -97,12 +107,7 @@ def check_chats(report: Report) -> None:
     attack = f'a{"".join(ours.specials)}b'
     for system in _SYSTEMS:
       for question in (*_QUESTIONS, attack):
-        messages = [{'role': 'user', 'content': question}]
-        if system:
-          messages.insert(0, {'role': 'system', 'content': system})
-        want = theirs.apply_chat_template(
-          messages, add_generation_prompt=True, return_dict=False
-        )
+        want = ask(theirs, question, system)
         got = chat.encode_prompt(question, ours, 'chat', system=system)
         if question != attack:
           num_equal += got == want

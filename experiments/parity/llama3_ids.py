@@ -12,7 +12,6 @@ Prints a line a file, and the first texts that differ. Exits with 1 if any does.
 GSM8K's 8,792 questions and MATH-500's 500 have none.
 """
 
-import json
 import pathlib
 import sys
 import tempfile
@@ -20,14 +19,13 @@ import tempfile
 import llama_models.llama3
 from llama_models.llama3 import tokenizer as reference
 
-from dash_jax.data import tokenizer
+from dash_jax.data import jsonl, tokenizer
 
 
 def read_strings(path: str) -> list[str]:
   """Returns every string field of a JSONL file's lines."""
-  with open(path, encoding='utf-8') as file:
-    lines = [json.loads(line) for line in file if line.strip()]
-  return [x for line in lines for x in line.values() if isinstance(x, str)]
+  rows = jsonl.read(path, fields=())
+  return [x for _, row in rows for x in row.values() if isinstance(x, str)]
 
 
 def main(paths: list[str]) -> int:

@@ -16,6 +16,7 @@ import transformers
 
 from dash_jax.data import chat
 from dash_jax.model import gguf
+from experiments.parity import chats
 from experiments.parity.report import Report
 
 TEXTS = (
@@ -144,12 +145,7 @@ def check_tokenizer(report: Report, path: str, tokenizer) -> None:
   num_equal, questions = 0, [*TEXTS[:3], '1 + 1? \n']
   for question in questions:
     for system in ('', 'Be brief.'):
-      messages = [{'role': 'user', 'content': question}]
-      if system:
-        messages.insert(0, {'role': 'system', 'content': system})
-      want = theirs.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=False
-      )
+      want = chats.ask(theirs, question, system)
       got = chat.encode_prompt(question, tokenizer, 'chat', system=system)
       num_equal += got == want
   report.add(

@@ -317,14 +317,10 @@ def test_wrong_tensors_are_named(tmp_path):
   tensors = make_tensors(CONFIG)
   lost = dict(tensors)
   del lost['blk.1.ffn_up.weight']
-  with pytest.raises(
-    ValueError, match=r'missing tensors: blk\.1\.ffn_up\.weight'
-  ):
+  with pytest.raises(ValueError, match=r'missing blk\.1\.ffn_up\.weight'):
     read(write(tmp_path / 'lost.gguf', CONFIG, lost))
   more = tensors | {'blk.0.attn_q.bias': np.ones(32, np.float32)}
-  with pytest.raises(
-    ValueError, match=r'unknown tensors: blk\.0\.attn_q\.bias'
-  ):
+  with pytest.raises(ValueError, match=r'unknown blk\.0\.attn_q\.bias'):
     read(write(tmp_path / 'more.gguf', CONFIG, more))
   other = tensors | {'output_norm.weight': np.ones(31, np.float32)}
   with pytest.raises(ValueError, match=r'output_norm\.weight has shape \(31,'):

@@ -224,14 +224,10 @@ def test_wrong_tensors_are_named(tmp_path):
   tensors = make_tensors(LLAMA)
   lost = dict(tensors)
   del lost['model.layers.1.mlp.up_proj.weight']
-  with pytest.raises(
-    ValueError, match=r'missing tensors: model\.layers\.1\.mlp\.up_pr'
-  ):
+  with pytest.raises(ValueError, match=r'missing model\.layers\.1\.mlp\.up_pr'):
     hf.read_weights(write(tmp_path / 'lost', lost), LLAMA)
   more = tensors | {'model.layers.0.self_attn.q_norm.weight': np.ones(2)}
-  with pytest.raises(
-    ValueError, match=r'unknown tensors: model\.layers\.0\.self_attn'
-  ):
+  with pytest.raises(ValueError, match=r'unknown model\.layers\.0\.self_attn'):
     hf.read_weights(write(tmp_path / 'more', more), LLAMA)
   other = tensors | {'model.norm.weight': np.ones(13, np.float32)}
   with pytest.raises(ValueError, match=r'norm\.weight has shape \(13,\).*12'):
