@@ -49,7 +49,8 @@ _ZIP_ERRORS = (
   UnicodeDecodeError,
 )
 
-# What is read at a time where only some columns of the rows are wanted.
+# What is read at a time, of a pickle or where only some columns of the rows are
+# wanted.
 _BLOCK_BYTES = 1 << 24
 
 
@@ -153,7 +154,47 @@ def _open_zip(path: str, file) -> tuple[dict[str, zipfile.ZipInfo], bytes]:
         raise ValueError(f'{path}: its byteorder is not little')
       return entries, archive.read(entries['data.pkl'])
   except _ZIP_ERRORS as error:
-    raise ValueError(f'{path}: truncated or damaged: {error}') from error
+    raise ValueError(
+      f'{path}: truncated or damaged{_find_cut(path, file)}: {error}'
+    ) from error
+
+
+def _find_cut(path: str, file) -> str:
+  """Returns a note that names the tensor in which a file ends; '' if no pickle
+  tells it. The directory is lost, so the entries are looked for in turn."""
+  size = file.seek(0, io.SEEK_END)
+  at = _find_start(file, 0)
+  if at is None:
+    return ''
+  file.seek(at)
+  try:
+    found = _unpickle(path, file.read(_BLOCK_BYTES))
+  except ValueError:
+    return ''
+  seen = set()
+  for name, value in found.items() if isinstance(found, dict) else ():
+    match getattr(value, 'args', None):
+      case [['storage', _Global() as kind, str(key), _, int(length)], *_] if (
+        kind in _DTYPES and key not in seen
+      ):
+        seen.add(key)
+      case _:
+        continue
+    file.seek(at)
+    entry = rb'PK\x03\x04.{22}(..)..([^/]+/data/%s)' % re.escape(key.encode())
+    headers = re.finditer(entry, file.read(_BLOCK_BYTES), re.DOTALL)
+    # The name's own length tells data/1 from data/10.
+    offsets = [
+      at + header.start()
+      for header in headers
+      if int.from_bytes(header[1], 'little') == len(header[2])
+    ]
+    if not offsets:
+      return f', cut short before tensor {name}'
+    at = _find_start(file, offsets[0]) + length * _DTYPES[kind].itemsize
+    if at > size:
+      return f', cut short inside tensor {name}'
+  return ''
 
 
 class _Global(str):
@@ -255,7 +296,7 @@ def _locate(path: str, file, entries, name: str, value) -> Stored:
       f'has its values in {entry.filename}, of {entry.file_size} bytes instead '
       f'of {length * dtype.itemsize}: truncated or damaged'
     )
-  start = _find_start(file, entry)
+  start = _find_start(file, entry.header_offset)
   if start is None:
     raise refuse(f'has its values in {entry.filename}, which is damaged')
   return Stored(
@@ -269,15 +310,15 @@ def _are_sizes(values) -> bool:
   )
 
 
-def _find_start(file, entry: zipfile.ZipInfo) -> int | None:
+def _find_start(file, header_offset: int) -> int | None:
   """Returns where an entry's bytes begin; None without its local header.
 
   Source: PKWARE's APPNOTE, 4.3.7. The header repeats the name, and its extra
   field has another length than in the directory, where torch aligns the bytes.
   """
-  file.seek(entry.header_offset)
+  file.seek(header_offset)
   header = file.read(30)
   if len(header) < 30 or header[:4] != b'PK\x03\x04':
     return None
   name_len, extra_len = struct.unpack('<HH', header[26:30])
-  return entry.header_offset + 30 + name_len + extra_len
+  return header_offset + 30 + name_len + extra_len

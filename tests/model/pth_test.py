@@ -286,6 +286,27 @@ def test_a_file_cut_anywhere_is_named(tmp_path):
       pth.list_tensors(str(path))
 
 
+def test_a_file_cut_in_a_tensor_names_it(tmp_path):
+  """Of twelve, so that data/1 stands beside data/10; the zip's directory is at
+  its end and lost, whatever is cut. Where the pickle is lost too, none can be."""
+  path = tmp_path / 'm.pth'
+  arrays = {f'w{i}': FLOATS + i for i in range(12)}
+  torch_save.save(path, arrays)
+  data = path.read_bytes()
+  ends = {n: data.index(x.tobytes()) + x.nbytes for n, x in arrays.items()}
+  for name, end in ends.items():
+    path.write_bytes(data[: end - 1])
+    message = rf'm\.pth: .*, cut short inside tensor {name}: '
+    with pytest.raises(ValueError, match=message):
+      pth.list_tensors(str(path))
+  path.write_bytes(data[: ends['w0'] + 3])
+  with pytest.raises(ValueError, match=', cut short before tensor w1: '):
+    pth.list_tensors(str(path))
+  path.write_bytes(data[:50])
+  with pytest.raises(ValueError, match='truncated or damaged: '):
+    pth.list_tensors(str(path))
+
+
 def test_bytes_without_their_header_are_named_by_tensor(tmp_path):
   """The zip's directory is whole, but what it leads to is overwritten."""
   path = tmp_path / 'm.pth'
