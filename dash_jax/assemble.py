@@ -8,22 +8,28 @@ The model and its weights come from weights.py.
 `train.py`, `steps.py` and `evaluate.py` use it; nothing below sees a ConfigDict.
 """
 
+import bisect
 import dataclasses
+import functools
 import os
 import pathlib
 import tempfile
+import time
+from collections.abc import Callable
 
 import jax
 import ml_collections
 import numpy as np
 from absl import logging
 
-from dash_jax import batches, checks, sharding, weights
+from dash_jax import batches, checks, scoring, sharding, weights
+from dash_jax import config as config_lib
 from dash_jax.data import chat, pieces, prompts, questions, tokenizer
 from dash_jax.learning import optim
 from dash_jax.model import gguf, hub, llama
 from dash_jax.rewards import workers
 from dash_jax.runs import checkpoint
+from dash_jax.sampling import decoding, sampler
 
 TOKENIZER_NAME = 'tokenizer.model'
 
@@ -66,16 +72,28 @@ class Encoding:
       max_completion_len=self.max_completion_len if with_solutions else None,
     )
 
-  def decode(self, rollouts: batches.Rollouts) -> list[str]:
-    """Returns each row's completion as text, special tokens left out."""
-    return [
-      self.tokenizer.decode(tokens[:length].tolist())
-      for tokens, length in zip(
-        rollouts.tokens.reshape(-1, rollouts.tokens.shape[-1]),
-        rollouts.lengths.reshape(-1),
-        strict=True,
-      )
-    ]
+  def decode(self, tokens: np.ndarray) -> str:
+    """Returns a completion as text, special tokens left out."""
+    return self.tokenizer.decode(tokens.tolist())
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+  """Replies to questions, on the host.
+
+  Attributes:
+    rows: with `tokens` and the rest, of Q questions.
+    texts: B texts.
+    scores: of the B rows.
+    sample_s: seconds until the last reply was there.
+    reward_s: seconds from then until the last score was.
+  """
+
+  rows: batches.Rollouts
+  texts: list[str]
+  scores: workers.Scores
+  sample_s: float
+  reward_s: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,22 +104,71 @@ class Parts:
   workdir: pathlib.Path
   encoding: Encoding
   model: llama.Llama
-  stop_ids: np.ndarray
+  stop_ids: tuple[int, ...]
+  find_end: Callable[[np.ndarray], int] | None
   train_questions: list[batches.Question]
   test_questions: list[batches.Question]
   pool: workers.Pool
 
-  def score(
-    self, asked: list[batches.Question], rollouts: batches.Rollouts
-  ) -> tuple[list[str], workers.Scores]:
-    """Returns the texts of rows on the host, B = Q * G, and their Scores."""
-    texts = self.encoding.decode(rollouts)
-    G = rollouts.tokens.shape[1]
-    return texts, self.pool.score(
-      texts,
-      [q.answer for q in asked for _ in range(G)],
-      rollouts.truncated.reshape(-1).tolist(),
+  def sample_and_score(
+    self,
+    sampled_by: sampler.Sampler,
+    params: dict,
+    asked: list[batches.Question],
+    key: jax.Array,
+    how: decoding.Decoding,
+    policy_step: int = 0,
+    num_scored: int | None = None,
+  ) -> Sampled:
+    """Samples replies to this process's questions, and scores those that have
+    finished while the others go on.
+
+    Args:
+      sampled_by: the sampler.
+      params: the model's weights, TRAIN layout.
+      asked: Q questions.
+      key: the noise.
+      how: the distribution.
+      policy_step: stamped on every row.
+      num_scored: score only the replies to so many of the questions.
+    """
+    start = time.perf_counter()
+    prompts = self.encoding.encode(asked)
+    answers = [q.answer for q in asked]
+    with scoring.Scoring(
+      self.pool, self.encoding.decode, answers, sampled_by.group_size
+    ) as scored:
+      for rows, made in sampled_by.stream(
+        params, prompts, key, how, find_end=self.find_end
+      ):
+        if num_scored is not None:
+          rows = rows[rows < num_scored * sampled_by.group_size]
+        scored.add(rows, made)
+      sampled_at = time.perf_counter()
+      texts, scores = scored.finish()
+    return Sampled(
+      rows=made.as_rollouts(prompts, policy_step),
+      texts=texts,
+      scores=scores,
+      sample_s=sampled_at - start,
+      reward_s=time.perf_counter() - sampled_at,
     )
+
+  @functools.cached_property
+  def train_sampler(self) -> sampler.Sampler:
+    """What training samples with, compiled; cached."""
+    return make_sampler(
+      self.config,
+      self.model,
+      num_prompts=config_lib.sizes(self.config).num_questions,
+      group_size=self.config.algorithm.group_size,
+    )
+
+  @functools.cached_property
+  def eval_sampler(self) -> sampler.Sampler:
+    """What evaluation samples with, one reply a question, compiled; cached."""
+    num = len(self.test_questions)
+    return make_sampler(self.config, self.model, num_prompts=num, group_size=1)
 
   @property
   def own_folder(self) -> pathlib.Path:
@@ -195,6 +262,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     encoding=encoding,
     model=model,
     stop_ids=find_stop_ids(tok, config.data.stop_text),
+    find_end=make_find_end(tok, config.data.stop_text),
     train_questions=train,
     test_questions=test,
     pool=workers.Pool(
@@ -309,18 +377,47 @@ def _fit(config, encoding, split, asked):
   return kept
 
 
-def find_stop_ids(tok: tokenizer.Tokenizer, stop_text: str) -> np.ndarray:
-  """Returns i32[E], the ids that end a reply.
+def find_stop_ids(tok: tokenizer.Tokenizer, stop_text: str) -> tuple[int, ...]:
+  """Returns the ids that end a reply; of `stop_text` too if it is one token."""
+  extra = tok.encode(stop_text) if stop_text else []
+  return (*tok.stop_ids, *(extra if len(extra) == 1 else ()))
 
-  Raises:
-    ValueError: `stop_text` is not one token.
-  """
-  ids = list(tok.stop_ids)
-  if stop_text:
-    extra = tok.encode(stop_text)
-    if len(extra) != 1:
-      raise ValueError(
-        f'data.stop_text={stop_text!r} is {len(extra)} tokens: it must be one'
-      )
-    ids += extra
-  return np.array(ids, np.int32)
+
+def make_find_end(
+  tok: tokenizer.Tokenizer, stop_text: str
+) -> Callable[[np.ndarray], int] | None:
+  """Returns what finds the end of a reply that holds `stop_text`, if there is
+  one: the number of tokens up to the one that completes the text, else 0."""
+  if not stop_text:
+    return None
+
+  def find_end(tokens):
+    def holds(length):
+      return stop_text in tok.decode(tokens[:length].tolist())
+
+    if not holds(len(tokens)):
+      return 0
+    return bisect.bisect_left(range(len(tokens)), True, lo=1, key=holds)
+
+  return find_end
+
+
+def make_sampler(
+  config: ml_collections.ConfigDict,
+  model: llama.Llama,
+  *,
+  num_prompts: int,
+  group_size: int,
+) -> sampler.Sampler:
+  """Returns a compiled sampler as the config has it."""
+  return sampler.Sampler(
+    model,
+    weights.abstract_params(model),
+    num_prompts=num_prompts,
+    group_size=group_size,
+    max_prompt_len=config.data.max_prompt_len,
+    max_completion_len=config.sampling.max_completion_len,
+    batch_size=config.sampling.batch_size,
+    quantize_cache=config.sampling.quantize_cache,
+    quantize_weights=config.sampling.quantize_weights,
+  )

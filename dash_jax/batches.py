@@ -44,6 +44,11 @@ class Question:
   solution: str = ''
 
 
+def mask_left(num_slots: int, lengths):
+  """Returns bool[.., P], True on the last `lengths` [..] of P slots."""
+  return np.arange(num_slots) >= num_slots - lengths[..., None]
+
+
 def pytree(cls):
   """Makes `cls` a frozen dataclass whose fields are all pytree children."""
   cls = dataclasses.dataclass(frozen=True)(cls)
@@ -69,8 +74,7 @@ class PromptBatch:
   @property
   def mask(self) -> jax.Array | np.ndarray:
     """bool[Q, P], True on the prompt's tokens."""
-    P = self.tokens.shape[-1]
-    return np.arange(P) >= P - self.lengths[..., None]
+    return mask_left(self.tokens.shape[-1], self.lengths)
 
 
 @pytree

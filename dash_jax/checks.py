@@ -22,7 +22,7 @@ from dash_jax.rewards import answers
 ALGORITHMS = ('dash', 'grpo', 'sft')
 TOKENIZERS = ('trained', 'sentencepiece', 'gguf', 'huggingface', 'tiktoken')
 DTYPES = ('float32', 'bfloat16')
-AUTO = 'auto'
+AUTO = config_lib.AUTO
 
 
 def _require(ok: bool, message: str):
@@ -60,6 +60,12 @@ def _check_fields(config):
     for name, value in known[section].items():
       _require(name in fields, f'config.{section}.{name} is missing')
       given = fields[name]
+      if (section, name) in _INT_OR_AUTO:
+        _require(
+          given == AUTO or type(given) is int,
+          f'{section}.{name}={given!r}: must be an int or {AUTO!r}',
+        )
+        continue
       fits = isinstance(given, type(value)) and (
         isinstance(value, bool) or not isinstance(given, bool)
       )
@@ -72,7 +78,10 @@ def _check_fields(config):
       _require(fits, f'{section}.{name}={given!r}: must be of type {kind}')
 
 
+_INT_OR_AUTO = {('sampling', 'batch_size')}
+
 _AT_LEAST = {
+  'algorithm.batch_size': 1,
   'algorithm.group_size': 2,
   'algorithm.num_samples': 0,
   'algorithm.sft_steps': 0,
@@ -81,7 +90,9 @@ _AT_LEAST = {
   'algorithm.clip_high': 0,
   'sampling.batch_size': 1,
   'sampling.max_completion_len': 1,
+  'sampling.min_completion_len': 0,
   'sampling.top_k': 0,
+  'sampling.min_p': 0,
   'optim.minibatch_size': 1,
   'optim.sft_batch_size': 1,
   'optim.warmup_steps': 0,
@@ -96,7 +107,6 @@ _AT_LEAST = {
   'data.num_train': 0,
   'reward.num_workers': 1,
   'eval.num_questions': 1,
-  'eval.batch_size': 1,
   'eval.every_samples': 1,
   'eval.temperature': 0,
   'checkpoint.every_samples': 1,
@@ -121,6 +131,8 @@ def check(config: ml_collections.ConfigDict) -> None:
   for field, least in _AT_LEAST.items():
     section, name = field.split('.')
     value = config[section][name]
+    if value == AUTO:
+      continue
     _require(value >= least, f'{field}={value}: must be at least {least}')
   for field, choices in {
     'model.preset': (AUTO, *presets.PRESETS),
@@ -147,6 +159,16 @@ def check(config: ml_collections.ConfigDict) -> None:
       0 < section.top_p <= 1,
       f'{name}.top_p={section.top_p}: must be in (0, 1]',
     )
+  sampling = config.sampling
+  _require(
+    sampling.min_p <= 1,
+    f'sampling.min_p={sampling.min_p}: must be in [0, 1]',
+  )
+  _require(
+    sampling.min_completion_len <= sampling.max_completion_len,
+    f'sampling.min_completion_len={sampling.min_completion_len}: must be at most'
+    f' sampling.max_completion_len={sampling.max_completion_len}',
+  )
   _require(
     config.algorithm.clip_low <= 1,
     f'algorithm.clip_low={config.algorithm.clip_low}: must be at most 1, since'
@@ -228,7 +250,7 @@ def _check_seed(seed):
 
 def _check_sizes(config):
   algorithm = config.algorithm
-  G, B = algorithm.group_size, config.sampling.batch_size
+  G, B = algorithm.group_size, algorithm.batch_size
   _require(
     not algorithm.sft_steps
     or config.optim.sft_warmup_steps < algorithm.sft_steps,
@@ -243,8 +265,15 @@ def _check_sizes(config):
     return
   _require(
     algorithm.name == 'grpo' or B % G == 0,
-    f'sampling.batch_size={B} does not divide by algorithm.group_size={G}:'
+    f'algorithm.batch_size={B} does not divide by algorithm.group_size={G}:'
     f' take {_multiples(G, B)}',
+  )
+  at_once = config.sampling.batch_size
+  _require(
+    at_once == AUTO or at_once % G == 0,
+    f'sampling.batch_size={at_once} does not divide by'
+    f' algorithm.group_size={G}: take'
+    f' {at_once if at_once == AUTO else _multiples(G, at_once)}, or {AUTO!r}',
   )
   run = config_lib.sizes(config)
   _require(
@@ -288,7 +317,6 @@ def check_mesh(config, num_shards: int, num_hosts: int) -> None:
     f' over {num_hosts} processes: take a multiple of {num_hosts}',
   )
   rows = {
-    'eval.batch_size': config.eval.batch_size,
     'optim.sft_batch_size': config.optim.sft_batch_size,
   }
   if config.algorithm.name == 'dash':
@@ -311,8 +339,16 @@ def check_mesh(config, num_shards: int, num_hosts: int) -> None:
       "'grpo' samples one question at a time, so set both to 1, with"
       ' mesh.tensor=-1 for several devices or one device shown to jax'
       if config.algorithm.name == 'grpo'
-      else f'take sampling.batch_size={_multiples(num_shards * G, run.batch_size)}'
+      else f'take algorithm.batch_size={_multiples(num_shards * G, run.batch_size)}'
     ),
+  )
+  at_once = config.sampling.batch_size
+  _require(
+    at_once == AUTO or at_once % (num_shards * G) == 0,
+    f'sampling.batch_size={at_once} does not divide over {num_shards} shards of'
+    f' rows (mesh.data * mesh.fsdp) in groups of {G}: take'
+    f' {at_once if at_once == AUTO else _multiples(num_shards * G, at_once)},'
+    f' or {AUTO!r}',
   )
 
 
@@ -327,7 +363,7 @@ def check_num_questions(config, num_train: int) -> None:
     asked['optim.sft_batch_size'] = config.optim.sft_batch_size
   if config.algorithm.name != 'sft':
     run = config_lib.sizes(config)
-    field = f'sampling.batch_size={run.batch_size} in groups of'
+    field = f'algorithm.batch_size={run.batch_size} in groups of'
     field += f' {config.algorithm.group_size}'
     asked[field] = run.num_questions
   for field, num in asked.items():

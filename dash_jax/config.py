@@ -7,6 +7,9 @@ An experiment's `get_config()` starts from `default()` and changes fields;
 import dataclasses
 
 import ml_collections
+from ml_collections import config_dict
+
+AUTO = 'auto'  # a size that is found out, or an architecture that is read
 
 
 def default() -> ml_collections.ConfigDict:
@@ -56,18 +59,23 @@ def default() -> ml_collections.ConfigDict:
           'tokenizer_path': '',
           'template': '{question}\n',  # 'chat': the model's own template
           'system': '',
-          'stop_text': '',  # also end a completion at this one-token text
+          'stop_text': '',  # also end a completion once it holds this text
           'max_prompt_len': 64,
           'too_long': 'error',  # or 'drop': leave such questions out, counted
         }
       ),
       'sampling': section(
         {
-          'batch_size': 256,  # rows of one sampling call, all groups together
+          # Rows decoded at once; those beyond wait. 'auto': as many as fit.
+          'batch_size': config_dict.FieldReference(AUTO, field_type=object),
           'max_completion_len': 64,
+          'min_completion_len': 0,
           'temperature': 1.0,
           'top_p': 1.0,
           'top_k': 0,
+          'min_p': 0.0,
+          'quantize_cache': False,  # 8 bits of keys and values
+          'quantize_weights': False,  # 8 bits of every matrix
         }
       ),
       'reward': section(
@@ -81,6 +89,7 @@ def default() -> ml_collections.ConfigDict:
       'algorithm': section(
         {
           'name': 'dash',
+          'batch_size': 256,  # rows sampled for one optimizer step
           'group_size': 8,
           'num_samples': 20_480,  # completions sampled by the whole run
           'normalize_std': True,
@@ -110,7 +119,6 @@ def default() -> ml_collections.ConfigDict:
       'eval': section(
         {
           'num_questions': 256,
-          'batch_size': 256,
           'every_samples': 5_120,
           'temperature': 0.0,
           'top_p': 1.0,
@@ -146,7 +154,7 @@ class Sizes:
 def sizes(config: ml_collections.ConfigDict) -> Sizes:
   """Returns the sizes of the algorithm that `config` names.
 
-  'dash' samples `sampling.batch_size` rows at once, filters them, and learns
+  'dash' samples `algorithm.batch_size` rows, filters them, and learns
   from minibatches. 'grpo' is the paper's baseline: every optimizer step
   samples one question's group, and learns from all of it. Both sample
   `algorithm.num_samples` completions.
@@ -156,7 +164,7 @@ def sizes(config: ml_collections.ConfigDict) -> Sizes:
     batch_size = minibatch_size = algorithm.group_size
     learning_rate, threshold = config.optim.grpo_learning_rate, -1.0
   else:
-    batch_size = config.sampling.batch_size
+    batch_size = algorithm.batch_size
     minibatch_size = config.optim.minibatch_size
     learning_rate = config.optim.learning_rate
     threshold = algorithm.filter_threshold

@@ -3,25 +3,22 @@
     python -m dash_jax.evaluate --config=experiments/X.py --workdir=DIR
 
 The life of an evaluation:
-  1. Questions are asked in batches of one compiled size, one sample each,
-     greedily unless `eval.temperature` is above 0.
+  1. Questions are asked all at once, one sample each, greedily unless
+     `eval.temperature` is above 0; those that do not fit the device wait.
   2. Answers are scored as in training; a reward of exactly 1 is right. Replies
      whose scoring timed out or failed are counted apart.
   3. The interval is Wilson's, which holds near 0 and 1 too.
 """
 
-import collections
-import itertools
 import math
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dash_jax import assemble, commands, sharding, weights
 from dash_jax.runs import checkpoint
-from dash_jax.sampling import decoding, sampler
+from dash_jax.sampling import decoding
 
 _Z95 = 1.959964
 
@@ -47,40 +44,32 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
   reward_errors, eval_s.
   """
   start = time.perf_counter()
-  config, encoding = parts.config, parts.encoding
-  size = config.eval.batch_size
-  settings = decoding.make_decoding(config.eval.temperature, config.eval.top_p)
-  asked = parts.test_questions
-  total = collections.Counter()
-  for first in range(0, len(asked), size):
-    wave = asked[first : first + size]
-    # The last wave is filled up with its first question, not counted.
-    full = wave + wave[:1] * (size - len(wave))
-    mine = sharding.host_share(full)
-    counted = np.array(sharding.host_share(range(size))) < len(wave)
-    rollouts = sampler.sample(
-      parts.model,
-      params,
-      sharding.put_rows(encoding.encode(mine)),
-      # No training step has this number, so noise is not shared with one.
-      jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1),
-      jnp.asarray(parts.stop_ids),
-      settings,
-      jnp.int32(0),
-      group_size=1,
-      max_completion_len=encoding.max_completion_len,
-    )
-    rollouts = _take(sharding.local_rows(rollouts), counted)
-    _, scores = parts.score(list(itertools.compress(mine, counted)), rollouts)
-    sums = sharding.sum_over_hosts(
-      {
-        'right': float((scores.rewards == 1).sum()),
-        'tokens': float(rollouts.lengths.sum()),
-        'timeouts': scores.timeouts,
-        'errors': scores.errors,
-      }
-    )
-    total.update({name: round(value) for name, value in sums.items()})
+  config, asked = parts.config, parts.test_questions
+  # Filled up so that every shard has as many; what is added is not counted.
+  shards = sharding.num_batch_shards(jax.sharding.get_mesh())
+  full = asked + asked[:1] * (-len(asked) % shards)
+  # What is added stands last in every process's share.
+  counted = np.array(sharding.host_share(range(len(full)))) < len(asked)
+  sampled = parts.sample_and_score(
+    parts.eval_sampler,
+    params,
+    sharding.host_share(full),
+    # No training step has this number, so noise is not shared with one.
+    jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1),
+    decoding.make_decoding(
+      config.eval.temperature, config.eval.top_p, stop_ids=parts.stop_ids
+    ),
+    num_scored=counted.sum(),
+  )
+  total = sharding.sum_over_hosts(
+    {
+      'right': ((sampled.scores.rewards == 1) & counted).sum(),
+      'tokens': sampled.rows.lengths[counted].sum(),
+      'timeouts': sampled.scores.timeouts,
+      'errors': sampled.scores.errors,
+    }
+  )
+  total = {name: round(float(value)) for name, value in total.items()}
   right = total['right']
   low, high = wilson_interval(right, len(asked))
   return {
@@ -94,10 +83,6 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
     'reward_errors': total['errors'],
     'eval_s': time.perf_counter() - start,
   }
-
-
-def _take(tree, rows):
-  return jax.tree.map(lambda x: x[rows], tree)
 
 
 def main(config, workdir):

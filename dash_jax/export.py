@@ -168,7 +168,7 @@ def _write_model(config, workdir, out, written):
     dtype=written.params['embed'].dtype.name,
     max_len=_find_max_len(config),
     bos_id=tok.bos_id,
-    stop_ids=assemble.find_stop_ids(tok, config.data.stop_text).tolist(),
+    stop_ids=list(assemble.find_stop_ids(tok, config.data.stop_text)),
     pad_id=tok.pad_id,
   )
   out.mkdir(parents=True, exist_ok=True)

@@ -100,7 +100,7 @@ def _by_rows(mesh):
   return mesh.devices.reshape(num_batch_shards(mesh), -1)
 
 
-def _local_shards():
+def local_shards():
   """Returns which shards of rows this process holds, in order."""
   process = jax.process_index()
   return [
@@ -126,7 +126,7 @@ def put_rows(tree, *, axis: int = 0):
     The same tree of jax.Arrays, dimension `axis` times the process count long.
   """
   mesh = jax.sharding.get_mesh()
-  shards = _local_shards()
+  shards = local_shards()
 
   def put(x):
     x = np.asarray(x)
@@ -150,6 +150,12 @@ def put_rows(tree, *, axis: int = 0):
   return jax.tree.map(put, tree)
 
 
+def put_known(x: np.ndarray) -> jax.Array:
+  """Puts rows that every process has, all of them, on the mesh in use."""
+  layout = NamedSharding(jax.sharding.get_mesh(), SAMPLE.spec('batch'))
+  return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
+
+
 def local_rows(tree):
   """Returns this process's rows of `tree` (split over dimension 0) as NumPy."""
 
@@ -169,7 +175,7 @@ def host_share(items: list) -> list:
   put back in their places."""
   size = len(items) // num_batch_shards(jax.sharding.get_mesh())
   return [
-    item for i in _local_shards() for item in items[i * size : (i + 1) * size]
+    item for i in local_shards() for item in items[i * size : (i + 1) * size]
   ]
 
 

@@ -20,7 +20,7 @@ from dash_jax.data import questions
 from dash_jax.learning import advantages, filtering, learner, losses
 from dash_jax.model import lora
 from dash_jax.runs import rollouts
-from dash_jax.sampling import decoding, sampler
+from dash_jax.sampling import decoding
 
 # No step has this number, nor has an evaluation: no noise is used twice.
 _DROPOUT = 2**31 - 2
@@ -50,8 +50,13 @@ class Phase:
     return rows // every_samples > (rows - self.rows_per_step) // every_samples
 
 
-def phases(config) -> tuple[Phase, ...]:
-  """Returns the phases of a run, in order."""
+def phases(config, stop_ids: tuple[int, ...]) -> tuple[Phase, ...]:
+  """Returns the phases of a run, in order.
+
+  Args:
+    config: of the run.
+    stop_ids: that end a reply.
+  """
   sizes, algorithm = config_lib.sizes(config), config.algorithm
   sft = Phase(
     name='sft',
@@ -83,7 +88,12 @@ def phases(config) -> tuple[Phase, ...]:
       kl_coef=algorithm.kl_coef,
     ),
     decoding=decoding.make_decoding(
-      config.sampling.temperature, config.sampling.top_p, config.sampling.top_k
+      config.sampling.temperature,
+      config.sampling.top_p,
+      config.sampling.top_k,
+      min_p=config.sampling.min_p,
+      min_len=config.sampling.min_completion_len,
+      stop_ids=stop_ids,
     ),
   )
   return tuple(phase for phase in (sft, rl) if phase.num_steps)
@@ -155,21 +165,15 @@ def rl_step(
   config, sizes = parts.config, config_lib.sizes(parts.config)
   start = time.perf_counter()
   asked = _draw(parts, step, sizes.num_questions)
-  sampled = sampler.sample(
-    parts.model,
+  sampled = parts.sample_and_score(
+    parts.train_sampler,
     lora.join(state.params, state.frozen),
-    sharding.put_rows(parts.encoding.encode(asked)),
+    asked,
     jax.random.fold_in(jax.random.key(config.seed), step),
-    jnp.asarray(parts.stop_ids),
     phase.decoding,
-    state.step,
-    group_size=config.algorithm.group_size,
-    max_completion_len=parts.encoding.max_completion_len,
+    policy_step=step,
   )
-  rows = sharding.local_rows(sampled)
-  sampled_at = time.perf_counter()
-
-  texts, scores = parts.score(asked, rows)
+  rows, scores = sampled.rows, sampled.scores
   rewards = scores.rewards.reshape(rows.lengths.shape)
   scored_at = time.perf_counter()
 
@@ -206,12 +210,12 @@ def rl_step(
   learned_at = time.perf_counter()
   if write_rollouts:
     rollouts.write(
-      parts.own_folder, step + 1, asked, texts, rows,
+      parts.own_folder, step + 1, asked, sampled.texts, rows,
       rewards=rewards, advantages=gain, kept=keep,
     )  # fmt: skip
   seconds = {
-    'sample_s': sampled_at - start,
-    'reward_s': scored_at - sampled_at,
+    'sample_s': sampled.sample_s,
+    'reward_s': sampled.reward_s,
     'learn_s': learned_at - scored_at,
     'step_s': learned_at - start,
   }

@@ -40,7 +40,7 @@ def train(config, workdir: str) -> bool:
   is_writer = jax.process_index() == 0
   checkpoint.check_config(workdir, config.to_dict())
   parts = assemble.build(config, workdir)
-  plan = steps.phases(config)
+  plan = steps.phases(config, parts.stop_ids)
   with (
     parts.pool,
     checkpoint.Stop() as stop,
@@ -49,6 +49,7 @@ def train(config, workdir: str) -> bool:
     contextlib.ExitStack() as closing,
   ):
     state, ref_params = _start(parts, plan, saved)
+    _compile(parts, plan)
     log = None
     if is_writer:
       checkpoint.save_config(workdir, config.to_dict())
@@ -113,6 +114,13 @@ def _go_on(parts, plan, state, ref_params, stop, saved, bars, log) -> bool:
         _evaluate(parts, log, state, 'rl')
   _evaluate(parts, log, state, plan[-1].name)
   return True
+
+
+def _compile(parts, plan):
+  """Compiles all that samples, beside the state that it must leave room for."""
+  if any(phase.name == 'rl' for phase in plan):
+    _ = parts.train_sampler
+  _ = parts.eval_sampler
 
 
 def _start(parts, plan, saved):

@@ -124,6 +124,17 @@ def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
   return lora.join(_make_adapters(model, key), params)
 
 
+def abstract_params(model: llama.Llama) -> dict:
+  """Returns ShapeDtypeStructs of what `load_params` returns."""
+  trained = llama.abstract_params(model.config, model.param_dtype)
+  adapters = model.config.lora
+  if adapters is None:
+    return trained
+  trained, _ = lora.split(adapters, trained)
+  frozen = llama.abstract_params(model.config, model.dtype)
+  return lora.join(trained, lora.split(adapters, frozen)[1])
+
+
 def check_frozen(
   config: ml_collections.ConfigDict,
   frozen: dict,

@@ -51,7 +51,7 @@ def get_config():
   config.data.template = 'Question: {question}\nAnswer:\n'
   # The longest prompt has 213 tokens, the longest solution 293.
   config.data.max_prompt_len = 224
-  config.sampling.batch_size = 256
+  config.algorithm.batch_size = 256
   config.sampling.max_completion_len = 320
   config.sampling.temperature = 0.9
   config.reward.num_workers = 4
@@ -66,7 +66,6 @@ def get_config():
   config.optim.learning_rate = 3e-6
   config.optim.grpo_learning_rate = 1e-6
   config.eval.num_questions = 1_319  # all of them
-  config.eval.batch_size = 264
   config.eval.every_samples = 12_800
   config.checkpoint.every_samples = 6_400
   config.log.rollouts_every_samples = 6_400

@@ -41,5 +41,4 @@ def get_config():
   config.reward.style = 'boxed'
   config.algorithm.num_samples = 143_616  # 561 steps, three epochs
   config.eval.num_questions = 500
-  config.eval.batch_size = 256
   return config

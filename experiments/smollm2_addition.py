@@ -26,7 +26,7 @@ def get_config():
   config.data.template = '{question}'
   config.data.stop_text = '\n'
   config.data.max_prompt_len = 43
-  config.sampling.batch_size = 256
+  config.algorithm.batch_size = 256
   config.sampling.max_completion_len = 5  # a space, three digits, a newline
   config.reward.style = 'last_number'
   config.algorithm.group_size = 16
@@ -35,5 +35,4 @@ def get_config():
   config.optim.learning_rate = 7e-6
   config.optim.warmup_steps = 2
   config.eval.num_questions = 200
-  config.eval.batch_size = 100
   return config

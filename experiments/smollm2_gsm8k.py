@@ -22,10 +22,10 @@ A smoke run on a CPU, two whole steps of each phase on eight short questions:
         --config.data.max_prompt_len=128 \
         --config.sampling.max_completion_len=128 \
         --config.algorithm.sft_steps=2 --config.algorithm.group_size=4 \
-        --config.algorithm.num_samples=16 --config.sampling.batch_size=8 \
+        --config.algorithm.num_samples=16 --config.algorithm.batch_size=8 \
         --config.optim.minibatch_size=4 --config.optim.sft_batch_size=4 \
         --config.optim.sft_warmup_steps=0 --config.optim.warmup_steps=0 \
-        --config.eval.num_questions=8 --config.eval.batch_size=8 \
+        --config.eval.num_questions=8 \
         --config.log.rollouts_every_samples=8
 
 It took 160 CPU seconds when it was run once. None of its 16 replies was right,
@@ -42,9 +42,9 @@ minutes on two CPU cores; README.md has its scores:
         --config.sampling.max_completion_len=160 \
         --config.algorithm.sft_steps=40 --config.optim.sft_batch_size=8 \
         --config.optim.sft_warmup_steps=4 --config.algorithm.group_size=8 \
-        --config.sampling.batch_size=64 --config.algorithm.num_samples=512 \
+        --config.algorithm.batch_size=64 --config.algorithm.num_samples=512 \
         --config.optim.minibatch_size=16 --config.optim.warmup_steps=1 \
-        --config.eval.num_questions=200 --config.eval.batch_size=100 \
+        --config.eval.num_questions=200 \
         --config.eval.every_samples=256 \
         --config.log.rollouts_every_samples=64
 
@@ -52,7 +52,7 @@ Greedy pass@1 of the newest checkpoint on the first 100 test questions:
 
     python -m dash_jax.evaluate --config=experiments/smollm2_gsm8k.py \
         --workdir=runs/smollm2_gsm8k --config.data.path=FOLDER \
-        --config.eval.num_questions=100 --config.eval.batch_size=100
+        --config.eval.num_questions=100
 """
 
 from dash_jax import config as config_lib
@@ -71,7 +71,7 @@ def get_config():
   # Ends in a newline, so that a solution begins as a line does.
   config.data.template = 'Question: {question}\nAnswer:\n'
   config.data.max_prompt_len = 240
-  config.sampling.batch_size = 1_024
+  config.algorithm.batch_size = 1_024
   config.sampling.max_completion_len = 352
   config.reward.num_workers = 4
   config.algorithm.num_samples = 131_072  # 128 steps, about two epochs
@@ -82,7 +82,6 @@ def get_config():
   config.optim.learning_rate = 1e-5
   config.optim.warmup_steps = 4
   config.eval.num_questions = 1_319  # all of them
-  config.eval.batch_size = 660
   config.eval.every_samples = 16_384
   config.checkpoint.every_samples = 16_384
   config.log.rollouts_every_samples = 8_192

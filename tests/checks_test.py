@@ -43,8 +43,8 @@ def test_every_experiment_is_valid():
 BAD = [
   # Types.
   ({'sampling__temperature': 'hot'}, 'sampling.temperature', 'float'),
-  ({'sampling__batch_size': 256.0}, 'sampling.batch_size', 'int'),
-  ({'sampling__batch_size': True}, 'sampling.batch_size', 'int'),
+  ({'algorithm__batch_size': 256.0}, 'algorithm.batch_size', 'int'),
+  ({'algorithm__batch_size': True}, 'algorithm.batch_size', 'int'),
   ({'algorithm__normalize_std': 1}, 'algorithm.normalize_std', 'bool'),
   ({'data__path': None}, 'data.path', 'str'),
   # Fields that are not there.
@@ -103,8 +103,8 @@ BAD = [
     '{split}',
   ),
   # Fields that do not fit each other.
-  ({'sampling__batch_size': 100}, 'sampling.batch_size', 'take 96 or 104'),
-  ({'sampling__batch_size': 4}, 'sampling.batch_size', 'take 8 or 16'),
+  ({'algorithm__batch_size': 100}, 'algorithm.batch_size', 'take 96 or 104'),
+  ({'algorithm__batch_size': 4}, 'algorithm.batch_size', 'take 8 or 16'),
   ({'algorithm__group_size': 7}, 'algorithm.group_size', 'take 252 or 259'),
   ({'algorithm__num_samples': 255}, 'algorithm.num_samples', 'least 256'),
   ({'algorithm__num_samples': 1000}, 'algorithm.num_samples', '768 or 1024'),
@@ -164,11 +164,11 @@ def test_a_bad_seed_is_refused(seed):
 def test_what_an_offer_says_is_valid():
   """The sizes that the messages above offer pass."""
   for fields in (
-    {'sampling__batch_size': 96, 'algorithm__num_samples': 960},
-    {'sampling__batch_size': 104, 'algorithm__num_samples': 1040},
+    {'algorithm__batch_size': 96, 'algorithm__num_samples': 960},
+    {'algorithm__batch_size': 104, 'algorithm__num_samples': 1040},
     {
       'algorithm__group_size': 7,
-      'sampling__batch_size': 252,
+      'algorithm__batch_size': 252,
       'algorithm__num_samples': 2520,
     },
     {'algorithm__num_samples': 256},
@@ -184,7 +184,7 @@ def test_sizes_of_dash():
   found = config_lib.sizes(
     change(
       algorithm__num_samples=960,
-      sampling__batch_size=96,
+      algorithm__batch_size=96,
       algorithm__filter_threshold=0.25,
     )
   )
@@ -231,7 +231,7 @@ def test_sft_has_no_rl_steps():
     ({'optim__sft_batch_size': 4}, 8, 1, 'sft_batch_size', 'take 8 or 16'),
     ({'optim__minibatch_size': 12}, 8, 1, 'minibatch_size', 'take 8 or 16'),
     # 20 questions on 8 shards: 16 or 24 questions of 8 samples.
-    ({'sampling__batch_size': 160}, 8, 1, 'batch_size', '=128 or 192'),
+    ({'algorithm__batch_size': 160}, 8, 1, 'batch_size', '=128 or 192'),
     (
       {'algorithm__name': 'grpo'},
       2,
@@ -257,13 +257,13 @@ def test_rows_that_the_mesh_can_split_pass():
   for fields, num_shards in (
     ({}, 8),
     ({'algorithm__name': 'grpo'}, 1),
-    ({'sampling__batch_size': 192}, 8),
+    ({'algorithm__batch_size': 192}, 8),
     # SFT samples nothing, so the sampler's sizes cannot be wrong.
     (
       {
         'algorithm__name': 'sft',
         'algorithm__sft_steps': 21,
-        'sampling__batch_size': 8,
+        'algorithm__batch_size': 8,
       },
       8,
     ),

@@ -21,11 +21,10 @@ FLAGS = [
   '--config.optim.sft_warmup_steps=0',
   '--config.optim.warmup_steps=0',
   '--config.algorithm.num_samples=32',
-  '--config.sampling.batch_size=16',
+  '--config.algorithm.batch_size=16',
   '--config.optim.minibatch_size=8',
   '--config.optim.sft_batch_size=16',
   '--config.eval.num_questions=16',
-  '--config.eval.batch_size=16',
   '--config.log.rollouts_every_samples=16',
 ]
 REPOSITORY = ACCELERATOR = ''

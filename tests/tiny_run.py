@@ -32,7 +32,7 @@ def get_config():
   config.data.template = '{question}'
   config.data.num_train = 100
   config.data.max_prompt_len = 64
-  config.sampling.batch_size = 32
+  config.algorithm.batch_size = 32
   config.sampling.max_completion_len = 6
   config.reward.function = 'tiny_run:count_bytes'
   config.algorithm.group_size = 4
@@ -42,7 +42,6 @@ def get_config():
   config.optim.sft_batch_size = 8
   config.optim.sft_warmup_steps = 0
   config.eval.num_questions = 6
-  config.eval.batch_size = 4
   config.eval.every_samples = 64
   config.checkpoint.every_samples = 64
   config.log.rollouts_every_samples = 32

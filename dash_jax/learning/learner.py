@@ -81,11 +81,8 @@ def completion_logprobs(
     method=llama.Llama.read_group,
   )
   logits = apply(hidden, dropout_key, method=llama.Llama.logits)
-  if decoding.restricted:
-    # top_p and top_k sort the vocabulary, which must then be whole.
-    rows = jax.typeof(hidden).sharding.spec
-    logits = jax.sharding.reshard(logits, rows)
-  return decoding_lib.token_logprobs(logits, rollouts.tokens, decoding)
+  slots = jnp.arange(rollouts.tokens.shape[-1])
+  return decoding_lib.token_logprobs(logits, rollouts.tokens, slots, decoding)
 
 
 def minibatch_loss(

@@ -4,31 +4,44 @@
 2. `attend` is causal attention of whole rows, for prefill.
 3. `attend_group` is the learner's: completions over the prompt that they share
    and over themselves, as one softmax.
-4. `attend_cached` is the same for one new token a row, against a cache.
+4. `attend_cached` is the sampler's: one new token a row, against the caches of
+   prompts and rows, which are local to a device.
 """
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from dash_jax.model import cache as cache_lib
+
 _MASKED = -1e30  # finite, so that a row with nothing to see is not NaN
 
 
-def rotate(x, positions, frequencies):
+def find_turns(positions, frequencies):
+  """Returns (sin, cos), each f32[..., T, 1, H/2], for `rotate`.
+
+  Args:
+    positions: i32[..., T].
+    frequencies: f32[H/2], radians per position.
+  """
+  angles = positions[..., None, None].astype(jnp.float32) * frequencies
+  # Else they would be computed again wherever something is rotated.
+  return jax.lax.optimization_barrier((jnp.sin(angles), jnp.cos(angles)))
+
+
+def rotate(x, turns):
   """Applies rotary embeddings to the pairs (i, i + H/2).
 
   Args:
     x: [..., T, heads, H].
-    positions: i32[..., T].
-    frequencies: f32[H/2], radians per position.
+    turns: of `find_turns`.
 
   Returns:
     The rotated array, in `x`'s dtype.
 
   Source: arXiv 2104.09864, in the half-split order of Llama checkpoints.
   """
-  angles = positions[..., None, None].astype(jnp.float32) * frequencies
-  sin, cos = jnp.sin(angles), jnp.cos(angles)
+  sin, cos = turns
   a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
   return out.astype(x.dtype)
@@ -107,47 +120,50 @@ def attend_group(q, k, v, prompt_mask, num_samples):
   return jnp.concatenate([of_prompt, out], axis=1)
 
 
-def attend_cached(q, prompt, prompt_mask, own, slot):
-  """Attention of one token a row over its group's prompt and its own tokens.
+def attend_cached(q, prompts, prompt_mask, own, seen, places=None):
+  """Attention of one token a row over its prompt and its own tokens.
+
+  Each part is a softmax of its own; the two are merged by their log sums into
+  what one softmax over both would give. A prompt's keys and values are read
+  once for all its rows.
 
   Args:
     q: [B, K, R, H], already scaled by H**-0.5.
-    prompt: (k, v), each [Q, K, P, H]; the G rows of a group are neighbours.
-    prompt_mask: bool[Q, P].
-    own: (k, v), each [B, K, C, H], filled up to and including `slot`.
-    slot: i32[], the completion slot of the token that asks.
+    prompts: cache.Cache of Q prompts, P slots each.
+    prompt_mask: bool[Q, P]; a prompt that no row has may be empty.
+    own: cache.Cache of the B rows.
+    seen: bool[B, S], at least one slot a row.
+    places: (rows, place) if a prompt's rows are not neighbours: rows i32[Q, G]
+      has the rows of each prompt (any row where there is none), and place
+      i32[B] where a row stands in it, counted through.
 
   Returns:
     [B, K, R, H].
   """
-  B, Q, P = q.shape[0], *prompt_mask.shape
-  # Said, because with one question rows could also stay split along G.
-  rows, *rest = jax.typeof(q).sharding.spec
-  by_group = PartitionSpec(rows, None, *rest)
-  grouped = jnp.reshape(q, (Q, B // Q, *q.shape[1:]), out_sharding=by_group)
-  over_prompt = jnp.einsum(
-    'QGKRH,QKPH->QGKRP', grouped, prompt[0], preferred_element_type=jnp.float32
-  )
-  over_prompt = jnp.where(
-    prompt_mask[:, None, None, None], over_prompt, _MASKED
-  )
-  over_own = jnp.einsum(
-    'BKRH,BKCH->BKRC', q, own[0], preferred_element_type=jnp.float32
-  )
-  seen = jnp.arange(over_own.shape[-1]) <= slot
-  over_own = jnp.where(seen, over_own, _MASKED)
-  by_row = jax.typeof(over_own).sharding.spec
-  over_prompt = jnp.reshape(
-    over_prompt, (*over_own.shape[:-1], P), out_sharding=by_row
-  )
-  scores = jnp.concatenate([over_prompt, over_own], axis=-1)
-  weights = jax.nn.softmax(scores).astype(q.dtype)
-  from_prompt = jnp.einsum(
-    'QGKRP,QKPH->QGKRH',
-    jnp.reshape(
-      weights[..., :P], (*grouped.shape[:-1], P), out_sharding=by_group
-    ),
-    prompt[1],
-  )
-  from_own = jnp.einsum('BKRC,BKCH->BKRH', weights[..., P:], own[1])
-  return jnp.reshape(from_prompt, q.shape, out_sharding=by_row) + from_own
+  (K, R, H), Q = q.shape[1:], len(prompt_mask)
+  # Rows of a prompt stand beside each other, as more query heads.
+  asking = q if places is None else q[places[0].reshape(-1)]
+  asking = asking.reshape(Q, -1, K, R, H).swapaxes(1, 2).reshape(Q, K, -1, H)
+  mask = prompt_mask[:, None, None]
+  of_prompt, prompt_sum = _attend_part(asking, prompts, mask, q.dtype)
+
+  def by_row(x):
+    """[Q, K, G * R, X] -> [B, K, R, X]."""
+    x = x.reshape(Q, K, -1, R, x.shape[-1]).swapaxes(1, 2)
+    x = x.reshape(-1, K, R, x.shape[-1])
+    return x if places is None else x[places[1]]
+
+  of_prompt, prompt_sum = by_row(of_prompt), by_row(prompt_sum)
+  of_own, own_sum = _attend_part(q, own, seen[:, None, None], q.dtype)
+  share = jax.nn.sigmoid(prompt_sum - own_sum)
+  return (of_own + share * (of_prompt - of_own)).astype(q.dtype)
+
+
+def _attend_part(q, cache, mask, dtype):
+  """Returns f32[n, K, X, H], attention over the slots of `mask`, and the log of
+  the sum of exponentials that it is divided by, f32[n, K, X, 1]."""
+  scores = jnp.where(mask, cache_lib.scores(q, cache), _MASKED)
+  top = jnp.max(scores, axis=-1, keepdims=True)
+  weights = jnp.exp(scores - top)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  return cache_lib.mix(weights, cache, dtype) / total, top + jnp.log(total)

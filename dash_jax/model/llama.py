@@ -1,4 +1,4 @@
-"""The Llama family, one forward for the learner and for the sampler.
+"""The Llama family: its weights, and the learner's forward.
 
   1. `weights` declares each weight once: shape, logical axes, initial scale.
      Init, layout and the shapes a checkpoint is read into all derive from it.
@@ -6,9 +6,9 @@
      nested dict, and `Llama(..).apply({'params': params}, ..)` runs on it.
      LoRA's adapters (lora.py) are weights like others.
   3. `__call__` runs whole rows through a scan over stacked layers, so compile
-     time does not grow with depth. With `keep_kv` it is also the prefill.
-     `read_group` runs prompts with the completions that share them.
-  4. `decode` runs one new token a row against a cache, layers unrolled.
+     time does not grow with depth. `read_group` runs prompts with the
+     completions that share them. The sampler's forward is decoder.py's, of the
+     same functions (layers.py).
 
 Weights rest in the TRAIN layout and are gathered over fsdp where they are
 used, one layer at a time; their gradients return in the layout they rest in.
@@ -21,10 +21,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, reshard
+from jax.sharding import NamedSharding, reshard
 
 from dash_jax import sharding
-from dash_jax.model import attention
+from dash_jax.model import attention, layers
 from dash_jax.model import lora as lora_lib
 
 # A stack this short compiles quickly without a loop, and its gradient then
@@ -179,36 +179,9 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
   return frequencies.astype(np.float32)
 
 
-def unstack_layers(params: dict) -> tuple[dict, ...]:
-  """Returns the L layers of `params` one by one, for `Llama.decode`."""
-
-  def layer(i):
-    return jax.tree.map(lambda w: w[i], params['layers'])
-
-  return tuple(layer(i) for i in range(params['layers']['wq'].shape[0]))
-
-
-def gather_params(params: dict, config: LlamaConfig, dtype) -> dict:
-  """Returns `params` cast and in the SAMPLE layout, once per sampling phase."""
-  return jax.tree.map(
-    lambda w, x: reshard(x.astype(dtype), sharding.SAMPLE.spec(*w.axes)),
-    weights(config),
-    params,
-    is_leaf=is_weight,
-  )
-
-
-def _positions(mask):
-  # The first token of a row has position 0, wherever padding puts it.
+def count_positions(mask):
+  """Returns i32[B, T]: a row's first token is at 0, wherever padding puts it."""
   return jnp.cumsum(mask, axis=-1) - 1
-
-
-def _norm(x, scale, eps):
-  """Root-mean-square norm in float32. Source: arXiv 1910.07467."""
-  y = x.astype(jnp.float32)
-  y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + eps)
-  # The sampler holds scales in x's type already, and both must agree.
-  return (y * scale.astype(x.dtype)).astype(x.dtype)
 
 
 class Llama(nn.Module):
@@ -242,25 +215,18 @@ class Llama(nn.Module):
   def touch(self):
     """Declares the weights and computes nothing."""
 
-  def __call__(self, tokens, mask, *, keep_kv: bool = False):
+  def __call__(self, tokens, mask):
     """Runs whole rows.
 
     Args:
       tokens: i32[B, T].
       mask: bool[B, T], True on tokens; each row's tokens are contiguous.
-      keep_kv: also return every layer's keys and values.
 
     Returns:
-      [B, T, D], the normed residual stream that `logits` takes; with keep_kv
-      also (k, v), each [L, B, K, T, H], keys already rotated.
+      [B, T, D], the normed residual stream that `logits` takes.
     """
-    x, kv = self._run(
-      tokens,
-      _positions(mask),
-      functools.partial(attention.attend, mask=mask),
-      keep_kv,
-    )
-    return (x, kv) if keep_kv else x
+    attend = functools.partial(attention.attend, mask=mask)
+    return self._run(tokens, count_positions(mask), attend)
 
   def read_group(self, prompts, prompt_mask, completions, dropout_key=None):
     """Runs prompts once each, with the completions that share them.
@@ -280,15 +246,15 @@ class Llama(nn.Module):
       completions, (Q, G * C), out_sharding=sharding.SAMPLE.spec('batch', None)
     )
     lengths = prompt_mask.sum(axis=-1, keepdims=True)
-    x, _ = self._run(
+    x = self._run(
       jnp.concatenate([prompts, own], axis=1),
       jnp.concatenate(
-        [_positions(prompt_mask), lengths + jnp.tile(jnp.arange(C), G)], axis=1
+        [count_positions(prompt_mask), lengths + jnp.tile(jnp.arange(C), G)],
+        axis=1,
       ),
       functools.partial(
         attention.attend_group, prompt_mask=prompt_mask, num_samples=G
       ),
-      keep_kv=False,
       dropout_key=dropout_key,
     )
     own = jnp.reshape(
@@ -299,83 +265,38 @@ class Llama(nn.Module):
     last = jnp.broadcast_to(x[:, None, P - 1 : P], own[:, :, :1].shape)
     return jnp.concatenate([last, own[:, :, :-1]], axis=2)
 
-  def _run(self, tokens, positions, attend, keep_kv, dropout_key=None):
+  def _run(self, tokens, positions, attend, dropout_key=None):
     """Runs i32[B, T] tokens through every layer and the last norm.
 
     Args:
       tokens: i32[B, T].
       positions: i32[B, T].
       attend: attention of q [B, T, K, R, H] over k and v [B, T, K, H].
-      keep_kv: as `__call__`'s.
       dropout_key: as `read_group`'s.
     """
-    rotate = functools.partial(
-      attention.rotate,
-      positions=positions,
-      frequencies=rope_frequencies(self.config),
-    )
+    turns = attention.find_turns(positions, rope_frequencies(self.config))
+    rotate = functools.partial(attention.rotate, turns=turns)
 
     def block(x, layer):
       w, key = layer
-      w = self._gather_layer(w)
-      q, k, v = self._project(w, x, key)
-      q, k = rotate(q), rotate(k)
-      x = self._finish(w, x, attend(self._group(q), k, v), key)
-      kv = (k.swapaxes(1, 2), v.swapaxes(1, 2)) if keep_kv else None
-      return x, kv
+      w = self._gather(w, layer=True)
+      q, k, v = layers.project(self.config, w, x, key)
+      q = layers.group_heads(self.config, rotate(q))
+      x = layers.finish(self.config, w, x, attend(q, rotate(k), v), key)
+      return x, None
 
     if self.remat:
       block = jax.checkpoint(block, prevent_cse=False)
     keys = None
     if dropout_key is not None:
       keys = jax.random.split(dropout_key, self.config.num_layers)
-    x, kv = jax.lax.scan(
+    x, _ = jax.lax.scan(
       block,
-      self._embed(tokens),
+      layers.embed(self.w['embed'], tokens, self.dtype),
       (self.w['layers'], keys),
       unroll=self.config.num_layers <= _UNROLLED_LAYERS,
     )
-    return _norm(x, self.w['final_norm'], self.config.norm_eps), kv
-
-  def decode(
-    self, layers, tokens, positions, prompt_kv, prompt_mask, own, slot
-  ):
-    """Runs one new token a row, and adds its keys and values to the cache.
-
-    Args:
-      layers: `unstack_layers(params)`.
-      tokens: i32[B].
-      positions: i32[B], each token's position in its row.
-      prompt_kv: for each layer (k, v), each [Q, K, P, H].
-      prompt_mask: bool[Q, P].
-      own: for each layer (k, v), each [B, K, C, H].
-      slot: i32[], the completion slot that `tokens` take.
-
-    Returns:
-      logits f32[B, V] for the token after, and the new `own`.
-    """
-    rotate = functools.partial(
-      attention.rotate,
-      positions=positions,
-      frequencies=rope_frequencies(self.config),
-    )
-    x = self._embed(tokens)
-    new = []
-    for w, prompt, (k_cache, v_cache) in zip(
-      layers, prompt_kv, own, strict=True
-    ):
-      q, k, v = self._project(w, x)
-      q, k = rotate(q), rotate(k)
-      at = (0, 0, slot, 0)
-      k_cache = jax.lax.dynamic_update_slice(k_cache, k[:, :, None], at)
-      v_cache = jax.lax.dynamic_update_slice(v_cache, v[:, :, None], at)
-      out = attention.attend_cached(
-        self._group(q), prompt, prompt_mask, (k_cache, v_cache), slot
-      )
-      x = self._finish(w, x, out)
-      new.append((k_cache, v_cache))
-    x = _norm(x, self.w['final_norm'], self.config.norm_eps)
-    return self.logits(x), tuple(new)
+    return layers.norm(x, self.w['final_norm'], self.config.norm_eps)
 
   def logits(self, x, dropout_key=None):
     """Returns f32[..., V] from the residual stream [..., D].
@@ -384,109 +305,23 @@ class Llama(nn.Module):
       x: the residual stream.
       dropout_key: as `read_group`'s.
     """
-    spec = sharding.SAMPLE.spec
-    if self.config.tied:
-      w = reshard(self.w['embed'].astype(self.dtype), spec('vocab', None))
-      return jnp.einsum(
-        '...D,VD->...V', x, w, preferred_element_type=jnp.float32
-      )
-    declared = weights(self.config)
     # Split over the vocabulary alone: embed is gathered.
-    top = {
-      name: reshard(w.astype(self.dtype), spec(*declared[name].axes))
-      for name, w in self.w.items()
-      if name.startswith('unembed')
-    }
-    return self._linear(
-      'lm_head', top, x, key=dropout_key, out_dtype=jnp.float32
-    )
+    top = self._gather({n: w for n, w in self.w.items() if n != 'layers'})
+    return layers.unembed(self.config, top, x, dropout_key)
 
-  def _embed(self, tokens):
-    # Split over embed rather than vocab: each device then looks up its rows'
-    # tokens alone, where a split vocab would have it ask every other device.
-    split = sharding.Rules(embed='tensor')
-    table = reshard(self.w['embed'], split.spec(None, 'embed'))
-    rows = ('batch',) + (None,) * (tokens.ndim - 1)
-    x = table.at[tokens].get(out_sharding=split.spec(*rows, 'embed'))
-    return reshard(x.astype(self.dtype), sharding.SAMPLE.spec(*rows, None))
+  def _gather(self, w, layer: bool = False):
+    """Returns weights by name as they are used: cast, and gathered over fsdp.
 
-  def _gather_layer(self, w):
-    declared = weights(self.config)['layers']
+    Args:
+      w: weights by name, of the top or of one layer.
+      layer: whether they are of one layer.
+    """
+    declared = weights(self.config)
+    declared = declared['layers'] if layer else declared
     return {
       name: reshard(
-        x.astype(self.dtype), sharding.SAMPLE.spec(*declared[name].axes[1:])
+        x.astype(self.dtype),
+        sharding.SAMPLE.spec(*declared[name].axes[1 if layer else 0 :]),
       )
       for name, x in w.items()
     }
-
-  def _linear(self, target, w, x, *, key=None, layout=None, out_dtype=None):
-    """Returns a linear layer of x, with its adapter if it has one.
-
-    Args:
-      target: a key of lora.TARGETS, which says the layer's dimensions.
-      w: the weights by name.
-      x: [..., inputs].
-      key: noise of the adapter's dropout; None drops nothing.
-      layout: of what is returned, where a contraction does not tell it.
-      out_dtype: of what is returned, if it is not x's.
-    """
-    name, inputs, outputs = lora_lib.TARGETS[target]
-    einsum = functools.partial(jnp.einsum, preferred_element_type=out_dtype)
-    y = einsum(
-      f'...{inputs},{inputs}{outputs}->...{outputs}',
-      x, w[name], out_sharding=layout,
-    )  # fmt: skip
-    if f'{name}_a' not in w:
-      return y
-    if key is not None:
-      keep = 1 - self.config.lora.dropout
-      key = jax.random.fold_in(key, list(lora_lib.TARGETS).index(target))
-      kept = jax.random.bernoulli(
-        key, keep, x.shape, out_sharding=jax.typeof(x).sharding
-      )
-      x = jnp.where(kept, x / keep, 0)
-    low = jnp.einsum(
-      f'...{inputs},{inputs}r->...r', x, w[f'{name}_a'], out_sharding=layout
-    )
-    rule = f'...r,r{outputs}->...{outputs}'
-    return y + einsum(rule, low * self.config.lora.scale, w[f'{name}_b'])
-
-  def _project(self, w, x, key=None):
-    """Returns q [..., N, H] scaled by H**-0.5, and k, v [..., K, H]."""
-    x = _norm(x, w['attn_norm'], self.config.norm_eps)
-    q = self._linear('q_proj', w, x, key=key)
-    k = self._linear('k_proj', w, x, key=key)
-    v = self._linear('v_proj', w, x, key=key)
-    if self.config.qkv_bias:
-      q, k, v = q + w['bq'], k + w['bk'], v + w['bv']
-    if self.config.qk_norm:
-      q = _norm(q, w['q_norm'], self.config.norm_eps)
-      k = _norm(k, w['k_norm'], self.config.norm_eps)
-    return q * self.config.head_dim**-0.5, k, v
-
-  def _group(self, q):
-    """[..., N, H] -> [..., K, R, H]: query heads beside their kv head."""
-    K = self.config.num_kv_heads
-    *rows, heads, size = jax.typeof(q).sharding.spec
-    return jnp.reshape(
-      q,
-      (*q.shape[:-2], K, q.shape[-2] // K, q.shape[-1]),
-      # Said, since where K is 1 it would be taken for R's.
-      out_sharding=PartitionSpec(*rows, heads, None, size),
-    )
-
-  def _finish(self, w, x, out, key=None):
-    """Adds attention's output [..., K, R, H] and the feed-forward to x."""
-    *batch, heads, _, size = jax.typeof(out).sharding.spec
-    out = jnp.reshape(
-      out,
-      (*x.shape[:-1], -1, out.shape[-1]),
-      out_sharding=PartitionSpec(*batch, heads, size),
-    )
-    rows = jax.typeof(x).sharding.spec
-    x = x + self._linear('o_proj', w, out, key=key, layout=rows)
-    y = _norm(x, w['mlp_norm'], self.config.norm_eps)
-    gate = self._linear('gate_proj', w, y, key=key)
-    up = self._linear('up_proj', w, y, key=key)
-    y = jax.nn.silu(gate) * up
-    return x + self._linear('down_proj', w, y, key=key, layout=rows)

@@ -1,172 +1,269 @@
-"""One large sampling call: Q prompts in, B = Q * G completions out.
+"""Many completions of many prompts, at the cost of the tokens that live.
 
-  1. Each prompt is prefilled once; its keys and values are stored once and
-     shared by the G rows of its group.
-  2. A while loop decodes one token for every row, and ends when every row has
-     stopped or is full.
-  3. A row's noise is a function of (key, prompt uid, sample index, slot), so
-     samples do not depend on batch size, row order or mesh.
+  1. `Sampler` compiles its programs (programs.py, compiled.py) once, for a short
+     ladder of shapes (ladder.py). With `batch_size=AUTO` it decodes as many rows
+     at once as fit the device, by the programs' own memory figures.
+  2. A call admits prompts while places are free (places.py): each is run once,
+     and its keys and values are shared by its G rows.
+  3. `decode` then draws tokens until something is to do here: rows have stopped,
+     and others take their places or the batch narrows; or rings are full, and
+     grow. Rows that have stopped are handed out at once.
+  4. Should memory run out, the rows that are left are begun again, half as many
+     at once.
 
-The whole call is one program. Weights come in the TRAIN layout and are cast
-and gathered inside it: sharing them with the learner is a data-flow edge.
+A row's noise is a function of (key, prompt uid, sample index, slot), so its
+tokens depend neither on the batch, its waves and the order of places, nor on the
+mesh. Every process takes the same decisions, from lengths that all of them have.
 """
 
-import dataclasses
-import functools
+import collections
+import logging
+from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from dash_jax import batches, sharding
 from dash_jax.model import llama
+from dash_jax.sampling import calls, ladder, memory, programs
+from dash_jax.sampling import compiled as compiled_lib
 from dash_jax.sampling import decoding as decoding_lib
 
+AUTO = 'auto'
 
-@batches.pytree
-class _State:
-  """What a decode step changes. `slot` counts the tokens a live row has."""
-
-  slot: jax.Array  # i32[]
-  tokens: jax.Array  # i32[B, C]
-  logprobs: jax.Array  # f32[B, C]
-  stopped: jax.Array  # bool[B]
-  lengths: jax.Array  # i32[B], completion tokens, the stop id included
-  own: tuple  # for each layer (k, v), each [B, K, C, H]
+_WIDTH = 128  # tokens of a row between two looks of the host, at most
+_PROMPTS_PER_ROW = 3  # places for prompts whose rows stop at different times
+_REFILL_SHARE = 8  # rows are replaced when this part of them has stopped
 
 
-def row_keys(key, uids, group_size: int):
-  """Returns key[Q * G]: one key for each (prompt uid, sample index)."""
-  rows = sharding.SAMPLE.spec('batch')
-  uids = jnp.repeat(uids, group_size, out_sharding=rows)
-  samples = jnp.arange(uids.size, dtype=jnp.uint32) % group_size
-  samples = jax.sharding.reshard(samples, rows)
-
-  def row_key(uid, sample):
-    return jax.random.fold_in(jax.random.fold_in(key, uid), sample)
-
-  return jax.vmap(row_key)(uids, samples)
-
-
-@functools.partial(
-  jax.jit, static_argnames=('model', 'group_size', 'max_completion_len')
-)
 def sample(
   model: llama.Llama,
   params: dict,
   prompts: batches.PromptBatch,
   key: jax.Array,
-  stop_ids: jax.Array,
   decoding: decoding_lib.Decoding,
-  policy_step: jax.Array,
   *,
   group_size: int,
   max_completion_len: int,
 ) -> batches.Rollouts:
-  """Samples `group_size` completions for every prompt.
+  """Samples once, with a `Sampler` made for it; see there for arguments.
 
   Args:
-    model: the architecture and the dtype to compute in.
-    params: its weights, TRAIN layout.
-    prompts: Q prompts; Q divides by the mesh's batch shards.
-    key: the noise of this call; a new one for every optimizer step.
-    stop_ids: i32[E]; a row ends with the first of them, which it keeps.
-    decoding: temperature, top_p, top_k.
-    policy_step: i32[], stamped on every row.
+    model, params: what to sample from.
+    prompts: this process's Q prompts, NumPy.
+    key: the noise.
+    decoding: how to draw.
     group_size: G.
     max_completion_len: C.
 
   Returns:
-    Rollouts of G rows for each prompt; `truncated` rows ran out of slots.
+    Rollouts on the host.
   """
-  C, G = max_completion_len, group_size
-  Q = len(prompts.tokens)
-  spec = sharding.SAMPLE.spec
-  params = llama.gather_params(params, model.config, model.dtype)
-  apply = functools.partial(model.apply, {'params': params})
-  layers = llama.unstack_layers(params)
-
-  prompt_mask = prompts.mask
-  hidden, (k, v) = apply(prompts.tokens, prompt_mask, keep_kv=True)
-  prompt_kv = tuple((k[i], v[i]) for i in range(k.shape[0]))
-
-  def per_row(x):
-    return jnp.repeat(x, G, axis=0, out_sharding=spec(*_batch_axes(x)))
-
-  keys = row_keys(key, prompts.uids, G)
-  prompt_lengths = per_row(prompts.lengths)
-
-  def draw(state: _State, logits) -> _State:
-    """Adds the token at `state.slot` to every live row."""
-    noise = jax.vmap(jax.random.fold_in, (0, None))(keys, state.slot)
-    logits = jax.sharding.reshard(logits, spec('batch', None))
-    token = decoding_lib.sample(noise, logits, decoding)
-    logprob = decoding_lib.token_logprobs(logits, token, decoding)
-    live = ~state.stopped
-    at = (0, state.slot)
-    put = jax.lax.dynamic_update_slice
-    stop = (token[:, None] == stop_ids).any(-1)
-    return _State(
-      slot=state.slot + 1,
-      tokens=put(state.tokens, jnp.where(live, token, 0)[:, None], at),
-      logprobs=put(state.logprobs, jnp.where(live, logprob, 0.0)[:, None], at),
-      stopped=state.stopped | stop,
-      lengths=state.lengths + live,
-      own=state.own,
-    )
-
-  def step(state: _State) -> _State:
-    last = state.slot - 1
-    token = jax.lax.dynamic_index_in_dim(state.tokens, last, 1, keepdims=False)
-    logits, own = apply(
-      layers,
-      token,
-      prompt_lengths + last,
-      prompt_kv,
-      prompt_mask,
-      state.own,
-      last,
-      method=llama.Llama.decode,
-    )
-    return draw(dataclasses.replace(state, own=own), logits)
-
-  def go_on(state: _State):
-    return (state.slot < C) & ~jnp.all(state.stopped)
-
-  B, K, H = Q * G, model.config.num_kv_heads, model.config.head_dim
-  rows = spec('batch')
-  empty = jnp.zeros(
-    (B, K, C, H),
-    model.dtype,
-    out_sharding=spec('batch', 'kv_heads', None, None),
+  num_prompts, P = prompts.tokens.shape
+  once = Sampler(
+    model,
+    params,
+    num_prompts=num_prompts * jax.process_count(),
+    group_size=group_size,
+    max_prompt_len=P,
+    max_completion_len=max_completion_len,
   )
-  state = _State(
-    slot=jnp.int32(0),
-    tokens=jnp.zeros((B, C), jnp.int32, out_sharding=spec('batch', None)),
-    logprobs=jnp.zeros((B, C), jnp.float32, out_sharding=spec('batch', None)),
-    stopped=jnp.zeros(B, bool, out_sharding=rows),
-    lengths=jnp.zeros(B, jnp.int32, out_sharding=rows),
-    own=((empty, empty),) * model.config.num_layers,
-  )
-  first = apply(hidden[:, -1], method=llama.Llama.logits)
-  state = draw(state, per_row(jax.sharding.reshard(first, spec('batch', None))))
-  state = jax.lax.while_loop(go_on, step, state)
+  return once.sample(params, prompts, key, decoding)
 
-  def by_group(x):
-    return jnp.reshape(
-      x,
-      (Q, G, *x.shape[1:]),
-      out_sharding=spec('batch', *(None,) * x.ndim),
+
+class Sampler:
+  """Samples from one model, with programs that are compiled before the first
+  call. The mesh in use is the same at every call."""
+
+  def __init__(
+    self,
+    model: llama.Llama,
+    params: dict,
+    *,
+    num_prompts: int,
+    group_size: int,
+    max_prompt_len: int,
+    max_completion_len: int,
+    batch_size: int | str = AUTO,
+    quantize_cache: bool = False,
+    quantize_weights: bool = False,
+  ):
+    """Compiles the programs.
+
+    Args:
+      model: the architecture and the dtype to compute in.
+      params: its weights, TRAIN layout, or their shapes and layouts.
+      num_prompts: prompts of a call, over all processes; a call may have
+        others, but with more of them, rows wait for places.
+      group_size: G, completions of a prompt.
+      max_prompt_len: P.
+      max_completion_len: C.
+      batch_size: rows decoded at once, at most, or AUTO.
+      quantize_cache: keep 8 bits of keys and values.
+      quantize_weights: keep 8 bits of every matrix.
+
+    Raises:
+      ValueError: `batch_size` does not divide by G times the mesh's shards of
+        rows, or not even one prompt a shard fits the device.
+    """
+    self._num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
+    self._params = params
+    self._num_prompts = -(-num_prompts // self._num_shards)
+    self._programs = programs.Programs(
+      model,
+      prompt_len=max_prompt_len,
+      group_size=group_size,
+      quantize_cache=quantize_cache,
+      quantize_weights=quantize_weights,
+      width=min(_WIDTH, max_completion_len),
     )
+    self._max_completion_len = max_completion_len
+    rows = self._num_prompts * group_size
+    if batch_size != AUTO:
+      unit = group_size * self._num_shards
+      if batch_size < 1 or batch_size % unit:
+        raise ValueError(
+          f'sampling.batch_size={batch_size}: must divide by the group size and'
+          f' the shards of rows, {group_size} * {self._num_shards}: take'
+          f' {max(batch_size // unit, 1) * unit}, or {AUTO!r}'
+        )
+      rows = min(rows, batch_size // self._num_shards)
+    self._build(rows, shrink=batch_size == AUTO)
 
-  return batches.Rollouts(
-    prompts=prompts,
-    tokens=by_group(state.tokens),
-    lengths=by_group(state.lengths),
-    logprobs=by_group(state.logprobs),
-    truncated=by_group(~state.stopped),
-    policy_step=by_group(jnp.zeros_like(state.lengths) + policy_step),
-  )
+  @property
+  def group_size(self) -> int:
+    """G, completions of a prompt."""
+    return self._programs.group_size
 
+  @property
+  def batch_size(self) -> int:
+    """Rows that are decoded at once, at most."""
+    return self._compiled.ladder.rungs[0].rows * self._num_shards
 
-def _batch_axes(x):
-  return ('batch',) + (None,) * (x.ndim - 1)
+  def stream(
+    self,
+    params: dict,
+    prompts: batches.PromptBatch,
+    key: jax.Array,
+    decoding: decoding_lib.Decoding,
+    *,
+    limits: np.ndarray | None = None,
+    find_end: Callable[[np.ndarray], int] | None = None,
+  ) -> Iterator[tuple[np.ndarray, calls.Completions]]:
+    """Samples G completions for every prompt, and hands out rows that finish.
+
+    Args:
+      params: the model's weights, TRAIN layout.
+      prompts: this process's Q prompts, NumPy; every shard has as many.
+      key: the noise of this call; a new one for every optimizer step.
+      decoding: how to draw, stop ids included.
+      limits: i32[Q, G], tokens of each completion, at most; None is C.
+      find_end: takes a row's tokens so far, and returns how many of them are
+        the completion if its end is among them, else 0. It looks for what is
+        no stop id, such as a text.
+
+    Yields:
+      i64[n], the rows q * G + g that have just finished, and all Completions.
+
+    Raises:
+      ValueError: prompts have other sizes than the sampler, or limits are out
+        of range.
+    """
+    Q, G, C = len(prompts.tokens), self.group_size, self._max_completion_len
+    limits = np.full((Q, G), C) if limits is None else np.asarray(limits)
+    self._check(prompts, limits)
+    request = calls.Request(
+      prompts, key, decoding, limits.astype(np.int32), find_end
+    )
+    made = calls.Completions.make(Q, G, C)
+    while True:
+      try:
+        call = calls.Call(self._compiled, self._programs, request, made)
+        yield from call.run(params)
+        return
+      except jax.errors.JaxRuntimeError as error:
+        # Other processes would not know of it.
+        if not memory.is_exhausted(error) or jax.process_count() > 1:
+          raise
+        self._take_fewer(error)
+
+  def sample(
+    self,
+    params: dict,
+    prompts: batches.PromptBatch,
+    key: jax.Array,
+    decoding: decoding_lib.Decoding,
+    policy_step: int = 0,
+    **options,
+  ) -> batches.Rollouts:
+    """Returns all that `stream` samples, of this process's prompts, NumPy.
+
+    Args:
+      params, prompts, key, decoding: as `stream`'s.
+      policy_step: stamped on every row.
+      **options: as `stream`'s.
+    """
+    parts = self.stream(params, prompts, key, decoding, **options)
+    _, made = collections.deque(parts, maxlen=1).pop()
+    return made.as_rollouts(prompts, policy_step)
+
+  def _check(self, prompts, limits):
+    Q, P = prompts.tokens.shape
+    C, shards = self._max_completion_len, self._num_local_shards
+    if not Q or Q % shards:
+      raise ValueError(f'{Q} prompts: must be a multiple of {shards} shards')
+    if self._programs.prompt_len != P:
+      raise ValueError(
+        f'prompts of {P} slots: must have {self._programs.prompt_len}'
+      )
+    shape = (Q, self.group_size)
+    if limits.shape != shape or limits.min() < 1 or limits.max() > C:
+      raise ValueError(
+        f'limits must be {shape} numbers from 1 to {C}: {limits}'
+      )
+
+  @property
+  def _num_local_shards(self):
+    return self._num_shards // jax.process_count()
+
+  def _build(self, rows: int, *, shrink: bool) -> None:
+    """Compiles all programs.
+
+    Args:
+      rows: of a shard, at once; a multiple of G.
+      shrink: whether to take fewer if these do not fit the device.
+    """
+    G = self.group_size
+    while True:
+      refill = self._num_prompts * G > rows
+      num_prompts, admitted = rows // G, [rows // G]
+      if refill:
+        admitted.append(max(rows // G // _REFILL_SHARE, 1))
+        if G > 1:
+          num_prompts = min(self._num_prompts, _PROMPTS_PER_ROW * num_prompts)
+          num_prompts = min(num_prompts, rows - 1)
+      rungs = ladder.make(
+        rows, num_prompts, G, self._max_completion_len, refill
+      )
+      self._compiled = compiled_lib.Compiled(
+        self._params, self._programs, rungs, tuple(sorted(set(admitted)))
+      )
+      if not shrink or rows == G or memory.fits(self._compiled.peak_bytes):
+        break
+      rows = max(rows // 2 // G, 1) * G
+    self._compiled.compile()
+
+  def _take_fewer(self, error):
+    rows, G = self._compiled.ladder.rungs[0].rows, self.group_size
+    if rows == G:
+      raise ValueError(
+        'not even one prompt a shard of rows fits the memory: '
+        + str(error).splitlines()[0]
+      ) from error
+    fewer = max(rows // 2 // G, 1) * G
+    logging.getLogger(__name__).warning(
+      'out of memory with %d rows decoded at once: going on with %d.'
+      ' sampling.batch_size=%d begins so.',
+      *(n * self._num_shards for n in (rows, fewer, fewer)),
+    )
+    self._build(fewer, shrink=False)

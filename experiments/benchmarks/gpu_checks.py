@@ -23,20 +23,18 @@ def check_all(config: llama.LlamaConfig) -> Iterator[dict]:
   """Checks decode against forward, the logprob gap, and the filter."""
   Q, G, P, C = 8, 4, 24, 24
   rng = np.random.default_rng(0)
-  prompts = sharding.put_rows(
-    batches.PromptBatch(
-      rng.integers(0, config.vocab_size, (Q, P)).astype(np.int32),
-      rng.integers(1, P + 1, Q).astype(np.int32),
-      np.arange(Q, dtype=np.int32),
-    )
+  prompts = batches.PromptBatch(
+    rng.integers(0, config.vocab_size, (Q, P)).astype(np.int32),
+    rng.integers(1, P + 1, Q).astype(np.int32),
+    np.arange(Q, dtype=np.int32),
   )
   params = _make_params(config)
   greedy, plain = decoding.make_decoding(0.0), decoding.make_decoding(1.0)
 
   def draw(model, settings):
     return sampler.sample(
-      model, params, prompts, jax.random.key(1), jnp.array([-1]), settings,
-      jnp.int32(0), group_size=G, max_completion_len=C,
+      model, params, prompts, jax.random.key(1), settings,
+      group_size=G, max_completion_len=C,
     )  # fmt: skip
 
   @functools.partial(jax.jit, static_argnames='model')
@@ -83,9 +81,8 @@ def _make_params(config) -> dict:
   return llama.init_params(config, jax.random.key(0), jnp.float32)
 
 
-def _compare_filtered(model, rollouts, settings) -> dict:
+def _compare_filtered(model, rows, settings) -> dict:
   """Checks that the gradient of the kept rows alone is that of all rows."""
-  rows = sharding.local_rows(rollouts)
   # Minibatches that cut groups apart: the kept rows meet other neighbours.
   Q, G, C = rows.tokens.shape
   rewards = np.random.default_rng(1).random((Q, G), np.float32)

@@ -147,44 +147,39 @@ def measure_ceilings(tiny: bool, deadline: float) -> Iterator[dict]:
 def time_sampler(
   case: Sampling, limits: Ceilings | None, deadline: float
 ) -> Iterator[dict]:
-  """Times one sampling call with every row full, then with stop ids that make
-  lengths geometric with a mean of half the slots, by the same program."""
+  """Times one sampling call with every row full, then with limits that make
+  lengths geometric with a mean of half the slots, by the same programs."""
   config = case.config
   model = llama.Llama(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
   params = llama.init_params(config, jax.random.key(0), jnp.bfloat16)
   rng = np.random.default_rng(0)
   shape = (case.num_questions, case.prompt_len)
-  prompts = sharding.put_rows(
-    batches.PromptBatch(
-      rng.integers(0, config.vocab_size, shape).astype(np.int32),
-      np.full(case.num_questions, case.prompt_len, np.int32),
-      np.arange(case.num_questions, dtype=np.int32),
-    )
+  prompts = batches.PromptBatch(
+    rng.integers(0, config.vocab_size, shape).astype(np.int32),
+    np.full(case.num_questions, case.prompt_len, np.int32),
+    np.arange(case.num_questions, dtype=np.int32),
   )
+  rows = (case.num_questions, case.group_size)
+  geometric = rng.geometric(2 / case.completion_len, rows)
+  geometric = np.minimum(geometric, case.completion_len)
   settings = decoding.make_decoding(1.0)
-  num_stops = max(2 * config.vocab_size // case.completion_len, 1)
-  stops = rng.choice(config.vocab_size, num_stops, replace=False)
-
-  def draw(stop_ids):
-    def run(i):
-      return jax.block_until_ready(
-        sampler.sample(
-          model,
-          params,
-          prompts,
-          jax.random.key(i),
-          jnp.asarray(stop_ids, jnp.int32),
-          settings,
-          jnp.int32(0),
-          group_size=case.group_size,
-          max_completion_len=case.completion_len,
-        )
-      )
-
-    return run
 
   compiled_s = compiles.total_s()
-  seconds, _ = time_runs(draw(np.full(num_stops, -1)), deadline)
+  timed = sampler.Sampler(
+    model,
+    params,
+    num_prompts=case.num_questions,
+    group_size=case.group_size,
+    max_prompt_len=case.prompt_len,
+    max_completion_len=case.completion_len,
+    batch_size=case.num_rows,
+  )
+
+  def draw(i, limits_of_rows=None):
+    key = jax.random.key(i)
+    return timed.sample(params, prompts, key, settings, limits=limits_of_rows)
+
+  seconds, _ = time_runs(draw, deadline)
   tokens = case.num_rows * case.completion_len
   floor = workloads.decode_floor(
     config,
@@ -216,8 +211,8 @@ def time_sampler(
   if _is_late(deadline, seconds):
     yield {'message': 'no time left for rows of geometric lengths'}
     return
-  seconds, rollouts = time_runs(draw(stops), deadline, most=3)
-  lengths = [np.asarray(r.lengths) for r in rollouts]
+  seconds, rollouts = time_runs(lambda i: draw(i, geometric), deadline, most=3)
+  lengths = [r.lengths for r in rollouts]
   yield _spread(
     f'the same, {np.mean(lengths):.0f} tokens a row',
     [n.sum() / s for n, s in zip(lengths, seconds, strict=True)],

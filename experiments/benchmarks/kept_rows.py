@@ -34,7 +34,8 @@ def run(path: str, num_steps: int, minibatch_size: int) -> dict:
     optimizer = optim.make_optimizer(workload.optim)
     state = learner.init_state(workloads.make_params(workload), optimizer)
     (tokens,) = workloads.make_prompts(workload, 1)
-    rows = step.sample_rows(workload, state, tokens)
+    sampled_by = step.make_sampler(workload, state.params)
+    rows = step.sample_rows(workload, sampled_by, state, tokens)
     gain = advantages.group_advantages(
       workloads.fraction_even(rows.tokens, rows.mask), normalize_std=True
     )

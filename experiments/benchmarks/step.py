@@ -43,6 +43,7 @@ _MIB = 2**20
 
 def take_step(
   workload: workloads.Workload,
+  sampled_by: sampler.Sampler,
   optimizer,
   state: batches.TrainState,
   tokens: np.ndarray,
@@ -52,6 +53,7 @@ def take_step(
 
   Args:
     workload: sizes and objective.
+    sampled_by: its sampler.
     optimizer: its optimizer.
     state: donated.
     tokens: i32[Q, P], the prompts, all full.
@@ -61,7 +63,7 @@ def take_step(
     The new state and the step's seconds, CPU seconds and token counts.
   """
   cpu_start, start = time.process_time(), time.perf_counter()
-  rows = sample_rows(workload, state, tokens)
+  rows = sample_rows(workload, sampled_by, state, tokens)
   cpu_sampled, sampled_at = time.process_time(), time.perf_counter()
 
   rewards = workloads.fraction_even(rows.tokens, rows.mask)
@@ -93,26 +95,36 @@ def take_step(
   }
 
 
-def sample_rows(
-  workload: workloads.Workload, state: batches.TrainState, tokens: np.ndarray
-) -> batches.Rollouts:
-  """Returns the rows that a step samples, on the host."""
-  Q, P = tokens.shape
-  prompts = batches.PromptBatch(
-    tokens, np.full(Q, P, np.int32), np.arange(Q, dtype=np.int32)
-  )
-  sampled = sampler.sample(
+def make_sampler(workload: workloads.Workload, params: dict):
+  """Returns the compiled sampler of a workload."""
+  return sampler.Sampler(
     workload.model,
-    state.params,
-    sharding.put_rows(prompts),
-    jax.random.fold_in(jax.random.key(workload.seed), state.step),
-    jnp.asarray(workload.stop_ids, jnp.int32),
-    workload.decoding,
-    state.step,
+    params,
+    num_prompts=workload.num_questions,
     group_size=workload.group_size,
+    max_prompt_len=workload.prompt_len,
     max_completion_len=workload.completion_len,
   )
-  return sharding.local_rows(sampled)
+
+
+def sample_rows(
+  workload: workloads.Workload,
+  sampled_by: sampler.Sampler,
+  state: batches.TrainState,
+  tokens: np.ndarray,
+) -> batches.Rollouts:
+  """Returns the rows that a step samples."""
+  Q, P = tokens.shape
+  step = int(state.step)
+  return sampled_by.sample(
+    state.params,
+    batches.PromptBatch(
+      tokens, np.full(Q, P, np.int32), np.arange(Q, dtype=np.int32)
+    ),
+    jax.random.fold_in(jax.random.key(workload.seed), step),
+    workload.decoding,
+    policy_step=step,
+  )
 
 
 def learn(
@@ -164,12 +176,13 @@ def run(path: str, num_steps: int, num_warmup: int, minibatch_size: int):
     optimizer = optim.make_optimizer(workload.optim)
     state = learner.init_state(workloads.make_params(workload), optimizer)
     steps, num_programs, compiled_s = [], 0, compiles.total_s()
+    sampled_by = make_sampler(workload, state.params)
     all_prompts = workloads.make_prompts(workload, num_warmup + num_steps)
     for i, tokens in enumerate(all_prompts):
       if i == num_warmup:
         num_programs = compiles.count()
       state, values = take_step(
-        workload, optimizer, state, tokens, minibatch_size
+        workload, sampled_by, optimizer, state, tokens, minibatch_size
       )
       steps.append(values)
   timed = steps[num_warmup:]

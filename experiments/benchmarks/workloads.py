@@ -43,7 +43,6 @@ class Workload:
   decoding: decoding.Decoding
   clip: float
   optim: optim.OptimConfig
-  stop_ids: tuple[int, ...]
   first_prompt_id: int
   num_questions: int
   group_size: int
@@ -94,7 +93,10 @@ def read(path: str) -> Workload:
     init_std=get('init_std'),
     seed=get('seed'),
     decoding=decoding.make_decoding(
-      get('temperature'), get('top_p'), get('top_k')
+      get('temperature'),
+      get('top_p'),
+      get('top_k'),
+      stop_ids=tuple(get('eos_ids')),
     ),
     clip=get('algo.clip'),
     optim=optim.OptimConfig(
@@ -107,7 +109,6 @@ def read(path: str) -> Workload:
       b1=get('optim.b1'),
       b2=get('optim.b2'),
     ),
-    stop_ids=tuple(get('eos_ids')) or (-1,),
     first_prompt_id=get('prompt_ids_from'),
     num_questions=get('num_prompts'),
     group_size=get('num_generations'),

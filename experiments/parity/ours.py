@@ -111,24 +111,19 @@ def generate(
   rows = sampler.sample(
     llama.Llama(config),
     params,
-    sharding.put_rows(
-      batches.PromptBatch(
-        tokens=tokens,
-        lengths=np.array(list(map(len, prompts)), np.int32),
-        uids=np.arange(len(prompts), dtype=np.int32),
-      )
+    batches.PromptBatch(
+      tokens=tokens,
+      lengths=np.array(list(map(len, prompts)), np.int32),
+      uids=np.arange(len(prompts), dtype=np.int32),
     ),
     jax.random.key(0),
-    jnp.array([stop_id]),
-    decoding.make_decoding(0.0),
-    jnp.int32(0),
+    decoding.make_decoding(0.0, stop_ids=(stop_id,)),
     group_size=1,
     max_completion_len=max_len,
   )
-  found, lengths = np.asarray(rows.tokens), np.asarray(rows.lengths)
   return [
     row[0, : length[0]].tolist()
-    for row, length in zip(found, lengths, strict=True)
+    for row, length in zip(rows.tokens, rows.lengths, strict=True)
   ]
 
 

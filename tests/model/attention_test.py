@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dash_jax.model import attention
+from dash_jax.model import attention, cache
 
 B, G, T, K, R, H = 4, 2, 6, 2, 3, 8
 Q = B // G
@@ -16,6 +16,10 @@ def draw(seed, *shape):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+def rotate(x, positions):
+  return attention.rotate(x, attention.find_turns(positions, FREQUENCIES))
+
+
 def softmax(x):
   e = np.exp(x - x.max())
   return e / e.sum()
@@ -24,7 +28,7 @@ def softmax(x):
 def test_rotation_is_a_turn_of_complex_pairs():
   x = draw(0, B, T, K, H)
   positions = np.arange(B * T).reshape(B, T)
-  found = attention.rotate(x, positions, FREQUENCIES)
+  found = rotate(x, positions)
   pairs = x[..., : H // 2].astype(np.float64) + 1j * x[..., H // 2 :]
   turned = pairs * np.exp(1j * positions[..., None, None] * FREQUENCIES)
   np.testing.assert_allclose(found[..., : H // 2], turned.real, atol=1e-5)
@@ -36,8 +40,8 @@ def test_scores_depend_on_the_distance_alone():
   q, k = draw(1, 1, 1, 1, H), draw(2, 1, 1, 1, H)
 
   def score(at_q, at_k):
-    a = attention.rotate(q, np.array([[at_q]]), FREQUENCIES)
-    b = attention.rotate(k, np.array([[at_k]]), FREQUENCIES)
+    a = rotate(q, np.array([[at_q]]))
+    b = rotate(k, np.array([[at_k]]))
     return float(jnp.sum(a * b))
 
   assert score(9, 4) == pytest.approx(score(105, 100), abs=1e-4)
@@ -60,27 +64,50 @@ def test_attention_of_rows_equals_loops():
           np.testing.assert_allclose(found[b, t, kv, r], expected, atol=1e-5)
 
 
-@pytest.mark.parametrize('slot', [0, 2, 4])
-def test_cached_attention_is_one_softmax_over_both_caches(mesh, slot):
-  """Each row sees its group's prompt (not its padding) and its own tokens up to
-  `slot`; what lies in later slots must not matter, so it is huge."""
+@pytest.mark.parametrize('order', ['neighbours', 'apart'])
+@pytest.mark.parametrize('slot', [0, 2, 4, 7])
+def test_cached_attention_is_one_softmax_over_both_caches(slot, order):
+  """Each row sees its prompt (not its padding) and its own newest tokens in a
+  ring of 5 slots, which the newest at slot 7 has gone round. What lies in other
+  slots must not matter, so it is huge."""
   P, C = 4, 5
   q = draw(0, B, K, R, H)
-  prompt = draw(1, Q, K, P, H), draw(2, Q, K, P, H)
-  own = draw(3, B, K, C, H), draw(4, B, K, C, H)
-  for cache in own:
-    cache[:, :, slot + 1 :] = 1e4
-  lengths = np.array([3, 1])
-  prompt_mask = np.arange(P) >= P - lengths[:, None]
-  found = jax.jit(attention.attend_cached)(q, prompt, prompt_mask, own, slot)
+  prompts = draw(1, Q, P, K, H), draw(2, Q, P, K, H)
+  own = draw(3, B, C, K, H), draw(4, B, C, K, H)
+  lengths = np.minimum(slot + 1, np.array([5, 1, 2, 4]))
+  seen = np.asarray(cache.seen_slots(lengths, slot, C))
+  visible = [[(slot - age) % C for age in range(n)] for n in lengths]
   for b in range(B):
-    group = b // G
+    assert sorted(visible[b]) == np.flatnonzero(seen[b]).tolist()
+    for x in own:
+      x[b, ~seen[b]] = 1e4
+  prompt_lengths = np.array([3, 1])
+  prompt_mask = np.arange(P) >= P - prompt_lengths[:, None]
+  prompt_of = np.array([0, 0, 1, 1])
+  places = None
+  if order == 'apart':
+    # Row 1 stands second of prompt 1, row 2 has its last place, ..
+    prompt_of = np.array([1, 1, 0, 1])
+    place = np.array([3, 4, 2, 5])
+    rows = np.zeros((Q, 3), np.int32)
+    rows.reshape(-1)[place] = np.arange(B)
+    places = (rows, place)
+  found = jax.jit(attention.attend_cached)(
+    q,
+    cache.make(*prompts, quantize=False),
+    prompt_mask,
+    cache.make(*own, quantize=False),
+    seen,
+    places,
+  )
+  for b in range(B):
+    at = prompt_of[b]
     for kv in range(K):
       keys, values = (
         np.concatenate(
-          [shared[group, kv, P - lengths[group] :], mine[b, kv, : slot + 1]]
+          [shared[at, P - prompt_lengths[at] :, kv], mine[b, visible[b], kv]]
         ).astype(np.float64)
-        for shared, mine in zip(prompt, own, strict=True)
+        for shared, mine in zip(prompts, own, strict=True)
       )
       for r in range(R):
         expected = softmax(keys @ q[b, kv, r]) @ values

@@ -12,7 +12,7 @@ import pytest
 
 from dash_jax import batches, sharding
 from dash_jax.learning import filtering, learner, losses, optim
-from dash_jax.model import llama, lora
+from dash_jax.model import layers, llama, lora
 from dash_jax.sampling import decoding, sampler
 
 LORA = lora.Lora(rank=3, alpha=4.5, targets=tuple(lora.TARGETS))
@@ -76,11 +76,9 @@ def sample(params, config=CONFIG):
   return sampler.sample(
     llama.Llama(config),
     params,
-    sharding.put_rows(draw_prompts()),
+    draw_prompts(),
     jax.random.key(0),
-    jnp.array([31]),
-    decoding.make_decoding(1.0),
-    jnp.int32(0),
+    decoding.make_decoding(1.0, stop_ids=(31,)),
     group_size=G,
     max_completion_len=C,
   )
@@ -116,7 +114,7 @@ def test_sampler_and_learner_compute_the_merged_model(shape):
 @pytest.fixture
 def minibatches(mesh):
   """Sampled rows with advantages of both signs, as the learner takes them."""
-  rows = jax.device_get(sample(put(draw_params())))
+  rows = sample(put(draw_params()))
   gain = np.array([[1, -1], [0.5, -0.5], [-2, 2], [1, -1]], np.float32)
   weight, counted = losses.row_weights('sequence', rows.lengths, C)
   cut, n = filtering.cut(
@@ -202,7 +200,7 @@ def test_a_mesh_takes_the_step_of_one_device():
     devices = jax.devices()[: int(np.prod(shape))]
     with jax.set_mesh(jax.make_mesh(shape, sharding.AXES, devices=devices)):
       if rows is None:
-        rows = jax.device_get(sample(put(draw_params())))
+        rows = sample(put(draw_params()))
       gain = np.tile(np.array([1, -1], np.float32), (Q, 1))
       cut, n = filtering.cut(
         rows, gain, gain != 0, np.abs(gain) / gain.size,
@@ -290,7 +288,6 @@ def test_dropout_drops_its_share_of_an_adapters_inputs(mesh):
     ffw_dim=size,
     lora=lora.Lora(rank=size, alpha=size, targets=('up_proj',), dropout=0.25),
   )
-  model = llama.Llama(config)
   w = {
     'w_up': jnp.zeros((size, size)),
     'w_up_a': jnp.eye(size),
@@ -299,12 +296,7 @@ def test_dropout_drops_its_share_of_an_adapters_inputs(mesh):
   x = jnp.full((200, size), 3.0)
 
   def run(key):
-    return np.asarray(
-      model.apply(
-        {'params': put(draw_params(config), config)},
-        'up_proj', w, x, key=key, method='_linear',
-      )
-    )  # fmt: skip
+    return np.asarray(layers.linear(config, 'up_proj', w, x, key=key))
 
   np.testing.assert_array_equal(run(None), x)
   y = run(jax.random.key(0))

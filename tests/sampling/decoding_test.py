@@ -18,6 +18,8 @@ SETTINGS = [
   (1.2, 0.3, 200),
   (1.0, 1e-6, 0),
   (1.0, 1.0, 1),
+  (1.0, 1.0, 0, 0.05),
+  (1.3, 0.95, 60, 0.02),
 ]
 
 
@@ -25,50 +27,61 @@ def draw_logits(seed=0):
   return np.random.default_rng(seed).normal(size=V).astype(np.float32) * 2
 
 
-def exact(logits, temperature, top_p=1.0, top_k=0):
-  """Returns f64[V], the probabilities: softmax, then the likeliest tokens until
-  their mass reaches top_p or their number top_k, then scaled to 1."""
+def exact(logits, temperature, top_p=1.0, top_k=0, min_p=0.0):
+  """Returns f64[V], the probabilities: softmax; the top_k likeliest tokens, of
+  these the likeliest until their share reaches top_p, of these those at least
+  min_p times as likely as the likeliest; scaled to 1."""
   scaled = logits.astype(np.float64) / temperature
   p = np.exp(scaled - scaled.max())
-  p /= p.sum()
-  kept, mass = set(), 0.0
-  for token in sorted(range(V), key=lambda i: -p[i]):
-    if kept and (mass >= top_p or len(kept) == (top_k or V)):
+  order = sorted(range(V), key=lambda i: -p[i])[: top_k or V]
+  p /= p[order].sum()
+  kept, mass = [], 0.0
+  for token in order:
+    if kept and mass >= top_p:
       break
-    kept.add(token)
+    kept.append(token)
     mass += p[token]
   # No cumulative mass may be so near top_p that float32 could go either way.
-  sums = np.cumsum(np.sort(p)[::-1])
+  sums = np.cumsum(p[order])
   assert top_p == 1 or np.abs(sums - top_p).min() > 1e-5 * top_p
-  q = np.where([i in kept for i in range(V)], p, 0)
+  kept = [token for token in kept if p[token] >= min_p * p[order[0]]]
+  q = np.zeros(V)
+  q[kept] = p[kept]
   return q / q.sum()
 
 
 @jax.jit
-def sample(keys, logits, settings):
+def _draw(keys, logits, settings):
   rows = jnp.broadcast_to(logits, (keys.shape[0], V))
-  return decoding.sample(keys, rows, settings)
+  slots = jnp.zeros(keys.shape[0], jnp.int32)
+  return decoding.draw(keys, rows, slots, settings)
 
 
-def draw(logits, num, *settings):
-  return np.asarray(
-    sample(
-      jax.random.split(jax.random.key(3), num),
-      logits,
-      decoding.make_decoding(*settings),
-    )
-  )
+def draw_both(logits, num, settings):
+  keys = jax.random.split(jax.random.key(3), num)
+  return jax.device_get(_draw(keys, logits, settings))
+
+
+def draw(logits, num, *settings, **more):
+  return draw_both(logits, num, make(*settings, **more))[0]
+
+
+def make(temperature, top_p=1.0, top_k=0, min_p=0.0, **more):
+  return decoding.make_decoding(temperature, top_p, top_k, min_p=min_p, **more)
 
 
 @pytest.mark.parametrize('settings', SETTINGS)
 def test_frequencies_follow_the_exact_probabilities(settings):
   """Pearson's chi-square over tokens, those expected fewer than 10 times taken
   together. A right sampler fails one seed in 10**6; this seed is fixed, so the
-  outcome is too. Tokens outside the support must never come."""
+  outcome is too. Tokens outside the support must never come. The logprobs that
+  come with the tokens are the exact ones."""
   num = 10_000
   logits = draw_logits()
   p = exact(logits, *settings)
-  counts = np.bincount(draw(logits, num, *settings), minlength=V)
+  tokens, logprobs = draw_both(logits, num, make(*settings))
+  np.testing.assert_allclose(logprobs, np.log(p[tokens]), atol=1e-5)
+  counts = np.bincount(tokens, minlength=V)
   assert counts.sum() == num
   assert (counts[p == 0] == 0).all()
   order = np.argsort(-p)
@@ -94,7 +107,8 @@ def test_logprobs_are_the_exact_ones(settings):
   found = decoding.token_logprobs(
     jnp.broadcast_to(logits, (len(inside), V)),
     inside,
-    decoding.make_decoding(*settings),
+    np.int32(0),
+    make(*settings),
   )
   np.testing.assert_allclose(found, np.log(p[inside]), atol=1e-5)
 
@@ -108,7 +122,7 @@ def test_tokens_of_an_edge_that_ties_are_all_kept():
   assert set(found) == {3, 270, 7, 11, 290}
   expected = np.exp(1) / (2 * np.exp(2) + 3 * np.exp(1))
   logprob = decoding.token_logprobs(
-    logits, np.int32(11), decoding.make_decoding(1.0, 1.0, 3)
+    logits, np.int32(11), np.int32(0), decoding.make_decoding(1.0, 1.0, 3)
   )
   assert logprob == pytest.approx(np.log(expected), abs=1e-5)
 
@@ -118,7 +132,7 @@ def test_a_token_outside_the_support_has_a_finite_logprob():
   logits = draw_logits()
   unlikely = np.int32(logits.argmin())
   found = decoding.token_logprobs(
-    logits, unlikely, decoding.make_decoding(1.0, 0.5, 0)
+    logits, unlikely, np.int32(0), decoding.make_decoding(1.0, 0.5, 0)
   )
   assert np.isfinite(found)
 
@@ -133,9 +147,10 @@ def test_the_ends_of_the_uniform_land_on_mass(monkeypatch, uniform):
   for alive in ([5], [258], [5, 6], [5, 258], [299], [0]):
     logits = np.full((1, V), -np.inf, np.float32)
     logits[0, alive] = np.arange(len(alive))
-    found = decoding.sample(
+    found, _ = decoding.draw(
       jax.random.split(jax.random.key(0), 1),
       jnp.asarray(logits),
+      np.zeros(1, np.int32),
       decoding.make_decoding(1.0),
     )
     assert int(found[0]) in alive
@@ -145,9 +160,51 @@ def test_temperature_0_takes_the_likeliest():
   logits = draw_logits(2)
   assert (draw(logits, 50, 0.0) == logits.argmax()).all()
   found = decoding.token_logprobs(
-    logits, np.int32(logits.argmax()), decoding.make_decoding(0.0)
+    logits,
+    np.int32(logits.argmax()),
+    np.int32(0),
+    decoding.make_decoding(0.0),
   )
   assert found == 0
+
+
+def test_stop_ids_are_banned_before_the_least_length():
+  """What is drawn has the probabilities of the other tokens alone, scaled to 1;
+  the learner's figures agree slot by slot."""
+  logits = draw_logits(3)
+  stops = (int(logits.argmax()), 5, 299)
+  p = exact(logits, 1.0)
+  rest = np.where(np.isin(np.arange(V), stops), 0, p)
+  rest /= rest.sum()
+  how = make(1.0, stop_ids=stops, min_len=2)
+  tokens, logprobs = draw_both(logits, 5_000, how)
+  assert not np.isin(tokens, stops).any()
+  np.testing.assert_allclose(logprobs, np.log(rest[tokens]), atol=1e-5)
+  token = np.int32(np.argsort(-rest)[0])
+  found = decoding.token_logprobs(
+    jnp.broadcast_to(logits, (4, V)), np.full(4, token), np.arange(4), how
+  )
+  expected = np.log([rest[token]] * 2 + [p[token]] * 2)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  greedy = draw(logits, 3, 0.0, stop_ids=stops, min_len=1)
+  assert (greedy == token).all()
+  later = decoding.draw(
+    jax.random.split(jax.random.key(0), 1), logits[None], np.array([1]),
+    make(0.0, stop_ids=stops, min_len=1),
+  )  # fmt: skip
+  assert later[0] == logits.argmax()
+
+
+def test_a_banned_token_has_a_finite_gradient():
+  """Rows of weight 0 may hold any token, and 0 times infinity is NaN."""
+  how = make(1.0, top_k=3, stop_ids=(7,), min_len=5)
+
+  def logprob(logits):
+    return decoding.token_logprobs(logits, np.int32(7), np.int32(0), how)
+
+  value, grad = jax.value_and_grad(logprob)(jnp.asarray(draw_logits()))
+  assert np.isfinite(value)
+  assert np.isfinite(grad).all()
 
 
 def test_rows_with_other_keys_draw_apart_and_equal_keys_alike():
@@ -164,8 +221,16 @@ def test_rows_with_other_keys_draw_apart_and_equal_keys_alike():
     ((1.0, 0.0, 0), 'top_p=0.0'),
     ((1.0, 1.1, 0), 'top_p=1.1'),
     ((1.0, 1.0, -2), 'top_k=-2'),
+    ((1.0, 1.0, 0, 1.5), 'min_p=1.5'),
   ],
 )
 def test_settings_out_of_range_are_named(settings, named):
   with pytest.raises(ValueError, match=named):
-    decoding.make_decoding(*settings)
+    make(*settings)
+
+
+def test_more_settings_out_of_range_are_named():
+  with pytest.raises(ValueError, match='min_len=-1'):
+    make(1.0, min_len=-1)
+  with pytest.raises(ValueError, match='33 stop ids: at most 32'):
+    make(1.0, stop_ids=tuple(range(33)))

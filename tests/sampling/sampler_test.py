@@ -1,42 +1,66 @@
-"""The sampler against whole forwards of the learner's model."""
+"""The sampler against whole forwards of the learner's model, and row by row
+against a plain one."""
+
+import dataclasses
+import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain_sampler
 import pytest
 
 from dash_jax import batches, sharding
 from dash_jax.learning import learner
 from dash_jax.model import llama
-from dash_jax.sampling import decoding, sampler
+from dash_jax.runs import compiles
+from dash_jax.sampling import compiled, decoding, sampler
 
-Q, G, P, C = 8, 4, 7, 12
-NO_STOP = np.array([-1], np.int32)
+P, G, C = 7, 4, 70  # rings of 35 and of 70 slots
+Q = 6
+# 24 rows at once leave by 12 and 8; 16 of 32 at once are refilled.
+AT_ONCE = {'num_prompts': 6}
+REFILLED = {'num_prompts': 8, 'batch_size': 16}
+STOPS = (5, 17, 40)
+
+_samplers = {}
 
 
-def make_prompts(seed=0, num=Q):
+def make_prompts(num=Q, seed=0):
   rng = np.random.default_rng(seed)
   lengths = rng.integers(1, P + 1, num).astype(np.int32)
   tokens = rng.integers(0, 64, (num, P)).astype(np.int32)
-  return batches.PromptBatch(tokens, lengths, np.arange(num, dtype=np.int32))
+  return batches.PromptBatch(
+    tokens, lengths, 100 + np.arange(num, dtype=np.int32)
+  )
+
+
+def get_sampler(params, config, *, dtype=jnp.float32, **options):
+  """Returns a compiled sampler; those of one device are kept for other tests."""
+  defaults = {'group_size': G, 'max_prompt_len': P, 'max_completion_len': C}
+  options = AT_ONCE | defaults | options
+  shape = tuple(jax.sharding.get_mesh().shape.values())
+  name = (config, dtype, shape, *sorted(options.items()))
+  if name not in _samplers:
+    model = llama.Llama(config, dtype=dtype)
+    _samplers[name] = sampler.Sampler(model, params, **options)
+  return _samplers[name]
 
 
 def run(
-  params, config, prompts, *, temperature=1.0, top_p=1.0, top_k=0, seed=0,
-  stop_ids=NO_STOP, group_size=G, dtype=jnp.float32,
+  params, config, prompts, *, seed=0, options=AT_ONCE, limits=None,
+  find_end=None, **settings,
 ):  # fmt: skip
-  rollouts = sampler.sample(
-    llama.Llama(config, dtype=dtype),
+  settings = {'temperature': 1.0} | settings
+  return get_sampler(params, config, **options).sample(
     params,
-    sharding.put_rows(prompts),
+    prompts,
     jax.random.key(seed),
-    jnp.asarray(stop_ids),
-    decoding.make_decoding(temperature, top_p, top_k),
-    jnp.int32(3),
-    group_size=group_size,
-    max_completion_len=C,
+    decoding.make_decoding(**settings),
+    policy_step=3,
+    limits=limits,
+    find_end=find_end,
   )
-  return sharding.local_rows(rollouts)
 
 
 @pytest.fixture
@@ -44,12 +68,20 @@ def params(mesh, tiny):
   return llama.init_params(tiny, jax.random.key(1), jnp.float32)
 
 
+def assert_equal(found, expected, atol=1e-5):
+  np.testing.assert_array_equal(found.tokens, expected.tokens)
+  np.testing.assert_array_equal(found.lengths, expected.lengths)
+  np.testing.assert_array_equal(found.truncated, expected.truncated)
+  np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=atol)
+
+
 def test_greedy_decode_equals_argmax_of_full_forwards(params, tiny):
   """Each greedy token is recomputed by a forward over all tokens before it,
   so a wrong cache slot, position or mask changes some token."""
-  rows = run(params, tiny, make_prompts(), temperature=0.0, group_size=1)
-  tokens = np.concatenate([rows.prompts.tokens, rows.tokens[:, 0]], axis=1)
-  mask = np.concatenate([rows.prompts.mask, rows.mask[:, 0]], axis=1)
+  prompts = make_prompts()
+  rows = run(params, tiny, prompts, temperature=0.0)
+  tokens = np.concatenate([prompts.tokens, rows.tokens[:, 0]], axis=1)
+  mask = np.concatenate([prompts.mask, rows.mask[:, 0]], axis=1)
   model = llama.Llama(tiny)
   apply = jax.jit(
     lambda p, t, m: model.apply(
@@ -58,49 +90,86 @@ def test_greedy_decode_equals_argmax_of_full_forwards(params, tiny):
   )
   logits = np.asarray(apply(params, tokens, mask))
   expected = logits[:, P - 1 : -1].argmax(-1)
-  np.testing.assert_array_equal(rows.tokens[:, 0], expected)
+  for sample in range(G):
+    np.testing.assert_array_equal(rows.tokens[:, sample], expected)
+
+
+@pytest.mark.parametrize('options', [AT_ONCE, REFILLED])
+@pytest.mark.parametrize('seed', range(4))
+def test_rows_are_those_of_a_plain_sampler(params, tiny, seed, options):
+  """Random workloads, token for token against one row at a time in float64:
+  lengths, limits, stop ids, temperatures and supports, with rows that wait,
+  take others' places and move as the batch narrows and rings grow. A draw
+  within 1e-6 of an edge could go either way; no such row came in any seed."""
+  rng = np.random.default_rng(seed)
+  num = int(rng.integers(3, 10))
+  settings = plain_sampler.Settings(
+    temperature=float(rng.choice([0.0, 0.7, 1.0, 1.4])),
+    top_p=float(rng.choice([1.0, 0.9])),
+    top_k=int(rng.choice([0, 20])),
+    min_p=float(rng.choice([0.0, 0.01])),
+    min_len=int(rng.choice([0, 3])),
+    stop_ids=STOPS[: rng.integers(1, 4)],
+  )
+  prompts = make_prompts(num, seed)
+  limits = rng.integers(1, C + 1, (num, G)).astype(np.int32)
+  rows = run(
+    params, tiny, prompts, seed=seed, options=options, limits=limits,
+    **dataclasses.asdict(settings),
+  )  # fmt: skip
+  host = jax.device_get(params)
+  for q, g in np.ndindex(num, G):
+    tokens, logprobs = plain_sampler.sample_row(
+      host, tiny, prompts.tokens[q, P - prompts.lengths[q] :],
+      jax.random.key(seed), prompts.uids[q], g, limits[q, g], settings,
+    )  # fmt: skip
+    n = len(tokens)
+    assert rows.lengths[q, g] == n
+    assert rows.tokens[q, g, :n].tolist() == tokens
+    np.testing.assert_allclose(rows.logprobs[q, g, :n], logprobs, atol=1e-4)
+    assert (rows.tokens[q, g, n:] == 0).all()
+    assert (rows.logprobs[q, g, n:] == 0).all()
+    assert rows.truncated[q, g] == (tokens[-1] not in settings.stop_ids)
+  assert (rows.policy_step == 3).all()
 
 
 @pytest.mark.parametrize(
-  ('temperature', 'top_p', 'top_k'),
-  [(1.0, 1.0, 0), (0.6, 1.0, 0), (1.3, 0.8, 0), (0.9, 1.0, 5), (1.7, 0.9, 9)],
+  'settings',
+  [
+    {},
+    {'temperature': 0.6},
+    {'temperature': 1.3, 'top_p': 0.8},
+    {'temperature': 0.9, 'top_k': 5},
+    {'temperature': 1.7, 'top_p': 0.9, 'top_k': 9},
+    {'min_p': 0.05, 'min_len': 9, 'stop_ids': STOPS},
+  ],
 )
-def test_learner_and_sampler_agree_on_logprobs(
-  params, tiny, temperature, top_p, top_k
-):
+def test_learner_and_sampler_agree_on_logprobs(params, tiny, settings):
   """The sampler's figures come from the cache one token at a time, the
   learner's from whole rows: equal only if both see the same distribution."""
-  rows = run(
-    params, tiny, make_prompts(),
-    temperature=temperature, top_p=top_p, top_k=top_k,
-  )  # fmt: skip
-  settings = decoding.make_decoding(temperature, top_p, top_k)
+  settings = {'temperature': 1.0} | settings
+  rows = run(params, tiny, make_prompts(), **settings)
+  how = decoding.make_decoding(**settings)
   found = jax.jit(
-    lambda p, r: learner.completion_logprobs(llama.Llama(tiny), p, r, settings)
+    lambda p, r: learner.completion_logprobs(llama.Llama(tiny), p, r, how)
   )(params, rows)
-  assert rows.mask.all()
   assert rows.logprobs.std() > 0.1
+  found = np.where(rows.mask, found, 0)
   np.testing.assert_allclose(rows.logprobs, found, atol=1e-5)
 
 
-def test_in_bf16_casting_once_or_by_layer_is_the_same(params, tiny):
-  """The sampler casts weights once, the learner layer by layer: in bf16, and
-  with norms off their first values, not one bit may depend on which."""
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda x: x * (1 + 0.3 * rng.normal(size=x.shape).astype(np.float32)),
-    params,
-  )
-  rows = run(params, tiny, make_prompts())
+def test_in_bf16_the_sampler_is_near_the_learner(params, tiny):
+  """Both cast the same weights, and differ by the rounding of activations."""
+  prompts = make_prompts()
+  half = get_sampler(params, tiny, dtype=jnp.bfloat16)
+  how = decoding.make_decoding(1.0)
+  rows = half.sample(params, prompts, jax.random.key(0), how)
   model = llama.Llama(tiny, dtype=jnp.bfloat16)
-
-  @jax.jit
-  def logprobs(params):
-    how = decoding.make_decoding(1.0)
-    return learner.completion_logprobs(model, params, rows, how)
-
-  cast = jax.jit(lambda p: llama.gather_params(p, tiny, jnp.bfloat16))(params)
-  np.testing.assert_array_equal(logprobs(params), logprobs(cast))
+  found = jax.jit(lambda p, r: learner.completion_logprobs(model, p, r, how))(
+    params, rows
+  )
+  gap = np.abs(rows.logprobs - found)
+  assert 0 < gap.mean() < 0.02
 
 
 def test_rows_of_a_group_differ_and_keys_decide(params, tiny):
@@ -114,34 +183,29 @@ def test_rows_of_a_group_differ_and_keys_decide(params, tiny):
   assert (first != other).mean() > 0.5
 
 
-def test_a_row_does_not_depend_on_the_rest_of_the_batch(params, tiny):
-  """Reversing the prompts reverses the rows: noise follows the uid."""
+@pytest.mark.parametrize('options', [AT_ONCE, REFILLED])
+def test_a_row_does_not_depend_on_the_rest_of_the_batch(params, tiny, options):
+  """Reversing the prompts reverses the rows, and a half of them gives half of
+  the rows: noise follows the uid."""
   prompts = make_prompts()
-  straight = run(params, tiny, prompts).tokens
-  backwards = batches.PromptBatch(
-    prompts.tokens[::-1], prompts.lengths[::-1], prompts.uids[::-1]
-  )
-  reverse = run(params, tiny, backwards).tokens
-  np.testing.assert_array_equal(straight, reverse[::-1])
+  straight = run(params, tiny, prompts, stop_ids=STOPS)
+  for order in (slice(None, None, -1), slice(1, None, 2)):
+    some = jax.tree.map(lambda x, order=order: x[order], prompts)
+    found = run(params, tiny, some, options=options, stop_ids=STOPS)
+    expected = jax.tree.map(lambda x, order=order: x[order], straight)
+    assert_equal(found, expected)
 
 
-def test_stop_ids_end_rows_and_are_kept(params, tiny):
-  stop_ids = np.array([5, 17, 40, 41, 42, 43], np.int32)
-  rows = run(params, tiny, make_prompts(), stop_ids=stop_ids)
-  free = run(params, tiny, make_prompts())
-  assert rows.truncated.any()
-  assert (~rows.truncated).any()
-  for row in np.ndindex(Q, G):
-    stops = np.isin(free.tokens[row], stop_ids)
-    expected = stops.argmax() + 1 if stops.any() else C
-    assert rows.lengths[row] == expected
-    assert rows.truncated[row] == (not stops.any())
-    np.testing.assert_array_equal(
-      rows.tokens[row][:expected], free.tokens[row][:expected]
+def test_waves_with_one_sample_a_prompt(params, tiny):
+  """As evaluation has them: every row brings a prompt of its own along."""
+  prompts = make_prompts(21)
+  options = {'num_prompts': 21, 'group_size': 1}
+  whole = run(params, tiny, prompts, options=options, stop_ids=STOPS)
+  for size in (9, 4, 1):
+    waves = options | {'batch_size': size}
+    assert_equal(
+      run(params, tiny, prompts, options=waves, stop_ids=STOPS), whole
     )
-    assert (rows.tokens[row][expected:] == 0).all()
-    assert (rows.logprobs[row][expected:] == 0).all()
-  assert (rows.policy_step == 3).all()
 
 
 def test_prompt_padding_is_never_seen(params, tiny):
@@ -150,34 +214,205 @@ def test_prompt_padding_is_never_seen(params, tiny):
   slots = np.arange(P)[None] < P - prompts.lengths[:, None]
   assert slots.any()
   changed = np.where(slots, 63 - prompts.tokens, prompts.tokens)
-  other = batches.PromptBatch(changed, prompts.lengths, prompts.uids)
+  other = dataclasses.replace(prompts, tokens=changed)
   np.testing.assert_array_equal(
     run(params, tiny, prompts).tokens, run(params, tiny, other).tokens
   )
 
 
-def test_settings_compile_nothing_new(params, tiny):
-  from dash_jax.runs import compiles
-
-  prompts = make_prompts()
-  run(params, tiny, prompts, temperature=1.0)
-  run(params, tiny, prompts, temperature=1.0, top_k=3)
+@pytest.mark.parametrize('options', [AT_ONCE, REFILLED])
+def test_no_call_compiles(params, tiny, options):
+  """Not with other settings, seeds, stop ids or limits, nor with other numbers
+  of prompts, which fill or overfill the batch."""
+  timed = get_sampler(params, tiny, **options)
+  keys = [jax.random.key(i) for i in range(4)]
+  plan = [
+    (3, {}, None),
+    (6, {'temperature': 0.5, 'stop_ids': STOPS}, None),
+    (9, {'top_k': 3, 'top_p': 0.8, 'min_p': 0.1}, 20),
+    (13, {'temperature': 0.0, 'min_len': 4, 'stop_ids': (1,)}, 33),
+  ]
   before = compiles.count()
-  run(params, tiny, prompts, temperature=0.5, seed=9)
-  run(params, tiny, prompts, temperature=0.7, top_k=8, top_p=0.7)
+  for key, (num, settings, limit) in zip(keys, plan, strict=True):
+    how = decoding.make_decoding(**({'temperature': 1.0} | settings))
+    limits = None if limit is None else np.full((num, G), limit)
+    rows = timed.sample(params, make_prompts(num), key, how, limits=limits)
+    assert rows.lengths.min() >= 1
   assert compiles.count() == before
 
 
+@pytest.mark.parametrize('options', [AT_ONCE, REFILLED])
+def test_rows_are_handed_out_as_they_finish(params, tiny, options):
+  """Each row once, complete, and the first before the last has begun to end."""
+  stream = get_sampler(params, tiny, **options).stream(
+    params, make_prompts(8), jax.random.key(0),
+    decoding.make_decoding(1.0, stop_ids=STOPS),
+  )  # fmt: skip
+  seen, times = [], 0
+  for rows, made in stream:
+    times += 1
+    finished = made.finished.reshape(-1)
+    assert finished[rows].all()
+    assert not set(rows) & set(seen)
+    seen += rows.tolist()
+    assert sorted(seen) == np.flatnonzero(finished).tolist()
+    if times == 1:
+      assert not finished.all()
+  assert sorted(seen) == list(range(8 * G))
+  assert times > 3
+
+
+def test_rows_end_where_the_host_finds_their_end(params, tiny):
+  """As at a text that is no token: the row keeps what the end was found behind,
+  is not truncated, and whatever the device drew beyond is gone. It does not
+  matter when the host looks."""
+
+  def find_end(tokens):
+    pairs = (tokens[:-1] < 8) & (tokens[1:] < 8)
+    return int(pairs.argmax()) + 2 if pairs.any() else 0
+
+  prompts = make_prompts(8)
+  free = run(params, tiny, prompts)
+  for options in (AT_ONCE, REFILLED):
+    rows = run(params, tiny, prompts, options=options, find_end=find_end)
+    assert 0 < rows.truncated.sum() < rows.truncated.size
+    for row in np.ndindex(8, G):
+      n = find_end(free.tokens[row]) or C
+      assert rows.lengths[row] == n
+      assert rows.truncated[row] == (find_end(free.tokens[row]) == 0)
+      np.testing.assert_array_equal(rows.tokens[row][:n], free.tokens[row][:n])
+      assert (rows.tokens[row][n:] == 0).all()
+      assert (rows.logprobs[row][n:] == 0).all()
+
+
+def test_too_little_memory_means_smaller_waves(
+  params, tiny, monkeypatch, caplog
+):
+  """Memory runs out in the third decode of 24 rows, when some have finished: the
+  rows are as if it had not, none is handed out twice, and a message says what
+  to set."""
+  options = AT_ONCE | {
+    'group_size': G, 'max_prompt_len': P, 'max_completion_len': C
+  }  # fmt: skip
+  prompts = make_prompts()
+  whole = run(params, tiny, prompts, stop_ids=STOPS)
+  small = sampler.Sampler(llama.Llama(tiny), params, **options)
+
+  calls = []
+
+  def fail_later(program):
+    def call(*args):
+      calls.append(1)
+      if len(calls) > 2:
+        raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+      return program(*args)
+
+    return call
+
+  for rung, program in small._compiled.decode.items():
+    small._compiled.decode[rung] = fail_later(program)
+  how = decoding.make_decoding(1.0, stop_ids=STOPS)
+  seen = []
+  with caplog.at_level(logging.WARNING):
+    for part in small.stream(params, prompts, jax.random.key(0), how):
+      seen += part[0].tolist()
+  assert sorted(seen) == list(range(Q * G))
+  assert_equal(part[1].as_rollouts(prompts, 3), whole)
+  assert small.batch_size == 12
+  assert 'sampling.batch_size=12' in caplog.text
+
+
+def test_auto_takes_what_fits(params, tiny, monkeypatch):
+  """By the figures of the compiled programs: with room for what 8 rows take,
+  8 rows it is, although a call brings 24; one prompt at least is taken."""
+
+  def peak(rows):
+    made = get_sampler(params, tiny, batch_size=rows)
+    return made._compiled.peak_bytes
+
+  assert peak(8) < peak(12) < peak(24)
+  options = {
+    'num_prompts': Q, 'group_size': G,
+    'max_prompt_len': P, 'max_completion_len': C,
+  }  # fmt: skip
+  for room, rows in (
+    (peak(24), 24),
+    (peak(12), 12),
+    (peak(24) - 1, 12),
+    (0, 4),
+  ):
+    monkeypatch.setattr(
+      sampler.memory, 'fits', lambda need, room=room: need <= room
+    )
+    made = sampler.Sampler(llama.Llama(tiny), params, **options)
+    assert made.batch_size == rows
+
+
+def test_the_peak_is_that_of_the_caches_and_more(params, tiny):
+  """Rows' rings grow with the rows, by what their slots hold."""
+  few = get_sampler(params, tiny, batch_size=8)._compiled.peak_bytes
+  many = get_sampler(params, tiny)._compiled.peak_bytes
+  ring = 2 * tiny.num_layers * tiny.num_kv_heads * tiny.head_dim * C * 4
+  assert many - few > 16 * ring
+
+
+def test_prompts_are_kept_once_for_their_rows(params, tiny):
+  """Cache memory is Q * P + B * C slots, not B * (P + C)."""
+  made = get_sampler(params, tiny)
+  rung = max(made._compiled.ladder.rungs, key=lambda r: (r.rows, r.slots))
+  start = made._programs.start
+  prompts, _, rings = jax.eval_shape(lambda: start(rung))
+  slot = 2 * tiny.num_layers * tiny.num_kv_heads * tiny.head_dim
+
+  def count(tree):
+    return sum(x.size for x in jax.tree.leaves(tree))
+
+  assert count(prompts.caches) == Q * P * slot
+  assert count(rings.caches) == Q * G * C * slot
+
+
 @pytest.mark.parametrize('shape', [(1, 2, 4), (1, 4, 2), (1, 8, 1), (2, 2, 2)])
-def test_any_mesh_samples_the_same_tokens(shape, tiny):
-  """data x fsdp x tensor meshes against one device, float32."""
+@pytest.mark.parametrize('refilled', [False, True])
+def test_any_mesh_samples_the_same_tokens(shape, tiny, refilled):
+  """data x fsdp x tensor meshes against one device, float32; with rows that
+  are refilled in every shard, and shards that end at different times."""
+  num = 16
   results = []
   for axes in ((1, 1, 1), shape):
     devices = jax.devices()[: np.prod(axes)]
     grid = jax.make_mesh(axes, sharding.AXES, devices=devices)
+    options = {'num_prompts': num}
+    if refilled and axes == shape:
+      options['batch_size'] = 4 * axes[0] * axes[1]
     with jax.set_mesh(grid):
       params = llama.init_params(tiny, jax.random.key(1), jnp.float32)
-      results.append(run(params, tiny, make_prompts()))
-  one, many = results
-  np.testing.assert_array_equal(one.tokens, many.tokens)
-  np.testing.assert_allclose(one.logprobs, many.logprobs, atol=1e-5)
+      results.append(
+        run(
+          params, tiny, make_prompts(num), options=options, stop_ids=STOPS
+        )
+      )  # fmt: skip
+  assert_equal(*results)
+
+
+def test_sizes_that_do_not_fit_are_refused(params, tiny):
+  made = get_sampler(params, tiny)
+  how = decoding.make_decoding(1.0)
+  wide = make_prompts()
+  wide = dataclasses.replace(wide, tokens=np.pad(wide.tokens, ((0, 0), (2, 0))))
+  with pytest.raises(ValueError, match='prompts of 9 slots: must have 7'):
+    made.sample(params, wide, jax.random.key(0), how)
+  for bad in (np.full((Q, G), C + 1), np.zeros((Q, G), int), np.ones(Q, int)):
+    with pytest.raises(ValueError, match=r'limits must be \(6, 4\) .* 1 to 70'):
+      made.sample(params, make_prompts(), jax.random.key(0), how, limits=bad)
+  with pytest.raises(
+    ValueError, match=r'sampling\.batch_size=6: .* take 4, or'
+  ):
+    get_sampler(params, tiny, batch_size=6)
+
+
+def test_programs_hold_what_they_say(params, tiny):
+  """Bytes of a compiled program are at least those of its arguments."""
+  made = get_sampler(params, tiny)._compiled
+  weights = sum(x.nbytes for x in jax.tree.leaves(params))
+  for program in made.decode.values():
+    assert compiled.count_bytes(program) > weights

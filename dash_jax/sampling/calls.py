@@ -1,0 +1,280 @@
+"""One sampling call, from the host's side: what runs next, and what it drew.
+
+1. Prompts are admitted while there is room.
+2. The rung follows what lives: fewer rows when enough have stopped and none
+   wait, more slots when a ring is full.
+3. `decode` runs until one of these is to do, and what it drew is taken in.
+   Rows that have stopped are handed out before the next goes on.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from dash_jax import batches, sharding
+from dash_jax.sampling import compiled as compiled_lib
+from dash_jax.sampling import decoding as decoding_lib
+from dash_jax.sampling import places as places_lib
+from dash_jax.sampling import programs as programs_lib
+
+_WIDTH_OF_TEXT = 16  # tokens between two looks for an end that is no stop id
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """What a call asks for; see `Sampler.stream`."""
+
+  prompts: batches.PromptBatch
+  key: jax.Array
+  decoding: decoding_lib.Decoding
+  limits: np.ndarray
+  find_end: Callable[[np.ndarray], int] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Completions:
+  """What has been sampled so far of this process's prompts; grows in place.
+
+  Attributes:
+    tokens: i32[Q, G, C].
+    logprobs: f32[Q, G, C].
+    lengths: i32[Q, G].
+    finished: bool[Q, G].
+    truncated: bool[Q, G], True where a row ran out of slots.
+  """
+
+  tokens: np.ndarray
+  logprobs: np.ndarray
+  lengths: np.ndarray
+  finished: np.ndarray
+  truncated: np.ndarray
+
+  @staticmethod
+  def make(Q: int, G: int, C: int) -> 'Completions':
+    return Completions(
+      tokens=np.zeros((Q, G, C), np.int32),
+      logprobs=np.zeros((Q, G, C), np.float32),
+      lengths=np.zeros((Q, G), np.int32),
+      finished=np.zeros((Q, G), bool),
+      truncated=np.zeros((Q, G), bool),
+    )
+
+  def as_rollouts(
+    self, prompts: batches.PromptBatch, policy_step: int
+  ) -> batches.Rollouts:
+    """Returns them as Rollouts, of weights with so many optimizer steps."""
+    return batches.Rollouts(
+      prompts=prompts,
+      tokens=self.tokens,
+      lengths=self.lengths,
+      logprobs=self.logprobs,
+      truncated=self.truncated,
+      policy_step=np.full_like(self.lengths, policy_step),
+    )
+
+
+class Call:
+  """The arrays of one call on the device, and what stands where in them."""
+
+  def __init__(
+    self,
+    compiled: compiled_lib.Compiled,
+    programs: programs_lib.Programs,
+    request: Request,
+    made: Completions,
+  ):
+    self._compiled = compiled
+    self._width = programs.width
+    if request.find_end:
+      self._width = min(self._width, _WIDTH_OF_TEXT)
+    self._group_size = programs.group_size
+    self._request = request
+    self._made = made
+    self._shards = sharding.local_shards()
+    per_shard = len(request.prompts.tokens) // len(self._shards)
+    self._num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
+    waiting = [list(range(per_shard)) for _ in range(self._num_shards)]
+    # After a lack of memory some are done; with more processes all begin anew.
+    for i, shard in enumerate(self._shards):
+      rows = made.finished[i * per_shard : (i + 1) * per_shard]
+      waiting[shard] = np.flatnonzero(~rows.all(axis=1)).tolist()
+    self._per_shard = per_shard
+    self._at = places_lib.Places(
+      compiled.ladder.rungs[0], self._group_size, waiting
+    )
+    self._where = None
+
+  def run(self, params: dict) -> Iterator[tuple[np.ndarray, Completions]]:
+    """Decodes all rows that are not finished; yields as `Sampler.stream`."""
+    self._weights = self._compiled.prepare(params)
+    self._prompts, self._rows, self._rings = self._compiled.start()
+    yield from self._admit_all()
+    while self._at.live.any():
+      self._change_rung()
+      yield from self._decode()
+      yield from self._admit_all()
+
+  def _admit_all(self):
+    """Admits prompts as long as it is worth a program's call."""
+    at, few = self._at, min(self._compiled.admit)
+    while True:
+      room, waiting = at.find_room(), [*map(len, at.waiting)]
+      ready = (room > 0) & (room >= np.minimum(few, waiting))
+      if not (ready.any() or (room.any() and not at.live.any())):
+        return
+      sizes = [n for n in self._compiled.admit if n >= room.max()]
+      yield from self._admit(min(sizes, default=max(self._compiled.admit)))
+
+  def _admit(self, num):
+    at, request = self._at, self._request
+    taken, prompt_places, row_places = at.admit(num)
+    # Places that stay empty get the first prompt, and are nowhere.
+    numbers = np.zeros((len(self._shards), num), int)
+    for i, shard in enumerate(self._shards):
+      numbers[i, : len(taken[shard])] = taken[shard]
+      numbers[i] += i * self._per_shard
+    numbers = numbers.reshape(-1)
+    self._prompts, self._rows, drawn = self._compiled.admit[num](
+      self._weights,
+      self._prompts,
+      self._rows,
+      sharding.put_rows(jax.tree.map(lambda x: x[numbers], request.prompts)),
+      sharding.put_rows(request.limits[numbers].reshape(-1)),
+      sharding.put_known(prompt_places),
+      sharding.put_known(row_places),
+      request.key,
+      request.decoding,
+    )
+    self._where = None
+    # What was drawn is in the order of prompts, not of places.
+    places = row_places.reshape(self._num_shards, -1)[self._shards]
+    tokens, logprobs = sharding.local_rows((drawn.tokens, drawn.logprobs))
+    shape = (len(self._shards), at.rung.rows + 1, 1)
+
+    def place(x):
+      out = np.zeros(shape, x.dtype)
+      np.put_along_axis(out, places[..., None], x.reshape(*places.shape, 1), 1)
+      return out[:, :-1]
+
+    yield from self._take_in(place(tokens), place(logprobs), drawn)
+
+  def _change_rung(self):
+    at, compiled = self._at, self._compiled
+    while True:
+      num_rows = at.live.sum(axis=1).max()
+      if at.num_waiting:
+        num_rows = at.rung.rows
+      needed = at.lengths[at.live].max()
+      rung = compiled.ladder.find_next(at.rung, num_rows, needed)
+      if rung is None:
+        return
+      if rung.rows == at.rung.rows:
+        self._rings = compiled.lengthen[at.rung](self._rings)
+        at.rung = rung
+        continue
+      run = compiled.narrow[at.rung]
+      row, live, prompt = at.narrow(rung)
+      moved, self._rows, self._rings = run(
+        None if prompt is None else self._prompts,
+        self._rows,
+        self._rings,
+        sharding.put_known(row),
+        sharding.put_known(live),
+        None if prompt is None else sharding.put_known(prompt),
+      )
+      self._prompts = self._prompts if moved is None else moved
+      self._where = None
+
+  def _decode(self):
+    at, compiled = self._at, self._compiled
+    if self._where is None and not at.rung.in_order:
+      self._where = tuple(map(sharding.put_known, at.describe()))
+    num_live = at.live.sum(axis=1)
+    # Ends where so many have stopped that others can take their places.
+    few = np.minimum(min(compiled.admit), [*map(len, at.waiting)])
+    wait = at.rung.rows - few * self._group_size
+    wait = np.where(num_live > wait, wait, num_live - self._group_size)
+    wait = np.where(few > 0, wait, -1)
+    floor = 0 if at.num_waiting else compiled.ladder.find_fewer(at.rung)
+    room = at.rung.slots - at.lengths[at.live].max() + 1
+    self._rows, self._rings, drawn = compiled.decode[at.rung](
+      self._weights,
+      self._prompts,
+      self._rows,
+      self._rings,
+      self._where,
+      sharding.put_rows(at.ended[self._shards].reshape(-1)),
+      self._request.decoding,
+      np.int32(min(self._width, room)),
+      wait.astype(np.int32),
+      np.int32(floor),
+    )
+    tokens, logprobs = (
+      x.reshape(len(self._shards), -1, x.shape[-1])
+      for x in sharding.local_rows((drawn.tokens, drawn.logprobs))
+    )
+    yield from self._take_in(tokens, logprobs, drawn)
+
+  def _take_in(self, tokens, logprobs, drawn):
+    """Adds what was drawn to what is made, and yields the rows that finished.
+
+    Args:
+      tokens, logprobs: [shards, rows, W], of this process's shards.
+      drawn: programs.Drawn, for what all processes know.
+    """
+    at, made = self._at, self._made
+    lengths = np.asarray(drawn.lengths).reshape(at.live.shape)
+    stopped = np.asarray(drawn.stopped).reshape(at.live.shape)
+    first = np.arange(len(self._shards))[:, None] * self._per_shard
+    row = at.row[self._shards] + first * self._group_size
+    # A row that has its end, or had it before memory ran out, stays as it is.
+    changing = at.live[self._shards] & ~made.finished.reshape(-1)[row]
+    row = row[changing]
+    before = at.lengths[self._shards][changing]
+    after = lengths[self._shards][changing]
+    flat = _flatten(made)
+    width = tokens.shape[-1]
+    source, column = np.nonzero(np.arange(width) < (after - before)[:, None])
+    to = row[source], before[source] + column
+    flat.tokens[to] = tokens[changing][source, column]
+    flat.logprobs[to] = logprobs[changing][source, column]
+    flat.lengths[row] = after
+    done = stopped[self._shards][changing]
+    last = flat.tokens[row, after - 1]
+    flat.truncated[row] = done & ~np.isin(last, self._request.decoding.stop_ids)
+    if self._request.find_end:
+      cut = np.array([self._cut(flat, r) for r in row], bool)
+      ended = at.ended[self._shards]
+      ended[changing] = cut
+      at.ended[self._shards] = ended
+      done |= cut
+    flat.finished[row] = done
+    at.lengths = np.where(at.live, lengths, at.lengths)
+    at.live &= ~stopped
+    if done.any():
+      yield np.sort(row[done]), made
+
+  def _cut(self, flat, row):
+    """Ends a row where its end is found; returns whether it is."""
+    length = self._request.find_end(flat.tokens[row, : flat.lengths[row]])
+    if not length:
+      return False
+    flat.tokens[row, length:] = 0
+    flat.logprobs[row, length:] = 0
+    flat.lengths[row] = length
+    flat.truncated[row] = False
+    return True
+
+
+def _flatten(made):
+  """Returns views of [Q * G, ..]."""
+  return Completions(
+    **{
+      field.name: getattr(made, field.name).reshape(
+        -1, *getattr(made, field.name).shape[2:]
+      )
+      for field in dataclasses.fields(made)
+    }
+  )

@@ -1,0 +1,200 @@
+"""The sampler's programs, compiled for every shape before the first call.
+
+`Compiled` knows each program's arguments from the ladder alone, so that no call
+can compile one: an argument of another shape would be an error.
+"""
+
+import concurrent.futures
+import functools
+import os
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dash_jax import batches, sharding
+from dash_jax.sampling import decoding as decoding_lib
+from dash_jax.sampling import ladder, programs
+
+
+class Compiled:
+  """Compiled programs; each is called as the method of `programs.Programs`.
+
+  Attributes:
+    ladder: the shapes.
+    prepare, start: callables; `start` is of the first rung.
+    admit: {number of prompts of a shard: callable}.
+    decode, lengthen, narrow: {rung: callable}; the latter two lead away from it.
+    peak_bytes: what a device needs at most, weights and caches included.
+  """
+
+  def __init__(
+    self,
+    params: dict,
+    run: programs.Programs,
+    rungs: ladder.Ladder,
+    admitted: tuple[int, ...],
+  ):
+    """Describes the programs, and compiles those that take most memory.
+
+    Args:
+      params: the model's weights, or their shapes and layouts.
+      run: what to compile.
+      rungs: for which shapes.
+      admitted: numbers of prompts of a shard that `admit` takes.
+    """
+    self.ladder = rungs
+    self._run = run
+    params = jax.tree.map(_describe, params)
+    self._weights = _after(run.prepare, params)
+    self._decoding = jax.tree.map(_describe, decoding_lib.make_decoding(1.0))
+    self._arrays = {
+      rung: _after(functools.partial(run.start, rung)) for rung in rungs.rungs
+    }
+    first = rungs.rungs[0]
+    largest = max(rungs.rungs, key=lambda rung: (rung.rows, rung.slots))
+    self._lowered = {
+      ('prepare',): _trace(run.prepare, (params,)),
+      ('start',): _trace(functools.partial(run.start, first), ()),
+    }
+    for num in admitted:
+      self._lowered['admit', num] = self._trace_admit(first, num)
+    for rung in rungs.rungs:
+      self._lowered['decode', rung] = self._trace_decode(rung)
+    for rung, more in rungs.longer.items():
+      run_longer = functools.partial(run.lengthen, num_slots=more.slots)
+      rings = self._arrays[rung][2]
+      self._lowered['lengthen', rung] = _trace(run_longer, (rings,))
+    for rung, fewer in rungs.narrower.items():
+      self._lowered['narrow', rung] = self._trace_narrow(rung, fewer)
+    self._compiled = {
+      name: self._lowered.pop(name)().compile()
+      for name in (('decode', largest), ('admit', max(admitted)))
+    }
+    # A move holds the rings of both rungs, beside the weights and prompts.
+    moves = [
+      (a, b) for x in (rungs.longer, rungs.narrower) for a, b in x.items()
+    ]
+    prompts = self._arrays[first][0]
+    self.peak_bytes = max(
+      *map(count_bytes, self._compiled.values()),
+      *(
+        _size((self._weights, prompts, self._arrays[a][2], self._arrays[b][2]))
+        for a, b in moves
+      ),
+    )
+
+  def _trace_admit(self, rung, num):
+    run, rows = self._run, num * self._run.group_size
+    new = batches.PromptBatch(
+      _rows(num, run.prompt_len), _rows(num), _rows(num)
+    )
+    held_prompts, held_rows, _ = self._arrays[rung]
+    args = (
+      self._weights, held_prompts, held_rows, new, _rows(rows), _rows(num),
+      _rows(rows), jax.eval_shape(jax.random.key, 0), self._decoding,
+    )  # fmt: skip
+    return _trace(run.admit, args, donate=(1, 2))
+
+  def _trace_decode(self, rung):
+    places = None
+    if not rung.in_order:
+      places = (_rows(rung.prompts * rung.places), _rows(rung.rows))
+    number = jax.ShapeDtypeStruct((), np.int32)
+    of_shards = jax.ShapeDtypeStruct((_num_shards(),), np.int32)
+    args = (
+      self._weights, *self._arrays[rung], places, _rows(rung.rows, dtype=bool),
+      self._decoding, number, of_shards, number,
+    )  # fmt: skip
+    return _trace(self._run.decode, args, donate=(2, 3))
+
+  def _trace_narrow(self, rung, fewer):
+    prompts, rows, rings = self._arrays[rung]
+    places, live = _rows(fewer.rows), _rows(fewer.rows, dtype=bool)
+    if keeps_prompts(rung, fewer):
+      args = (None, rows, rings, places, live, None)
+    else:
+      args = (prompts, rows, rings, places, live, _rows(fewer.prompts))
+    return _trace(self._run.narrow, args)
+
+  def compile(self) -> None:
+    """Compiles the rest."""
+    lowered = {name: lower() for name, lower in self._lowered.items()}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+      done = pool.map(lambda x: x.compile(), lowered.values())
+      self._compiled |= dict(zip(lowered, done, strict=True))
+    self._lowered = {}
+    self.prepare = self._compiled['prepare',]
+    self.start = self._compiled['start',]
+    self.admit, self.decode = self._of('admit'), self._of('decode')
+    self.lengthen, self.narrow = self._of('lengthen'), self._of('narrow')
+
+  def _of(self, kind):
+    return {
+      name[1]: run for name, run in self._compiled.items() if name[0] == kind
+    }
+
+
+def keeps_prompts(rung: ladder.Rung, fewer: ladder.Rung) -> bool:
+  """Returns whether prompts stay where they are when rows become fewer."""
+  return (rung.prompts, rung.places) == (fewer.prompts, fewer.places)
+
+
+def count_bytes(compiled) -> int:
+  """Returns what a device needs for a compiled program with its arguments."""
+  memory = compiled.memory_analysis()
+  return (
+    memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes
+  )
+
+
+def _size(tree) -> int:
+  """Returns the bytes of described arrays on one device."""
+  return sum(
+    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
+def _num_shards():
+  return sharding.num_batch_shards(jax.sharding.get_mesh())
+
+
+def _rows(*shape, dtype=np.int32):
+  """Describes an array split over rows; shape[0] is of one shard."""
+  spec = sharding.SAMPLE.spec('batch', *(None,) * (len(shape) - 1))
+  return jax.ShapeDtypeStruct(
+    (shape[0] * _num_shards(), *shape[1:]),
+    dtype,
+    sharding=NamedSharding(jax.sharding.get_mesh(), spec),
+  )
+
+
+def _describe(x):
+  return jax.ShapeDtypeStruct(
+    x.shape, x.dtype, sharding=getattr(x, 'sharding', None)
+  )
+
+
+def _after(function, *args):
+  """Describes what a function returns."""
+  mesh = jax.sharding.get_mesh()
+
+  def place(x):
+    # Scalars carry no layout: every device holds them.
+    spec = x.sharding.spec if x.sharding else PartitionSpec()
+    return jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+    )
+
+  return jax.tree.map(place, jax.eval_shape(function, *args))
+
+
+def _trace(function, args, donate=()):
+  """Returns a function that lowers another for these arguments."""
+  return functools.partial(
+    jax.jit(function, donate_argnums=donate).lower, *args
+  )

@@ -1,0 +1,37 @@
+"""What fits a device, and what to make of it when something did not."""
+
+import os
+
+import jax
+
+from dash_jax import sharding
+
+_USABLE = 0.92  # the rest goes to fragments and to the runtime
+
+
+def fits(num_bytes: int) -> bool:
+  """Returns whether every device has so much room beside what it holds now.
+
+  On CPU a device's memory is its share of the machine's.
+  """
+  devices = jax.local_devices()
+  held = [device.memory_stats() for device in devices]
+  if all(held):
+    room = min(
+      s['bytes_limit'] * _USABLE - s['bytes_in_use'] for s in held if s
+    )
+  else:
+    total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    used = sum(
+      shard.data.nbytes
+      for x in jax.live_arrays()
+      for shard in x.addressable_shards
+    )
+    room = (total * _USABLE - used) / len(devices)
+  short = sharding.max_over_hosts({'short': num_bytes > room})['short']
+  return not short
+
+
+def is_exhausted(error: Exception) -> bool:
+  """Returns whether a device had too little memory for a program."""
+  return 'RESOURCE_EXHAUSTED' in str(error)
