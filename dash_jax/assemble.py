@@ -227,13 +227,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
   tok = load_tokenizer(config, folder) or _train_tokenizer(
     config, folder, train
   )
-  encoding = Encoding(
-    tokenizer=tok,
-    template=config.data.template,
-    system=config.data.system,
-    max_prompt_len=config.data.max_prompt_len,
-    max_completion_len=config.sampling.max_completion_len,
-  )
+  encoding = _make_encoding(config, tok)
   if config.algorithm.sft_steps and not all(q.solution for q in train):
     raise ValueError(
       f'algorithm.sft_steps={config.algorithm.sft_steps}, but some training'
@@ -244,18 +238,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     for split, asked in (('train', train), ('test', test))
   )
   checks.check_num_questions(config, len(train))
-  model = weights.make_model(config)
-  architecture = model.config
-  if tok.vocab_size > architecture.vocab_size:
-    raise ValueError(
-      f'the tokenizer {config.data.tokenizer_path or TOKENIZER_NAME!r} has'
-      f' {tok.vocab_size} ids, but the embedding of'
-      f' {config.model.weights or config.model.preset!r} has'
-      f" {architecture.vocab_size} rows: choose the model's own data.tokenizer"
-    )
-  checks.check_model_on_mesh(
-    architecture, jax.sharding.get_mesh().shape['tensor']
-  )
+  model = _make_model(config, tok)
   return Parts(
     config=config,
     workdir=folder,
@@ -272,6 +255,50 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
       timeout_s=config.reward.timeout_s,
     ),
   )
+
+
+def build_encoding(
+  config: ml_collections.ConfigDict, workdir: str
+) -> tuple[Encoding, llama.Llama]:
+  """Returns how prompts become tokens, and the model, of a run that may not have
+  begun; makes nothing.
+
+  Raises:
+    ValueError, FileNotFoundError: names the field and what would be valid.
+  """
+  tok = load_tokenizer(config, pathlib.Path(workdir))
+  if tok is None:
+    raise ValueError(
+      f'data.tokenizer={config.data.tokenizer!r}: the run in {workdir} has not'
+      ' begun, so it has trained none; train first'
+    )
+  return _make_encoding(config, tok), _make_model(config, tok)
+
+
+def _make_encoding(config, tok):
+  return Encoding(
+    tokenizer=tok,
+    template=config.data.template,
+    system=config.data.system,
+    max_prompt_len=config.data.max_prompt_len,
+    max_completion_len=config.sampling.max_completion_len,
+  )
+
+
+def _make_model(config, tok):
+  model = weights.make_model(config)
+  architecture = model.config
+  if tok.vocab_size > architecture.vocab_size:
+    raise ValueError(
+      f'the tokenizer {config.data.tokenizer_path or TOKENIZER_NAME!r} has'
+      f' {tok.vocab_size} ids, but the embedding of'
+      f' {config.model.weights or config.model.preset!r} has'
+      f" {architecture.vocab_size} rows: choose the model's own data.tokenizer"
+    )
+  checks.check_model_on_mesh(
+    architecture, jax.sharding.get_mesh().shape['tensor']
+  )
+  return model
 
 
 def load_tokenizer(
@@ -420,4 +447,5 @@ def make_sampler(
     batch_size=config.sampling.batch_size,
     quantize_cache=config.sampling.quantize_cache,
     quantize_weights=config.sampling.quantize_weights,
+    attention=config.sampling.attention,
   )

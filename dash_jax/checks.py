@@ -16,7 +16,7 @@ import ml_collections
 from dash_jax import config as config_lib
 from dash_jax.data import chat, questions
 from dash_jax.learning import losses, optim
-from dash_jax.model import lora, presets
+from dash_jax.model import kernels, lora, presets
 from dash_jax.rewards import answers
 
 ALGORITHMS = ('dash', 'grpo', 'sft')
@@ -141,6 +141,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     'data.source': questions.SOURCES,
     'data.tokenizer': TOKENIZERS,
     'data.too_long': ('error', 'drop'),
+    'sampling.attention': kernels.ATTENTION,
     'reward.style': answers.STYLES,
     'algorithm.name': ALGORITHMS,
     'algorithm.normalizer': losses.NORMALIZERS,
@@ -160,6 +161,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       f'{name}.top_p={section.top_p}: must be in (0, 1]',
     )
   sampling = config.sampling
+  _require(
+    not (sampling.quantize_cache and sampling.attention == kernels.PALLAS),
+    "sampling.attention='pallas' reads no quantised cache: take 'plain', or"
+    ' sampling.quantize_cache=False',
+  )
   _require(
     sampling.min_p <= 1,
     f'sampling.min_p={sampling.min_p}: must be in [0, 1]',

@@ -76,6 +76,9 @@ def default() -> ml_collections.ConfigDict:
           'min_p': 0.0,
           'quantize_cache': False,  # 8 bits of keys and values
           'quantize_weights': False,  # 8 bits of every matrix
+          # 'library' prefills by jax.nn.dot_product_attention (cuDNN on GPUs),
+          # 'pallas' decodes by a kernel for TPUs.
+          'attention': 'plain',
         }
       ),
       'reward': section(

@@ -30,6 +30,13 @@ def _one_device_mesh():
   return jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _forget_programs():
+  """Every program maps memory, of which a process may have so many pieces."""
+  yield
+  jax.clear_caches()
+
+
 @pytest.fixture
 def mesh():
   """One device, with the axes every program names."""

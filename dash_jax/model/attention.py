@@ -120,7 +120,7 @@ def attend_group(q, k, v, prompt_mask, num_samples):
   return jnp.concatenate([of_prompt, out], axis=1)
 
 
-def attend_cached(q, prompts, prompt_mask, own, seen, places=None):
+def attend_cached(q, prompts, prompt_mask, own, places=None):
   """Attention of one token a row over its prompt and its own tokens.
 
   Each part is a softmax of its own; the two are merged by their log sums into
@@ -131,8 +131,7 @@ def attend_cached(q, prompts, prompt_mask, own, seen, places=None):
     q: [B, K, R, H], already scaled by H**-0.5.
     prompts: cache.Cache of Q prompts, P slots each.
     prompt_mask: bool[Q, P]; a prompt that no row has may be empty.
-    own: cache.Cache of the B rows.
-    seen: bool[B, S], at least one slot a row.
+    own: attention over the rows' own tokens, as `attend_slots` returns it.
     places: (rows, place) if a prompt's rows are not neighbours: rows i32[Q, G]
       has the rows of each prompt (any row where there is none), and place
       i32[B] where a row stands in it, counted through.
@@ -144,8 +143,7 @@ def attend_cached(q, prompts, prompt_mask, own, seen, places=None):
   # Rows of a prompt stand beside each other, as more query heads.
   asking = q if places is None else q[places[0].reshape(-1)]
   asking = asking.reshape(Q, -1, K, R, H).swapaxes(1, 2).reshape(Q, K, -1, H)
-  mask = prompt_mask[:, None, None]
-  of_prompt, prompt_sum = _attend_part(asking, prompts, mask, q.dtype)
+  of_prompt, prompt_sum = attend_slots(asking, prompts, prompt_mask)
 
   def by_row(x):
     """[Q, K, G * R, X] -> [B, K, R, X]."""
@@ -154,16 +152,25 @@ def attend_cached(q, prompts, prompt_mask, own, seen, places=None):
     return x if places is None else x[places[1]]
 
   of_prompt, prompt_sum = by_row(of_prompt), by_row(prompt_sum)
-  of_own, own_sum = _attend_part(q, own, seen[:, None, None], q.dtype)
+  of_own, own_sum = own
   share = jax.nn.sigmoid(prompt_sum - own_sum)
   return (of_own + share * (of_prompt - of_own)).astype(q.dtype)
 
 
-def _attend_part(q, cache, mask, dtype):
-  """Returns f32[n, K, X, H], attention over the slots of `mask`, and the log of
-  the sum of exponentials that it is divided by, f32[n, K, X, 1]."""
-  scores = jnp.where(mask, cache_lib.scores(q, cache), _MASKED)
+def attend_slots(q, cache, mask):
+  """Attention over the slots of a cache.
+
+  Args:
+    q: [n, K, X, H], already scaled by H**-0.5.
+    cache: cache.Cache of n sequences.
+    mask: bool[n, S].
+
+  Returns:
+    f32[n, K, X, H], and f32[n, K, X, 1], the log of the sum of exponentials that
+    it is divided by.
+  """
+  scores = jnp.where(mask[:, None, None], cache_lib.scores(q, cache), _MASKED)
   top = jnp.max(scores, axis=-1, keepdims=True)
   weights = jnp.exp(scores - top)
   total = jnp.sum(weights, axis=-1, keepdims=True)
-  return cache_lib.mix(weights, cache, dtype) / total, top + jnp.log(total)
+  return cache_lib.mix(weights, cache, q.dtype) / total, top + jnp.log(total)

@@ -97,7 +97,14 @@ def _quantize(x, axis):
   return layers.Int8(jnp.round(x / divisor).astype(jnp.int8), scale)
 
 
-def prefill(weights: dict, model: llama.Llama, tokens, mask, quantize: bool):
+def prefill(
+  weights: dict,
+  model: llama.Llama,
+  tokens,
+  mask,
+  quantize: bool,
+  attend=attention.attend,
+):
   """Runs prompts.
 
   Args:
@@ -106,6 +113,7 @@ def prefill(weights: dict, model: llama.Llama, tokens, mask, quantize: bool):
     tokens: i32[Q, P], padded on the left.
     mask: bool[Q, P], True on tokens.
     quantize: whether to keep 8 bits of keys and values.
+    attend: as `attention.attend`.
 
   Returns:
     Logits f32[Q, V] for the first token after each prompt, and the prompts'
@@ -118,7 +126,7 @@ def prefill(weights: dict, model: llama.Llama, tokens, mask, quantize: bool):
   for w in weights['layers']:
     q, k, v = layers.project(config, w, x)
     q, k = layers.group_heads(config, rotate(q)), rotate(k)
-    x = layers.finish(config, w, x, attention.attend(q, k, v, mask))
+    x = layers.finish(config, w, x, attend(q, k, v, mask))
     caches.append(cache_lib.make(k, v, quantize))
   return _logits(config, weights, x[:, -1]), tuple(caches)
 

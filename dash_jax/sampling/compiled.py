@@ -26,6 +26,7 @@ class Compiled:
     admit: {number of prompts of a shard: callable}.
     decode, lengthen, narrow: {rung: callable}; the latter two lead away from it.
     peak_bytes: what a device needs at most, weights and caches included.
+    cache_bytes: of these, keys and values.
   """
 
   def __init__(
@@ -71,6 +72,8 @@ class Compiled:
       name: self._lowered.pop(name)().compile()
       for name in (('decode', largest), ('admit', max(admitted)))
     }
+    held_prompts, _, rings = self._arrays[largest]
+    self.cache_bytes = _size((held_prompts.caches, rings.caches))
     # A move holds the rings of both rungs, beside the weights and prompts.
     moves = [
       (a, b) for x in (rungs.longer, rungs.narrower) for a, b in x.items()

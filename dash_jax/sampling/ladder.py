@@ -12,6 +12,7 @@ import dataclasses
 _FEWEST_ROWS = 8  # of a shard: fewer take as long, on any device
 _FEWEST_SLOTS = 32
 _MAX_HALVINGS = 4  # of rows
+_MAX_HALVINGS_OF_SLOTS = 2
 _WIDEST_SHARE = 4  # least part of the largest cache that is worth a program
 
 
@@ -72,7 +73,12 @@ class Ladder:
 
 
 def make(
-  num_rows: int, num_prompts: int, group_size: int, max_slots: int, refill: bool
+  num_rows: int,
+  num_prompts: int,
+  group_size: int,
+  max_slots: int,
+  refill: bool,
+  slots_unit: int = 1,
 ) -> Ladder:
   """Returns the ladder of one sampler.
 
@@ -83,12 +89,22 @@ def make(
     max_slots: slots that a completion takes, at most.
     refill: whether rows that stopped are replaced, so that a prompt's rows
       come to stand apart.
+    slots_unit: slots beyond it come in multiples of it.
   """
+
+  def round_up(num_slots):
+    if num_slots <= slots_unit:
+      return num_slots
+    return -(-num_slots // slots_unit) * slots_unit
+
+  max_slots = round_up(max_slots)
   rows, slots = [num_rows], [max_slots]
   while rows[-1] > _FEWEST_ROWS and len(rows) <= _MAX_HALVINGS:
     rows.append(max(-(-rows[-1] // 2), _FEWEST_ROWS))
-  while slots[-1] >= 2 * _FEWEST_SLOTS and len(slots) < 3:
-    slots.append(-(-slots[-1] // 2))
+  for _ in range(_MAX_HALVINGS_OF_SLOTS):
+    fewer = round_up(-(-slots[-1] // 2))
+    if _FEWEST_SLOTS <= fewer < slots[-1]:
+      slots.append(fewer)
   slots.reverse()
 
   def rung(B, S):

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from dash_jax import batches, sharding
-from dash_jax.model import attention, decoder, llama
+from dash_jax.model import attention, decoder, kernels, llama
 from dash_jax.model import cache as cache_lib
 from dash_jax.sampling import decoding as decoding_lib
 from dash_jax.sampling import ladder
@@ -101,6 +101,7 @@ class Programs:
     group_size: G.
     quantize_cache: whether keys and values are kept in 8 bits.
     quantize_weights: whether matrices are.
+    attention: one of kernels.ATTENTION.
     width: W, tokens that one call of `decode` draws for a row, at most.
   """
 
@@ -109,6 +110,7 @@ class Programs:
   group_size: int
   quantize_cache: bool
   quantize_weights: bool
+  attention: str
   width: int
 
   def prepare(self, params: dict) -> dict:
@@ -181,7 +183,12 @@ class Programs:
     """
     rules, G = sharding.SAMPLE.spec, self.group_size
     logits, caches = decoder.prefill(
-      weights, self.model, new.tokens, new.mask, self.quantize_cache
+      weights,
+      self.model,
+      new.tokens,
+      new.mask,
+      self.quantize_cache,
+      attend=self._attend_prompts,
     )
 
     def per_row(x):
@@ -240,13 +247,14 @@ class Programs:
     num_slots = rings.caches[0].k.shape[3]
     prompt_mask = batches.mask_left(self.prompt_len, prompts.lengths)
 
-    def attend(i, q, own, seen):
-      return _attend(q, prompts.caches[i], prompt_mask, own, seen, places)
+    def attend(slot, lengths, i, q, own):
+      return self._attend(
+        q, prompts.caches[i], prompt_mask, own, lengths, slot, places
+      )
 
     def step(carry):
       i, rows, rings, tokens, logprobs = carry
       slot = rings.slot + 1
-      seen = cache_lib.seen_slots(rows.lengths, slot, num_slots)
       logits, caches = decoder.decode(
         weights,
         self.model,
@@ -254,7 +262,7 @@ class Programs:
         rows.prompt_lengths + rows.lengths - 1,
         slot % num_slots,
         rings.caches,
-        functools.partial(attend, seen=seen),
+        functools.partial(attend, slot % num_slots, rows.lengths),
         self.quantize_cache,
       )
       token, logprob = _draw(rows.noise, rows.lengths, logits, decoding)
@@ -326,6 +334,44 @@ class Programs:
       prompts = _take(prompts, prompt, _PROMPT_SPECS)
     return prompts, rows, rings
 
+  def _attend_prompts(self, q, k, v, mask):
+    """Runs attention of whole prompts in each shard of rows and heads."""
+    if self.attention != kernels.LIBRARY:
+      return attention.attend(q, k, v, mask)
+    heads = sharding.SAMPLE.spec('batch', None, 'kv_heads')
+    return jax.shard_map(
+      kernels.attend_by_library,
+      in_specs=(heads, heads, heads, _BATCH),
+      out_specs=heads,
+      check_vma=False,
+    )(q, k, v, mask)
+
+  def _attend(self, q, prompts, prompt_mask, own, lengths, slot, places):
+    """Runs attention of one token a row in each shard of rows and heads."""
+    num_slots = own.k.shape[3]
+    asking, place = (None, None) if places is None else places
+
+    def run(q, prompts, prompt_mask, own, lengths, slot, asking, place):
+      if self.attention == kernels.PALLAS:
+        of_own = kernels.attend_ring(q, own, lengths, slot)
+      else:
+        seen = cache_lib.seen_slots(lengths, slot, num_slots)
+        of_own = attention.attend_slots(q, own, seen)
+      apart = None
+      if asking is not None:
+        apart = asking.reshape(len(prompt_mask), -1), place
+      return attention.attend_cached(q, prompts, prompt_mask, of_own, apart)
+
+    return jax.shard_map(
+      run,
+      in_specs=(
+        _HEADS, _HEADS, _BATCH, _HEADS, _BATCH, sharding.SAMPLE.spec(),
+        _BATCH, _BATCH,
+      ),
+      out_specs=_HEADS,
+      check_vma=False,
+    )(q, prompts, prompt_mask, own, lengths, slot, asking, place)  # fmt: skip
+
 
 _BATCH = sharding.SAMPLE.spec('batch')
 _HEADS = sharding.SAMPLE.spec('batch', 'kv_heads')
@@ -373,25 +419,6 @@ def _draw(noise, lengths, logits, decoding):
     in_specs=(_BATCH, _BATCH, _BATCH, sharding.SAMPLE.spec()),
     out_specs=_BATCH,
   )(noise, lengths, logits, decoding)
-
-
-def _attend(q, prompts, prompt_mask, own, seen, places):
-  """Runs `attention.attend_cached` in each shard of rows and heads."""
-  rows = sharding.SAMPLE.spec('batch', 'kv_heads', None, None)
-  specs = (rows, _HEADS, _BATCH, _HEADS, _BATCH)
-  args = (q, prompts, prompt_mask, own, seen)
-  if places is None:
-    run = attention.attend_cached
-  else:
-    specs, args = (*specs, _BATCH, _BATCH), (*args, *places)
-
-    def run(q, prompts, prompt_mask, own, seen, asking, place):
-      asking = asking.reshape(len(prompt_mask), -1)
-      return attention.attend_cached(
-        q, prompts, prompt_mask, own, seen, (asking, place)
-      )
-
-  return jax.shard_map(run, in_specs=specs, out_specs=rows)(*args)
 
 
 def _put(tree, new, places, specs):

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 
 from dash_jax import batches, sharding
-from dash_jax.model import llama
+from dash_jax.model import kernels, llama
 from dash_jax.sampling import calls, ladder, memory, programs
 from dash_jax.sampling import compiled as compiled_lib
 from dash_jax.sampling import decoding as decoding_lib
@@ -87,6 +87,7 @@ class Sampler:
     batch_size: int | str = AUTO,
     quantize_cache: bool = False,
     quantize_weights: bool = False,
+    attention: str = kernels.PLAIN,
   ):
     """Compiles the programs.
 
@@ -101,6 +102,7 @@ class Sampler:
       batch_size: rows decoded at once, at most, or AUTO.
       quantize_cache: keep 8 bits of keys and values.
       quantize_weights: keep 8 bits of every matrix.
+      attention: one of kernels.ATTENTION.
 
     Raises:
       ValueError: `batch_size` does not divide by G times the mesh's shards of
@@ -115,9 +117,11 @@ class Sampler:
       group_size=group_size,
       quantize_cache=quantize_cache,
       quantize_weights=quantize_weights,
+      attention=attention,
       width=min(_WIDTH, max_completion_len),
     )
     self._max_completion_len = max_completion_len
+    self._slots_unit = kernels.BLOCK if attention == kernels.PALLAS else 1
     rows = self._num_prompts * group_size
     if batch_size != AUTO:
       unit = group_size * self._num_shards
@@ -139,6 +143,11 @@ class Sampler:
   def batch_size(self) -> int:
     """Rows that are decoded at once, at most."""
     return self._compiled.ladder.rungs[0].rows * self._num_shards
+
+  @property
+  def cache_bytes(self) -> int:
+    """Bytes of keys and values on one device, of prompts and rows, at most."""
+    return self._compiled.cache_bytes
 
   def stream(
     self,
@@ -243,7 +252,7 @@ class Sampler:
           num_prompts = min(self._num_prompts, _PROMPTS_PER_ROW * num_prompts)
           num_prompts = min(num_prompts, rows - 1)
       rungs = ladder.make(
-        rows, num_prompts, G, self._max_completion_len, refill
+        rows, num_prompts, G, self._max_completion_len, refill, self._slots_unit
       )
       self._compiled = compiled_lib.Compiled(
         self._params, self._programs, rungs, tuple(sorted(set(admitted)))

@@ -183,11 +183,10 @@ def time_sampler(
   tokens = case.num_rows * case.completion_len
   floor = workloads.decode_floor(
     config,
-    num_questions=case.num_questions,
-    group_size=case.group_size,
+    np.full(rows, case.completion_len),
     prompt_len=case.prompt_len,
-    completion_len=case.completion_len,
-    itemsize=2,
+    weight_bytes=2,
+    cache_bytes=2,
   )
   row = _spread(
     f'sampling, {case}', [tokens / s for s in seconds], 'tokens/s'

@@ -193,8 +193,8 @@ class Floor:
   """The least that sampling must do: a prefill, then decode steps."""
 
   prefill_flops: float
-  step_flops: np.ndarray  # f64[C - 1]
-  step_bytes: np.ndarray  # f64[C - 1]
+  step_flops: np.ndarray  # f64[steps]
+  step_bytes: np.ndarray  # f64[steps]
 
   def seconds(self, flops_per_s: float, bytes_per_s: float) -> float:
     """Returns the time on a machine that reaches both rates: each decode step
@@ -211,31 +211,38 @@ class Floor:
 
 def decode_floor(
   config: llama.LlamaConfig,
+  lengths: np.ndarray,
   *,
-  num_questions: int,
-  group_size: int,
   prompt_len: int,
-  completion_len: int,
-  itemsize: int,
+  weight_bytes: float,
+  cache_bytes: float,
 ) -> Floor:
-  """Returns the floor of sampling full rows.
+  """Returns the floor of sampling rows that all begin together.
 
-  Each prompt is prefilled once. A decode step reads every weight once, the
-  prompts' cache once a question, and the rows' own tokens so far.
+  Each prompt is prefilled once. A decode step reads every weight once, the cache
+  of each prompt that has a live row once, and the live rows' own tokens so far.
+
+  Args:
+    config: the architecture.
+    lengths: i[Q, G], completion tokens of each row.
+    prompt_len: P.
+    weight_bytes: of one weight.
+    cache_bytes: of one number in the cache.
   """
   body, head = count_matmul_params(config)
-  rows = num_questions * group_size
-  slots = np.arange(1, completion_len)  # own tokens that a step sees
-  token_bytes = (
-    2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize
-  )
+  own = np.arange(1, lengths.max())  # own tokens that a step sees
+  live = lengths[..., None] > own
+  rows = live.sum(axis=(0, 1)).astype(float)
+  prompts = live.any(axis=1).sum(axis=0)
+  token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+  token_bytes *= cache_bytes
   prefill = 2 * body * prompt_len + 2 * head
-  seen = prompt_len + slots
+  seen = prompt_len + own
   return Floor(
-    prefill_flops=num_questions
+    prefill_flops=len(lengths)
     * (prefill + _attention_flops(config, 0, prompt_len)),
     step_flops=rows
     * (2.0 * (body + head) + _attention_flops(config, seen - 1, seen)),
-    step_bytes=(body + head) * itemsize
-    + token_bytes * (num_questions * prompt_len + rows * slots.astype(float)),
+    step_bytes=(body + head) * weight_bytes
+    + token_bytes * (prompts * prompt_len + rows * own),
   )

@@ -145,9 +145,8 @@ def test_decode_floor_counts_weights_once_and_the_live_cache():
   one layer, 3 questions x 2 samples, 5 prompt slots, 3 completion slots."""
   config = llama.LlamaConfig(16, 4, 1, 1, 1, 2, 8)
   floor = workloads.decode_floor(
-    config, num_questions=3, group_size=2, prompt_len=5, completion_len=3,
-    itemsize=2,
-  )  # fmt: skip
+    config, np.full((3, 2), 3), prompt_len=5, weight_bytes=2, cache_bytes=2
+  )
   weights = 4 * 2 * 4 + 3 * 4 * 8 + 4 * 16  # projections, feed-forward, head
   a_token = 2 * 2 * 2  # key and value, two numbers each, two bytes
   np.testing.assert_allclose(
@@ -157,6 +156,16 @@ def test_decode_floor_counts_weights_once_and_the_live_cache():
   np.testing.assert_allclose(
     floor.step_flops,
     [6 * (2 * weights + 4 * 2 * (5 + own)) for own in (1, 2)],
+  )
+  # Of prompts 0 and 1 one row each goes on, of prompt 2 none: two steps, of two
+  # rows and then of one.
+  ragged = workloads.decode_floor(
+    config, np.array([[3, 1], [1, 2], [1, 1]]),
+    prompt_len=5, weight_bytes=1, cache_bytes=2,
+  )  # fmt: skip
+  np.testing.assert_allclose(
+    ragged.step_bytes,
+    [weights + a_token * (10 + 2), weights + a_token * (5 + 2)],
   )
   assert floor.bandwidth_seconds(10.0) == floor.step_bytes.sum() / 10
   assert floor.seconds(1e30, 10.0) == pytest.approx(floor.step_bytes.sum() / 10)

@@ -96,8 +96,7 @@ def test_cached_attention_is_one_softmax_over_both_caches(slot, order):
     q,
     cache.make(*prompts, quantize=False),
     prompt_mask,
-    cache.make(*own, quantize=False),
-    seen,
+    attention.attend_slots(q, cache.make(*own, quantize=False), seen),
     places,
   )
   for b in range(B):
