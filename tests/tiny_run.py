@@ -56,15 +56,28 @@ def count_bytes(completion, answer, truncated, style):
   return float(len(completion.encode()) % 2 == 0)
 
 
-def start(workdir, *options, module='dash_jax.main', config=__file__, **env):
-  """Starts a command in a process of its own with one CPU device."""
+def start(
+  workdir, *options, module='dash_jax.main', config=__file__, flags=(),
+  stdin=None, **env,
+):  # fmt: skip
+  """Starts a command in a process of its own with one CPU device.
+
+  Args:
+    workdir: of the run.
+    *options: of its config, as 'section.field=value'.
+    module: the command.
+    config: the file.
+    flags: of the command.
+    stdin: text that it reads.
+    **env: more of its environment.
+  """
   clean = {
     name: value
     for name, value in os.environ.items()
     if name not in ('XLA_FLAGS', 'JAX_NUM_CPU_DEVICES')
   }
   path = os.pathsep.join([str(FOLDER), str(FOLDER.parent)])
-  return subprocess.Popen(
+  process = subprocess.Popen(
     [
       sys.executable,
       '-m',
@@ -72,12 +85,18 @@ def start(workdir, *options, module='dash_jax.main', config=__file__, **env):
       f'--config={config}',
       f'--workdir={workdir}',
       *(f'--config.{option}' for option in options),
+      *flags,
     ],
     env=clean | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'} | env,
+    stdin=subprocess.PIPE if stdin is not None else None,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,
   )
+  if stdin is not None:
+    process.stdin.write(stdin)
+    process.stdin.flush()
+  return process
 
 
 def finish(process, timeout_s=300):

@@ -1,0 +1,79 @@
+"""Rows are scored while others are sampled, and every reward finds its row."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from dash_jax import scoring
+from dash_jax.rewards import workers
+from dash_jax.sampling import calls
+
+Q, G, C = 3, 2, 4
+
+
+class _Pool:
+  """Scores a row by its text and answer; can be made to wait."""
+
+  def __init__(self):
+    self.may_go = threading.Event()
+    self.may_go.set()
+    self.has_begun = threading.Event()
+
+  def score(self, texts, answers, truncated):
+    self.has_begun.set()
+    assert self.may_go.wait(60)
+    rewards = [
+      float(f'{text}/{answer}/{cut}' in self.right)
+      for text, answer, cut in zip(texts, answers, truncated, strict=True)
+    ]
+    return workers.Scores(np.array(rewards, np.float32), len(texts), 1)
+
+
+def make_completions():
+  made = calls.Completions.make(Q, G, C)
+  made.tokens[:] = np.arange(Q * G * C).reshape(Q, G, C)
+  made.lengths[:] = [[1, 2], [3, 4], [1, 1]]
+  made.truncated[1, 1] = True
+  return made
+
+
+def decode(tokens):
+  return ' '.join(map(str, tokens))
+
+
+def test_rewards_find_their_rows_in_any_order():
+  """Row 3 is question 1's second, truncated; its tokens are 12 to 15."""
+  pool, made = _Pool(), make_completions()
+  pool.right = {'12 13 14 15/b/True', '16/c/False'}
+  with scoring.Scoring(pool, decode, ['a', 'b', 'c'], G) as scored:
+    for rows in ([5, 3], [0], [1, 2, 4]):
+      scored.add(np.array(rows), made)
+    texts, scores = scored.finish()
+  assert texts == ['0', '4 5', '8 9 10', '12 13 14 15', '16', '20']
+  assert scores.rewards.tolist() == [0, 0, 0, 1, 1, 0]
+  assert (scores.timeouts, scores.errors) == (6, 3)
+
+
+def test_scoring_goes_on_while_the_caller_does():
+  """The first rows are with the workers before the last are handed over."""
+  pool, made = _Pool(), make_completions()
+  pool.right = set()
+  pool.may_go.clear()
+  with scoring.Scoring(pool, decode, ['a', 'b', 'c'], G) as scored:
+    scored.add(np.arange(3), made)
+    assert pool.has_begun.wait(60)
+    scored.add(np.arange(3, 6), made)
+    pool.may_go.set()
+    assert len(scored.finish()[0]) == 6
+
+
+def test_what_a_worker_raises_reaches_the_caller():
+  class Broken:
+    def score(self, *unused_args):
+      raise ValueError('reward function does not start')
+
+  with scoring.Scoring(Broken(), decode, ['a', 'b', 'c'], G) as scored:
+    scored.add(np.arange(6), make_completions())
+    with pytest.raises(ValueError, match='does not start'):
+      scored.finish()
