@@ -227,7 +227,7 @@ def test_sft_has_no_rl_steps():
 @pytest.mark.parametrize(
   ('fields', 'num_shards', 'num_hosts', 'named', 'offered'),
   [
-    ({'eval__batch_size': 100}, 8, 1, 'eval.batch_size', 'take 96 or 104'),
+    ({'sampling__batch_size': 96}, 8, 1, 'sampling.batch_size', '64 or 128'),
     ({'optim__sft_batch_size': 4}, 8, 1, 'sft_batch_size', 'take 8 or 16'),
     ({'optim__minibatch_size': 12}, 8, 1, 'minibatch_size', 'take 8 or 16'),
     # 20 questions on 8 shards: 16 or 24 questions of 8 samples.

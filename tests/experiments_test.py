@@ -15,7 +15,7 @@ from dash_jax import config as config_lib
 from dash_jax.data import prompts, questions
 from dash_jax.learning import filtering, learner, losses
 from dash_jax.model import llama, presets
-from dash_jax.sampling import decoding, sampler
+from dash_jax.sampling import calls, compiled, decoding, ladder, programs
 
 _FOLDER = pathlib.Path(__file__).parent.parent / 'experiments'
 _FILES = {
@@ -208,25 +208,33 @@ def test_programs_build_on_eight_devices(name):
     assert on_one < 1.001 * total / 8
 
     how = decoding.make_decoding(
-      config.sampling.temperature, config.sampling.top_p, config.sampling.top_k
+      config.sampling.temperature,
+      config.sampling.top_p,
+      config.sampling.top_k,
+      stop_ids=(128_001, 128_009),
     )
-    asked = batches.PromptBatch(
-      tokens=_abstract((Q, P), jnp.int32, 'batch', None),
-      lengths=_abstract((Q,), jnp.int32, 'batch'),
-      uids=_abstract((Q,), jnp.int32, 'batch'),
-    )
-    rows = jax.eval_shape(
-      functools.partial(
-        sampler.sample, model, group_size=G, max_completion_len=C
-      ),
+    made = compiled.Compiled(
       state.params,
-      asked,
-      jax.random.key(0),
-      jnp.array([128_001, 128_009]),
-      how,
-      state.step,
+      programs.Programs(
+        model, prompt_len=P, group_size=G, quantize_cache=False,
+        quantize_weights=False, attention='plain', width=128,
+      ),
+      # One rung: the others are of the same layers.
+      ladder.Ladder(
+        (ladder.Rung(B // 8, C, Q // 8, G, in_order=True),), {}, {}
+      ),
+      (Q // 8,),
+    )  # fmt: skip
+    for kind in ('prepare', 'admit', 'decode'):
+      assert len(made.lower(kind)) == 1
+    # A token's keys and values in bf16; a device has an eighth of the rows.
+    token = 2 * model.config.num_layers * model.config.num_kv_heads
+    token *= model.config.head_dim * 2
+    assert made.cache_bytes * 8 == (Q * P + B * C) * token
+    asked = batches.PromptBatch(
+      *(np.zeros(s, np.int32) for s in ((Q, P), (Q,), (Q,)))
     )
-    assert rows.tokens.shape == (Q, G, C)
+    rows = calls.Completions.make(Q, G, C).as_rollouts(asked, 0)
 
     ones = np.ones((Q, G), np.float32)
     minibatches, n = filtering.cut(

@@ -49,18 +49,21 @@ def test_weights_and_advantages_follow_the_config(
 
   monkeypatch.setattr(filtering, 'cut', record)
   parts = assemble.build(config, str(tmp_path))
-  (phase,) = steps.phases(config)
+  (phase,) = steps.phases(config, parts.stop_ids)
   with parts.pool:
     params = weights.load_params(config, parts.model)
     state = learner.init_state(params, phase.optimizer)
     _, metrics = steps.take_step(
       parts, phase, state, 0, None, write_rollouts=False
     )
-    texts, scores = parts.score(
-      # Only answers are read of these, and the reward ignores them.
-      parts.train_questions[:8],
-      seen['rows'],
-    )
+    rows = seen['rows']
+    texts = [
+      parts.encoding.decode(rows.tokens[at][: rows.lengths[at]])
+      for at in np.ndindex(8, 4)
+    ]
+    # The reward ignores answers.
+    cut = rows.truncated.reshape(-1).tolist()
+    scores = parts.pool.score(texts, ['0'] * 32, cut)
   rewards = scores.rewards.reshape(8, 4)
   lengths = seen['rows'].lengths
   expected = np.zeros((8, 4))
@@ -82,4 +85,3 @@ def test_weights_and_advantages_follow_the_config(
   assert metrics['kept_rows'] == keep.sum()
   assert metrics['accuracy'] == rewards.mean()
   assert metrics['staleness'] == 0
-  assert len(texts) == 32

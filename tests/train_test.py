@@ -150,10 +150,23 @@ def test_sft_needs_solutions(config, tmp_path):
     assemble.build(config, str(tmp_path))
 
 
-def test_a_stop_text_is_one_token(config, tmp_path):
-  config.data.stop_text = 'stop here'
-  with pytest.raises(ValueError, match=r"data\.stop_text='stop here' is \d+"):
-    assemble.build(config, str(tmp_path))
+def test_a_stop_text_ends_a_reply(config, tmp_path):
+  """Behind the token that completes it, wherever that token begins; a text of
+  one token is a stop id besides."""
+  config.data.stop_text = '12 = '
+  parts = assemble.build(config, str(tmp_path))
+  parts.pool.close()
+  tok = parts.encoding.tokenizer
+  tokens = np.array(tok.encode('3 + 12 = 15 and 12 = 4'))
+  n = parts.find_end(tokens)
+  assert '12 = ' in tok.decode(tokens[:n].tolist())
+  assert '12 = ' not in tok.decode(tokens[: n - 1].tolist())
+  assert parts.find_end(tokens[: n - 1]) == 0
+  assert parts.stop_ids == tok.stop_ids
+  digit = tok.encode('+')
+  assert len(digit) == 1
+  assert assemble.find_stop_ids(tok, '+') == (*tok.stop_ids, *digit)
+  assert assemble.make_find_end(tok, '') is None
 
 
 def test_a_larger_tokenizer_than_the_model_is_refused(
@@ -191,7 +204,7 @@ def test_a_refused_start_leaves_nothing_that_a_corrected_one_would_use(
     ({'data__num_train': 7}, r'optim\.sft_batch_size asks 8 .* only 7'),
     (
       {'data__num_train': 7, 'algorithm__sft_steps': 0},
-      r'sampling\.batch_size=32 in groups of 4 asks 8 .* only 7',
+      r'algorithm\.batch_size=32 in groups of 4 asks 8 .* only 7',
     ),
   ],
 )

@@ -99,8 +99,8 @@ def seen_slots(lengths, slot, num_slots: int):
 
 
 def resize(cache: Cache, slot, num_slots: int) -> Cache:
-  """Returns a ring as one of `num_slots`, whose newest token stands at slot
-  `slot % num_slots`. A row that has more tokens would lose its oldest.
+  """Returns a ring with more slots, whose newest token stands at
+  `slot % num_slots`.
 
   Args:
     cache: the ring.
@@ -108,17 +108,21 @@ def resize(cache: Cache, slot, num_slots: int) -> Cache:
     num_slots: the new S.
   """
   old = cache.k.shape[3]
-  ages = (slot - jnp.arange(num_slots)) % num_slots
-  source = (slot - ages) % old
 
-  def take(x, axis):
-    return None if x is None else jnp.take(x, source, axis, mode='clip')
+  def put(x, axis):
+    if x is None:
+      return None
+    # From the oldest to the newest, then to where they stand in the new ring.
+    x = jnp.roll(x, -(slot + 1), axis)
+    more = [(0, 0)] * x.ndim
+    more[axis] = (num_slots - old, 0)
+    return jnp.roll(jnp.pad(x, more), slot + 1, axis)
 
   return Cache(
-    take(cache.k, 3),
-    take(cache.v, 2),
-    take(cache.k_scale, 2),
-    take(cache.v_scale, 2),
+    put(cache.k, 3),
+    put(cache.v, 2),
+    put(cache.k_scale, 2),
+    put(cache.v_scale, 2),
   )
 
 

@@ -25,8 +25,6 @@ class Compiled:
     prepare, start: callables; `start` is of the first rung.
     admit: {number of prompts of a shard: callable}.
     decode, lengthen, narrow: {rung: callable}; the latter two lead away from it.
-    peak_bytes: what a device needs at most, weights and caches included.
-    cache_bytes: of these, keys and values.
   """
 
   def __init__(
@@ -36,7 +34,7 @@ class Compiled:
     rungs: ladder.Ladder,
     admitted: tuple[int, ...],
   ):
-    """Describes the programs, and compiles those that take most memory.
+    """Describes the programs; `compile` makes them ready.
 
     Args:
       params: the model's weights, or their shapes and layouts.
@@ -53,7 +51,8 @@ class Compiled:
       rung: _after(functools.partial(run.start, rung)) for rung in rungs.rungs
     }
     first = rungs.rungs[0]
-    largest = max(rungs.rungs, key=lambda rung: (rung.rows, rung.slots))
+    self._largest = max(rungs.rungs, key=lambda rung: (rung.rows, rung.slots))
+    self._most_admitted = max(admitted)
     self._lowered = {
       ('prepare',): _trace(run.prepare, (params,)),
       ('start',): _trace(functools.partial(run.start, first), ()),
@@ -68,24 +67,40 @@ class Compiled:
       self._lowered['lengthen', rung] = _trace(run_longer, (rings,))
     for rung, fewer in rungs.narrower.items():
       self._lowered['narrow', rung] = self._trace_narrow(rung, fewer)
-    self._compiled = {
-      name: self._lowered.pop(name)().compile()
-      for name in (('decode', largest), ('admit', max(admitted)))
-    }
-    held_prompts, _, rings = self._arrays[largest]
-    self.cache_bytes = _size((held_prompts.caches, rings.caches))
-    # A move holds the rings of both rungs, beside the weights and prompts.
-    moves = [
-      (a, b) for x in (rungs.longer, rungs.narrower) for a, b in x.items()
-    ]
-    prompts = self._arrays[first][0]
-    self.peak_bytes = max(
-      *map(count_bytes, self._compiled.values()),
+    self._compiled = {}
+
+  @property
+  def cache_bytes(self) -> int:
+    """Bytes of keys and values on one device, at most."""
+    prompts, _, rings = self._arrays[self._largest]
+    return _size((prompts.caches, rings.caches))
+
+  def measure(self) -> int:
+    """Returns the bytes that a device needs at most, weights and caches included;
+    compiles the programs that take most."""
+    first = self.ladder.rungs[0]
+    decode, admit = ('decode', self._largest), ('admit', self._most_admitted)
+    for name in decode, admit:
+      self._compiled[name] = self._lowered.pop(name)().compile()
+    # Beside its arguments, `admit` has the rings; a move those of both rungs, and
+    # the weights and prompts.
+    prompts, _, rings = self._arrays[first]
+    moves = (self.ladder.longer, self.ladder.narrower)
+    return max(
+      count_bytes(self._compiled[decode]),
+      count_bytes(self._compiled[admit]) + _size(rings),
       *(
         _size((self._weights, prompts, self._arrays[a][2], self._arrays[b][2]))
-        for a, b in moves
+        for steps in moves
+        for a, b in steps.items()
       ),
     )
+
+  def lower(self, kind: str) -> dict:
+    """Returns the lowered programs of a kind that are not compiled, by name."""
+    return {
+      name: lower() for name, lower in self._lowered.items() if name[0] == kind
+    }
 
   def _trace_admit(self, rung, num):
     run, rows = self._run, num * self._run.group_size

@@ -257,10 +257,20 @@ class Sampler:
       self._compiled = compiled_lib.Compiled(
         self._params, self._programs, rungs, tuple(sorted(set(admitted)))
       )
-      if not shrink or rows == G or memory.fits(self._compiled.peak_bytes):
+      if not shrink or rows == G or self._fits():
         break
       rows = max(rows // 2 // G, 1) * G
     self._compiled.compile()
+
+  def _fits(self):
+    try:
+      needed = self._compiled.measure()
+    except jax.errors.JaxRuntimeError as error:
+      # The compilers of some devices find out by themselves.
+      if not memory.is_exhausted(error):
+        raise
+      return False
+    return memory.fits(needed)
 
   def _take_fewer(self, error):
     rows, G = self._compiled.ladder.rungs[0].rows, self.group_size

@@ -330,36 +330,70 @@ def test_too_little_memory_means_smaller_waves(
   assert 'sampling.batch_size=12' in caplog.text
 
 
+def measure(params, config, rows):
+  """Returns the bytes that a sampler of so many rows says it needs."""
+  found = []
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(compiled.Compiled, 'compile', lambda self: None)
+    patch.setattr(sampler.memory, 'fits', lambda n: not found.append(n))
+    sampler.Sampler(
+      llama.Llama(config), params, num_prompts=rows // G, group_size=G,
+      max_prompt_len=P, max_completion_len=C,
+    )  # fmt: skip
+  return found[0]
+
+
 def test_auto_takes_what_fits(params, tiny, monkeypatch):
-  """By the figures of the compiled programs: with room for what 8 rows take,
-  8 rows it is, although a call brings 24; one prompt at least is taken."""
+  """Halves of the 24 rows of a call are tried until one fits; one prompt is
+  tried without asking. Nothing is compiled that is not used."""
+  monkeypatch.setattr(compiled.Compiled, 'compile', lambda self: None)
+  needed = []
 
-  def peak(rows):
-    made = get_sampler(params, tiny, batch_size=rows)
-    return made._compiled.peak_bytes
+  def fits(num_bytes, room):
+    needed.append(num_bytes)
+    return num_bytes <= room
 
-  assert peak(8) < peak(12) < peak(24)
-  options = {
-    'num_prompts': Q, 'group_size': G,
-    'max_prompt_len': P, 'max_completion_len': C,
-  }  # fmt: skip
-  for room, rows in (
-    (peak(24), 24),
-    (peak(12), 12),
-    (peak(24) - 1, 12),
-    (0, 4),
-  ):
-    monkeypatch.setattr(
-      sampler.memory, 'fits', lambda need, room=room: need <= room
-    )
-    made = sampler.Sampler(llama.Llama(tiny), params, **options)
-    assert made.batch_size == rows
+  def find(room):
+    needed.clear()
+    monkeypatch.setattr(sampler.memory, 'fits', lambda n: fits(n, room))
+    made = sampler.Sampler(
+      llama.Llama(tiny), params, num_prompts=Q, group_size=G,
+      max_prompt_len=P, max_completion_len=C,
+    )  # fmt: skip
+    return made.batch_size
+
+  assert find(0) == 4
+  of_24, of_12 = needed
+  assert of_24 > of_12
+  assert find(of_24) == 24
+  assert find(of_24 - 1) == 12
+  assert find(of_12 - 1) == 4
+
+
+def test_a_compiler_that_finds_too_little_memory_counts(
+  params, tiny, monkeypatch
+):
+  """As TPU's does: the size does not fit. Other errors are not hidden."""
+  monkeypatch.setattr(compiled.Compiled, 'compile', lambda self: None)
+
+  def fail(message):
+    def measure(self):
+      raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(compiled.Compiled, 'measure', measure)
+    return sampler.Sampler(
+      llama.Llama(tiny), params, num_prompts=Q, group_size=G,
+      max_prompt_len=P, max_completion_len=C,
+    )  # fmt: skip
+
+  assert fail('RESOURCE_EXHAUSTED: Ran out of memory in hbm').batch_size == 4
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
+    fail('INTERNAL: broken')
 
 
 def test_the_peak_is_that_of_the_caches_and_more(params, tiny):
   """Rows' rings grow with the rows, by what their slots hold."""
-  few = get_sampler(params, tiny, batch_size=8)._compiled.peak_bytes
-  many = get_sampler(params, tiny)._compiled.peak_bytes
+  few, many = measure(params, tiny, 8), measure(params, tiny, 24)
   ring = 2 * tiny.num_layers * tiny.num_kv_heads * tiny.head_dim * C * 4
   assert many - few > 16 * ring
 
