@@ -96,7 +96,7 @@ class Call:
     per_shard = len(request.prompts.tokens) // len(self._shards)
     self._num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
     waiting = [list(range(per_shard)) for _ in range(self._num_shards)]
-    # After a lack of memory some are done; with more processes all begin anew.
+    # Some are done if memory ran out before, which a single process survives.
     for i, shard in enumerate(self._shards):
       rows = made.finished[i * per_shard : (i + 1) * per_shard]
       waiting[shard] = np.flatnonzero(~rows.all(axis=1)).tolist()
@@ -104,7 +104,8 @@ class Call:
     self._at = places_lib.Places(
       compiled.ladder.rungs[0], self._group_size, waiting
     )
-    self._where = None
+    self._where = None  # as `decode` takes places; None until they are put
+    self._ended = {}  # of each number of rows
 
   def run(self, params: dict) -> Iterator[tuple[np.ndarray, Completions]]:
     """Decodes all rows that are not finished; yields as `Sampler.stream`."""
@@ -205,7 +206,7 @@ class Call:
       self._rows,
       self._rings,
       self._where,
-      sharding.put_rows(at.ended[self._shards].reshape(-1)),
+      self._put_ended(),
       self._request.decoding,
       np.int32(min(self._width, room)),
       wait.astype(np.int32),
@@ -216,6 +217,13 @@ class Call:
       for x in sharding.local_rows((drawn.tokens, drawn.logprobs))
     )
     yield from self._take_in(tokens, logprobs, drawn)
+
+  def _put_ended(self):
+    rows = self._at.rung.rows
+    if self._request.find_end or rows not in self._ended:
+      ended = self._at.ended[self._shards].reshape(-1)
+      self._ended[rows] = sharding.put_rows(ended)
+    return self._ended[rows]
 
   def _take_in(self, tokens, logprobs, drawn):
     """Adds what was drawn to what is made, and yields the rows that finished.
