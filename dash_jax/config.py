@@ -69,7 +69,7 @@ def default() -> ml_collections.ConfigDict:
           # Rows decoded at once; those beyond wait. 'auto': as many as fit.
           'batch_size': config_dict.FieldReference(AUTO, field_type=object),
           'max_completion_len': 64,
-          'min_completion_len': 0,
+          'min_completion_len': 0,  # before which no stop id is drawn
           'temperature': 1.0,
           'top_p': 1.0,
           'top_k': 0,

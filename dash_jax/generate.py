@@ -12,7 +12,8 @@
      likeliest tokens.
   3. Each completion is a JSON line, written as soon as it has ended: `index` of
      its prompt, `sample`, `prompt`, `completion`, `num_tokens`, `truncated`,
-     `logprob` (of the whole), and how it was drawn.
+     `logprob` (of the whole), and how it was drawn; `settings` names the rest
+     that it follows from (the sections model, lora, data and sampling).
   4. With --out, what the file holds already is not sampled again: the same
      command goes on where it was stopped, with the completions that it would
      have written.
@@ -20,6 +21,8 @@
 
 import contextlib
 import dataclasses
+import hashlib
+import json
 import pathlib
 import sys
 
@@ -103,10 +106,12 @@ def read_done(path: str, requests: list[Request], drawn: dict) -> set:
   """
   if not pathlib.Path(path).exists():
     return set()
+  jsonl.cut_torn_line(path)
   rows = jsonl.read(path)
   for number, row in enumerate(rows, 1):
-    index = row.get('index')
+    index, sample = row.get('index'), row.get('sample')
     known = type(index) is int and 0 <= index < len(requests)
+    known = known and type(sample) is int
     if not known or row.get('prompt') != requests[index].prompt:
       raise ValueError(
         f'--out={path}:{number} is a completion of another prompt: name a new'
@@ -118,7 +123,6 @@ def read_done(path: str, requests: list[Request], drawn: dict) -> set:
           f'--out={path}:{number} has {name}={row.get(name)!r}, and this call'
           f' {name}={value!r}: name a new file'
         )
-  jsonl.write(path, rows)
   return {(row['index'], row['sample']) for row in rows}
 
 
@@ -157,8 +161,22 @@ def _describe(config, step):
     'top_p': sampling.top_p,
     'top_k': sampling.top_k,
     'min_p': sampling.min_p,
-    'min_completion_len': sampling.min_completion_len,
+    'settings': _hash_settings(config),
   }
+
+
+def _hash_settings(config):
+  """Returns what names all else that a completion follows from."""
+  fields = config.to_dict()
+  kept = {name: fields[name] for name in ('model', 'lora', 'data', 'sampling')}
+  for name in ('batch_size', 'attention'):  # which change no token
+    del kept['sampling'][name]
+  text = json.dumps(kept, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _ask(request):
+  return batches.Question(request.prompt, answer='', uid=request.index)
 
 
 def _sample(config, encoding, model, params, requests, done):
@@ -179,17 +197,16 @@ def _sample(config, encoding, model, params, requests, done):
     how['top_p'],
     how['top_k'],
     min_p=how['min_p'],
-    min_len=how['min_completion_len'],
+    min_len=config.sampling.min_completion_len,
     stop_ids=assemble.find_stop_ids(encoding.tokenizer, stop_text),
   )
   shards = sharding.num_batch_shards(jax.sharding.get_mesh())
+  encoding.encode([_ask(r) for r in left])  # refuses those that are too long
   for first in range(0, len(left), _MOST_AT_ONCE):
     asked = left[first : first + _MOST_AT_ONCE]
     # Filled up so that every shard has as many; what is added is not written.
     full = asked + asked[:1] * (-len(asked) % shards)
-    prompts = encoding.encode(
-      [batches.Question(r.prompt, answer='', uid=r.index) for r in full]
-    )
+    prompts = encoding.encode([_ask(r) for r in full])
     limits = np.array([[r.max_completion_len] * G for r in full])
     for rows, made in sampled_by.stream(
       params,

@@ -1,11 +1,12 @@
 """Rewards of rows while others are still sampled.
 
 Rows are handed over as they finish. A thread turns them into text and gives
-them to the worker processes, a batch at a time, while the device goes on; what
-is left when the last row has finished is all that a step waits for.
+them to the worker processes, all that have come at a time, while the device goes
+on; what is left when the last row has finished is all that a step waits for.
 """
 
 import concurrent.futures
+import queue
 from collections.abc import Callable
 
 import numpy as np
@@ -35,7 +36,10 @@ class Scoring:
     self._decode = decode
     self._answers = [a for a in answers for _ in range(group_size)]
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
-    self._parts = []
+    self._waiting = queue.SimpleQueue()
+    self._turns = []
+    self._texts = [''] * len(self._answers)
+    self._rewards = np.zeros(len(self._answers), np.float32)
 
   def __enter__(self) -> 'Scoring':
     return self
@@ -45,7 +49,8 @@ class Scoring:
 
   def add(self, rows: np.ndarray, made: calls.Completions) -> None:
     """Begins to score rows q * G + g that have finished."""
-    self._parts.append((rows, self._thread.submit(self._score, rows, made)))
+    self._waiting.put((rows, made))
+    self._turns.append(self._thread.submit(self._score_waiting))
 
   def finish(self) -> tuple[list[str], workers.Scores]:
     """Returns the texts of all B rows, and their scores.
@@ -53,24 +58,29 @@ class Scoring:
     Raises:
       ValueError: as `workers.Pool.score`.
     """
-    texts = [''] * len(self._answers)
-    rewards = np.zeros(len(texts), np.float32)
-    timeouts = errors = 0
-    for rows, part in self._parts:
-      found, scores = part.result()
-      for row, text in zip(rows, found, strict=True):
-        texts[row] = text
-      rewards[rows] = scores.rewards
-      timeouts += scores.timeouts
-      errors += scores.errors
-    return texts, workers.Scores(rewards, timeouts, errors)
+    turns = [turn.result() for turn in self._turns]
+    timeouts, errors = (sum(counts) for counts in zip(*turns, strict=True))
+    return self._texts, workers.Scores(self._rewards, timeouts, errors)
 
-  def _score(self, rows, made):
-    G = made.lengths.shape[1]
-    at = np.divmod(rows, G)
-    texts = [
-      self._decode(tokens[:length])
-      for tokens, length in zip(made.tokens[at], made.lengths[at], strict=True)
-    ]
-    answers = [self._answers[row] for row in rows]
-    return texts, self._pool.score(texts, answers, made.truncated[at].tolist())
+  def _score_waiting(self) -> tuple[int, int]:
+    """Scores all that has come by now, so that no worker waits for the slowest
+    row of a few; returns the time-outs and errors."""
+    parts = []
+    while not self._waiting.empty():
+      parts.append(self._waiting.get())
+    if not parts:
+      return 0, 0
+    made = parts[0][1]
+    rows = np.concatenate([rows for rows, _ in parts])
+    at = np.divmod(rows, made.lengths.shape[1])
+    for row, tokens, length in zip(
+      rows, made.tokens[at], made.lengths[at], strict=True
+    ):
+      self._texts[row] = self._decode(tokens[:length])
+    scores = self._pool.score(
+      [self._texts[row] for row in rows],
+      [self._answers[row] for row in rows],
+      made.truncated[at].tolist(),
+    )
+    self._rewards[rows] = scores.rewards
+    return scores.timeouts, scores.errors

@@ -1,12 +1,14 @@
 """Accuracy counts every question once; its interval is Wilson's."""
 
-import dataclasses
+import contextlib
+import math
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import assemble, evaluate, weights
+from dash_jax import assemble, evaluate, sharding, weights
 from dash_jax.model import presets
 from dash_jax.rewards import workers
 
@@ -33,29 +35,42 @@ def test_the_interval_of_a_published_table():
   )
 
 
+ONE, FOUR = (1, 1, 1), (1, 4, 1)
+
+
 @pytest.fixture
-def parts(mesh, monkeypatch, tmp_path):
+def build(monkeypatch, tmp_path):
+  """Returns what builds the parts of a run on a mesh, within its context."""
   quickstart = presets.PRESETS['quickstart']
   monkeypatch.setitem(presets.PRESETS, 'quickstart', quickstart)
   monkeypatch.syspath_prepend(tiny_run.FOLDER)
-  config = tiny_run.get_config()
-  config.eval.temperature = 1.0  # or all replies of a random model are alike
-  built = assemble.build(config, str(tmp_path))
-  with built.pool:
-    yield built
+
+  @contextlib.contextmanager
+  def make(shape, batch_size='auto'):
+    config = tiny_run.get_config()
+    config.eval.temperature = 1.0  # or all replies of a random model are alike
+    config.sampling.batch_size = batch_size
+    devices = jax.devices()[: math.prod(shape)]
+    grid = jax.make_mesh(shape, sharding.AXES, devices=devices)
+    with jax.set_mesh(grid):
+      built = assemble.build(config, str(tmp_path))
+      with built.pool:
+        yield built, weights.load_params(config, built.model)
+
+  return make
 
 
-def test_any_batch_size_gives_the_same_accuracy(parts):
-  """Of 6 questions, batches of 4 fill the last one up with two that must not
-  count, and a batch of 6 needs none."""
-  params = weights.load_params(parts.config, parts.model)
+def test_any_batch_size_and_mesh_give_the_same_accuracy(build):
+  """6 questions at once, four at once, one by one, and on four shards of rows,
+  which two more questions fill up that must not count."""
   results = []
-  for size in (4, 6):
-    parts.config.eval.batch_size = size
-    result = evaluate.evaluate(parts, params)
+  for shape, size in ((ONE, 'auto'), (ONE, 4), (ONE, 1), (FOUR, 'auto')):
+    with build(shape, size) as (parts, params):
+      result = evaluate.evaluate(parts, params)
     assert result.pop('eval_s') > 0
     results.append(result)
-  assert results[0] == results[1]
+  for other in results[1:]:
+    assert other == results[0]
   assert results[0]['num_questions'] == 6
   assert 1 <= results[0]['completion_len_mean'] <= 6
   right = results[0]['accuracy'] * 6
@@ -66,19 +81,39 @@ def test_any_batch_size_gives_the_same_accuracy(parts):
   ) == evaluate.wilson_interval(round(right), 6)
 
 
-def test_a_partly_right_reply_is_not_right(parts, monkeypatch):
-  """Accuracy counts rewards of exactly 1; time-outs and errors stand apart."""
+@pytest.mark.parametrize('shape', [ONE, FOUR])
+def test_rows_that_fill_up_are_neither_scored_nor_counted(
+  build, monkeypatch, shape
+):
+  """Every reply is right, and each has a time-out: of 6, whatever the mesh."""
+  scored = []
 
   def score(completions, answers, truncated):
     del answers, truncated
-    assert len(completions) == 3
-    rewards = [1.0, 0.5, 0.999]
-    return workers.Scores(np.array(rewards, np.float32), 3, 1)
+    n = len(completions)
+    scored.append(n)
+    return workers.Scores(np.ones(n, np.float32), n, 0)
 
-  monkeypatch.setattr(parts.pool, 'score', score)
-  # A wave of four holds three questions, and a filler that is not scored.
-  parts = dataclasses.replace(parts, test_questions=parts.test_questions[:3])
-  params = weights.load_params(parts.config, parts.model)
-  result = evaluate.evaluate(parts, params)
-  assert result['accuracy'] == pytest.approx(1 / 3)
-  assert (result['reward_timeouts'], result['reward_errors']) == (3, 1)
+  with build(shape) as (parts, params):
+    monkeypatch.setattr(parts.pool, 'score', score)
+    result = evaluate.evaluate(parts, params)
+  assert sum(scored) == 6
+  assert result['accuracy'] == 1
+  assert result['reward_timeouts'] == 6
+
+
+def test_a_partly_right_reply_is_not_right(build, monkeypatch):
+  """Accuracy counts rewards of exactly 1; time-outs and errors stand apart."""
+  rewards = iter([1.0, 0.5, 0.999, 0.0, -1.0, 2.0])
+
+  def score(completions, answers, truncated):
+    del answers, truncated
+    n = len(completions)
+    found = [next(rewards) for _ in range(n)]
+    return workers.Scores(np.array(found, np.float32), 2 * n, 3 * n)
+
+  with build(ONE) as (parts, params):
+    monkeypatch.setattr(parts.pool, 'score', score)
+    result = evaluate.evaluate(parts, params)
+  assert result['accuracy'] == pytest.approx(1 / 6)
+  assert (result['reward_timeouts'], result['reward_errors']) == (12, 18)

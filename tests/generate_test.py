@@ -56,7 +56,8 @@ def test_completions_of_a_file_go_on_where_they_were_cut(workdir, tmp_path):
   assert rows[0, 0]['logprob'] < 0
 
   cut = tmp_path / 'cut.jsonl'
-  cut.write_text(lines[0] + '\n' + lines[4] + '\n' + lines[2][:20])
+  torn = lines[2][:20].encode() + 'é'.encode()[:1]  # inside a character
+  cut.write_bytes(f'{lines[0]}\n{lines[4]}\n'.encode() + torn)
   code, output = start(workdir, *flags, f'--out={cut}')
   assert code == 0, output
   again = cut.read_text().splitlines()
@@ -66,6 +67,11 @@ def test_completions_of_a_file_go_on_where_they_were_cut(workdir, tmp_path):
   code, output = start(workdir, *flags, f'--out={cut}', '--temperature=0')
   assert code == 2
   assert 'cut.jsonl:1 has temperature=1.0' in output
+  code, output = start(
+    workdir, *flags, f'--out={cut}', '--config.data.template=Add: {question}'
+  )
+  assert code == 2
+  assert 'cut.jsonl:1 has settings=' in output
   asked.write_text('{"prompt": "7 + 8 ="}\n')
   code, output = start(workdir, *flags, f'--out={cut}')
   assert code == 2

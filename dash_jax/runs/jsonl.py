@@ -63,6 +63,12 @@ def read(path: str | os.PathLike) -> list[dict]:
   return rows
 
 
+def cut_torn_line(path: str | os.PathLike) -> None:
+  """Cuts off a last line that lacks its newline, wherever it was torn."""
+  with open(path, 'rb+') as file:
+    file.truncate(file.read().rfind(b'\n') + 1)
+
+
 def write(path: str | os.PathLike, rows: list[dict]) -> None:
   """Replaces `path` by `rows`, whole or not at all."""
   replace(path, ''.join(encode(row) for row in rows))

@@ -100,12 +100,14 @@ class Call:
     for i, shard in enumerate(self._shards):
       rows = made.finished[i * per_shard : (i + 1) * per_shard]
       waiting[shard] = np.flatnonzero(~rows.all(axis=1)).tolist()
+    for x in (made.tokens, made.logprobs, made.lengths):
+      x[~made.finished] = 0
     self._per_shard = per_shard
     self._at = places_lib.Places(
       compiled.ladder.rungs[0], self._group_size, waiting
     )
     self._where = None  # as `decode` takes places; None until they are put
-    self._ended = {}  # of each number of rows
+    self._none_ended = {}  # on the device, by their number
 
   def run(self, params: dict) -> Iterator[tuple[np.ndarray, Completions]]:
     """Decodes all rows that are not finished; yields as `Sampler.stream`."""
@@ -131,6 +133,8 @@ class Call:
   def _admit(self, num):
     at, request = self._at, self._request
     taken, prompt_places, row_places = at.admit(num)
+    # Rows of these prompts that were done before memory ran out need no more.
+    at.ended[self._shards] |= at.live[self._shards] & self._is_finished()
     # Places that stay empty get the first prompt, and are nowhere.
     numbers = np.zeros((len(self._shards), num), int)
     for i, shard in enumerate(self._shards):
@@ -219,11 +223,12 @@ class Call:
     yield from self._take_in(tokens, logprobs, drawn)
 
   def _put_ended(self):
-    rows = self._at.rung.rows
-    if self._request.find_end or rows not in self._ended:
-      ended = self._at.ended[self._shards].reshape(-1)
-      self._ended[rows] = sharding.put_rows(ended)
-    return self._ended[rows]
+    ended = self._at.ended[self._shards].reshape(-1)
+    if ended.any():
+      return sharding.put_rows(ended)
+    if ended.size not in self._none_ended:
+      self._none_ended[ended.size] = sharding.put_rows(ended)
+    return self._none_ended[ended.size]
 
   def _take_in(self, tokens, logprobs, drawn):
     """Adds what was drawn to what is made, and yields the rows that finished.
@@ -235,11 +240,9 @@ class Call:
     at, made = self._at, self._made
     lengths = np.asarray(drawn.lengths).reshape(at.live.shape)
     stopped = np.asarray(drawn.stopped).reshape(at.live.shape)
-    first = np.arange(len(self._shards))[:, None] * self._per_shard
-    row = at.row[self._shards] + first * self._group_size
     # A row that has its end, or had it before memory ran out, stays as it is.
-    changing = at.live[self._shards] & ~made.finished.reshape(-1)[row]
-    row = row[changing]
+    changing = at.live[self._shards] & ~self._is_finished()
+    row = self._find_rows()[changing]
     before = at.lengths[self._shards][changing]
     after = lengths[self._shards][changing]
     flat = _flatten(made)
@@ -263,6 +266,17 @@ class Call:
     at.live &= ~stopped
     if done.any():
       yield np.sort(row[done]), made
+
+  def _find_rows(self):
+    """Returns i64[shards, rows], of this process's shards which row of
+    Completions stands at each place."""
+    first = np.arange(len(self._shards))[:, None] * self._per_shard
+    return self._at.row[self._shards] + first * self._group_size
+
+  def _is_finished(self):
+    """Returns bool[shards, rows], of the row at each place; where there is none
+    it means nothing."""
+    return self._made.finished.reshape(-1)[self._find_rows()]
 
   def _cut(self, flat, row):
     """Ends a row where its end is found; returns whether it is."""

@@ -75,6 +75,11 @@ class Compiled:
     prompts, _, rings = self._arrays[self._largest]
     return _size((prompts.caches, rings.caches))
 
+  @property
+  def weight_bytes(self) -> int:
+    """Bytes of the weights that are sampled with, on one device."""
+    return _size(self._weights)
+
   def measure(self) -> int:
     """Returns the bytes that a device needs at most, weights and caches included;
     compiles the programs that take most."""
@@ -82,9 +87,10 @@ class Compiled:
     decode, admit = ('decode', self._largest), ('admit', self._most_admitted)
     for name in decode, admit:
       self._compiled[name] = self._lowered.pop(name)().compile()
-    # Beside its arguments, `admit` has the rings; a move those of both rungs, and
-    # the weights and prompts.
-    prompts, _, rings = self._arrays[first]
+    # Beside its arguments, `admit` has the rings, which may have grown; a move has
+    # those of both rungs, and the weights and prompts.
+    prompts = self._arrays[first][0]
+    rings = self._arrays[self._largest][2]
     moves = (self.ladder.longer, self.ladder.narrower)
     return max(
       count_bytes(self._compiled[decode]),

@@ -14,6 +14,8 @@ those to the fewest that hold top_p of their mass, of those to the ones at least
 min_p times as likely as the likeliest.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +23,7 @@ import numpy as np
 from dash_jax import batches
 
 _BLOCK = 256
+_LEAST_TEMPERATURE = 1e-6  # logits over less would overflow
 _BANNED = -1e30  # finite, so that a gradient through it is not NaN
 _MAX_STOP_IDS = 32  # room that every program has for them
 
@@ -60,8 +63,11 @@ def make_decoding(
   Raises:
     ValueError: a value is out of its range.
   """
-  if temperature < 0:
-    raise ValueError(f'temperature={temperature}: must be 0 or more')
+  if temperature and not _LEAST_TEMPERATURE <= temperature < math.inf:
+    raise ValueError(
+      f'temperature={temperature}: must be 0 (the likeliest token), or a number'
+      f' from {_LEAST_TEMPERATURE}'
+    )
   if not 0 < top_p <= 1:
     raise ValueError(f'top_p={top_p}: must be in (0, 1]')
   if top_k < 0:
@@ -107,7 +113,7 @@ def _find_least(scaled, decoding):
   def search(scaled, top):
     order, mass = _sortable(scaled), jnp.exp(scaled - top)
     V = scaled.shape[-1]
-    top_k = jnp.where(decoding.top_k > 0, decoding.top_k, V)
+    top_k = jnp.where(decoding.top_k > 0, jnp.minimum(decoding.top_k, V), V)
     by_k = _search(
       lambda at: jnp.sum(order >= at, -1, keepdims=True) >= top_k, top
     )

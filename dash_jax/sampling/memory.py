@@ -9,8 +9,8 @@ from dash_jax import sharding
 _USABLE = 0.92  # the rest goes to fragments and to the runtime
 
 
-def fits(num_bytes: int) -> bool:
-  """Returns whether every device has so much room beside what it holds now.
+def find_room() -> float:
+  """Returns the bytes that every device has room for beside what it holds now.
 
   On CPU a device's memory is its share of the machine's.
   """
@@ -28,8 +28,7 @@ def fits(num_bytes: int) -> bool:
       for shard in x.addressable_shards
     )
     room = (total * _USABLE - used) / len(devices)
-  short = sharding.max_over_hosts({'short': num_bytes > room})['short']
-  return not short
+  return -sharding.max_over_hosts({'room': -room})['room']
 
 
 def is_exhausted(error: Exception) -> bool:

@@ -42,12 +42,11 @@ class Places:
 
   def find_room(self) -> np.ndarray:
     """Returns i64[shards], how many waiting prompts each shard has room for."""
-    prompts = [len(self._free_prompts(s)) for s in range(len(self.row))]
-    rows = (~self.live).sum(axis=1) // self._group_size
-    if self.rung.in_order and self._group_size > 1:
-      # A prompt's rows must be neighbours: a shard is filled when it is empty.
-      rows = np.where(self.live.any(axis=1), 0, rows)
-    return np.minimum(np.minimum(rows, prompts), [*map(len, self.waiting)])
+    room = [len(self._free_prompts(s)) for s in range(len(self.row))]
+    if not self.rung.in_order:  # else the rows of a free prompt are free
+      rows = (~self.live).sum(axis=1) // self._group_size
+      room = np.minimum(room, rows)
+    return np.minimum(room, [*map(len, self.waiting)])
 
   def admit(self, num: int) -> tuple[list[list[int]], np.ndarray, np.ndarray]:
     """Gives places to waiting prompts, up to `num` of each shard.
@@ -65,8 +64,11 @@ class Places:
       n = min(num, room[s])
       taken.append(self.waiting[s][:n])
       self.waiting[s] = self.waiting[s][n:]
-      rows = np.flatnonzero(~self.live[s])[: n * G]
-      prompts = rows if G == 1 else self._free_prompts(s)[:n]
+      prompts = self._free_prompts(s)[:n]
+      if self.rung.in_order:
+        rows = (prompts[:, None] * G + np.arange(G)).reshape(-1)
+      else:
+        rows = np.flatnonzero(~self.live[s])[: n * G]
       prompt_places[s, :n], row_places[s, : n * G] = prompts, rows
       numbers = np.array(taken[s], int)[:, None] * G + np.arange(G)
       self.row[s, rows] = numbers.reshape(-1)

@@ -304,7 +304,7 @@ class Programs:
     return rows, rings, _report(tokens, logprobs, rows)
 
   def lengthen(self, rings: Rings, num_slots: int) -> Rings:
-    """Returns donated rings with more slots."""
+    """Returns rings with more slots."""
 
     def resize(cache, slot):
       return cache_lib.resize(cache, slot, num_slots)
@@ -353,7 +353,8 @@ class Programs:
 
     def run(q, prompts, prompt_mask, own, lengths, slot, asking, place):
       if self.attention == kernels.PALLAS:
-        of_own = kernels.attend_ring(q, own, lengths, slot)
+        # A place without a row has none either: what it reads is not used.
+        of_own = kernels.attend_ring(q, own, jnp.maximum(lengths, 1), slot)
       else:
         seen = cache_lib.seen_slots(lengths, slot, num_slots)
         of_own = attention.attend_slots(q, own, seen)

@@ -34,6 +34,7 @@ AUTO = 'auto'
 _WIDTH = 128  # tokens of a row between two looks of the host, at most
 _PROMPTS_PER_ROW = 3  # places for prompts whose rows stop at different times
 _REFILL_SHARE = 8  # rows are replaced when this part of them has stopped
+_PREFILL_TOKENS = 2**14  # of a shard's prompts that run at once, at most
 
 
 def sample(
@@ -106,7 +107,7 @@ class Sampler:
 
     Raises:
       ValueError: `batch_size` does not divide by G times the mesh's shards of
-        rows, or not even one prompt a shard fits the device.
+        rows.
     """
     self._num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
     self._params = params
@@ -175,8 +176,9 @@ class Sampler:
       i64[n], the rows q * G + g that have just finished, and all Completions.
 
     Raises:
-      ValueError: prompts have other sizes than the sampler, or limits are out
-        of range.
+      ValueError: prompts have other sizes than the sampler, limits are out of
+        range, or not even one prompt a shard fits the memory. With several
+        processes, too little memory is an error of jax's at once.
     """
     Q, G, C = len(prompts.tokens), self.group_size, self._max_completion_len
     limits = np.full((Q, G), C) if limits is None else np.asarray(limits)
@@ -225,7 +227,12 @@ class Sampler:
       raise ValueError(
         f'prompts of {P} slots: must have {self._programs.prompt_len}'
       )
+    lengths = prompts.lengths
+    if lengths.min() < 1 or lengths.max() > P:
+      raise ValueError(f'prompt lengths must be from 1 to {P}: {lengths}')
     shape = (Q, self.group_size)
+    if limits.dtype.kind not in 'iu':
+      raise ValueError(f'limits must be whole numbers, not {limits.dtype}')
     if limits.shape != shape or limits.min() < 1 or limits.max() > C:
       raise ValueError(
         f'limits must be {shape} numbers from 1 to {C}: {limits}'
@@ -245,9 +252,11 @@ class Sampler:
     G = self.group_size
     while True:
       refill = self._num_prompts * G > rows
-      num_prompts, admitted = rows // G, [rows // G]
+      num_prompts = rows // G
+      at_once = max(_PREFILL_TOKENS // self._programs.prompt_len, 1)
+      admitted = [min(num_prompts, at_once)]
       if refill:
-        admitted.append(max(rows // G // _REFILL_SHARE, 1))
+        admitted.append(max(min(num_prompts // _REFILL_SHARE, at_once), 1))
         if G > 1:
           num_prompts = min(self._num_prompts, _PROMPTS_PER_ROW * num_prompts)
           num_prompts = min(num_prompts, rows - 1)
@@ -257,20 +266,25 @@ class Sampler:
       self._compiled = compiled_lib.Compiled(
         self._params, self._programs, rungs, tuple(sorted(set(admitted)))
       )
-      if not shrink or rows == G or self._fits():
+      share = self._find_share() if shrink and rows > G else 1.0
+      if share >= 1:
         break
-      rows = max(rows // 2 // G, 1) * G
+      rows = max(min(int(rows * share), rows - G) // G, 1) * G
     self._compiled.compile()
 
-  def _fits(self):
+  def _find_share(self) -> float:
+    """Returns how many times the rows of the programs fit; 1 or more if they do."""
     try:
       needed = self._compiled.measure()
     except jax.errors.JaxRuntimeError as error:
       # The compilers of some devices find out by themselves.
       if not memory.is_exhausted(error):
         raise
-      return False
-    return memory.fits(needed)
+      return 0.5
+    # Weights take their room whatever the rows.
+    weights = self._compiled.weight_bytes
+    room = memory.find_room() - weights
+    return max(room, 0) / max(needed - weights, 1)
 
   def _take_fewer(self, error):
     rows, G = self._compiled.ladder.rungs[0].rows, self.group_size
@@ -285,4 +299,4 @@ class Sampler:
       ' sampling.batch_size=%d begins so.',
       *(n * self._num_shards for n in (rows, fewer, fewer)),
     )
-    self._build(fewer, shrink=False)
+    self._build(fewer, shrink=True)

@@ -18,6 +18,9 @@ SETTINGS = [
   (1.2, 0.3, 200),
   (1.0, 1e-6, 0),
   (1.0, 1.0, 1),
+  (1.0, 1.0, V),
+  (1.0, 1.0, 10 * V, 0.01),
+  (0.7, 0.9, V + 1),
   (1.0, 1.0, 0, 0.05),
   (1.3, 0.95, 60, 0.02),
 ]
@@ -218,6 +221,9 @@ def test_rows_with_other_keys_draw_apart_and_equal_keys_alike():
   ('settings', 'named'),
   [
     ((-1.0, 1.0, 0), 'temperature=-1.0'),
+    ((float('nan'), 1.0, 0), 'temperature=nan'),
+    ((float('inf'), 1.0, 0), 'temperature=inf'),
+    ((1e-30, 1.0, 0), 'temperature=1e-30: must be 0 .* from 1e-06'),
     ((1.0, 0.0, 0), 'top_p=0.0'),
     ((1.0, 1.1, 0), 'top_p=1.1'),
     ((1.0, 1.0, -2), 'top_k=-2'),

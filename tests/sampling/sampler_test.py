@@ -330,44 +330,46 @@ def test_too_little_memory_means_smaller_waves(
   assert 'sampling.batch_size=12' in caplog.text
 
 
+def make_auto(params, config, num_prompts=Q):
+  return sampler.Sampler(
+    llama.Llama(config), params, num_prompts=num_prompts, group_size=G,
+    max_prompt_len=P, max_completion_len=C,
+  )  # fmt: skip
+
+
 def measure(params, config, rows):
   """Returns the bytes that a sampler of so many rows says it needs."""
   found = []
+  right = compiled.Compiled.measure
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(compiled.Compiled, 'compile', lambda self: None)
-    patch.setattr(sampler.memory, 'fits', lambda n: not found.append(n))
-    sampler.Sampler(
-      llama.Llama(config), params, num_prompts=rows // G, group_size=G,
-      max_prompt_len=P, max_completion_len=C,
-    )  # fmt: skip
+    patch.setattr(
+      compiled.Compiled, 'measure', lambda self: found.append(right(self)) or 0
+    )
+    make_auto(params, config, rows // G)
   return found[0]
 
 
-def test_auto_takes_what_fits(params, tiny, monkeypatch):
-  """Halves of the 24 rows of a call are tried until one fits; one prompt is
-  tried without asking. Nothing is compiled that is not used."""
-  monkeypatch.setattr(compiled.Compiled, 'compile', lambda self: None)
+@pytest.mark.parametrize('share', [1.0, 0.9, 0.5, 0.0])
+def test_auto_takes_what_fits(params, tiny, monkeypatch, share):
+  """Beside the weights there is room for a share of what 24 rows need: so many
+  rows are taken, but for those of two prompts, and one prompt at least."""
+  weights = sum(x.nbytes for x in jax.tree.leaves(params))
+  room = weights + share * (measure(params, tiny, 24) - weights)
   needed = []
-
-  def fits(num_bytes, room):
-    needed.append(num_bytes)
-    return num_bytes <= room
-
-  def find(room):
-    needed.clear()
-    monkeypatch.setattr(sampler.memory, 'fits', lambda n: fits(n, room))
-    made = sampler.Sampler(
-      llama.Llama(tiny), params, num_prompts=Q, group_size=G,
-      max_prompt_len=P, max_completion_len=C,
-    )  # fmt: skip
-    return made.batch_size
-
-  assert find(0) == 4
-  of_24, of_12 = needed
-  assert of_24 > of_12
-  assert find(of_24) == 24
-  assert find(of_24 - 1) == 12
-  assert find(of_12 - 1) == 4
+  right = compiled.Compiled.measure
+  monkeypatch.setattr(compiled.Compiled, 'compile', lambda self: None)
+  monkeypatch.setattr(
+    compiled.Compiled, 'measure',
+    lambda self: needed.append(right(self)) or needed[-1],
+  )  # fmt: skip
+  monkeypatch.setattr(sampler.memory, 'find_room', lambda: room)
+  rows = make_auto(params, tiny).batch_size
+  if rows > G:
+    assert needed[-1] <= room
+    assert rows >= 24 * share - 2 * G
+  else:
+    assert share == 0
 
 
 def test_a_compiler_that_finds_too_little_memory_counts(
@@ -381,14 +383,21 @@ def test_a_compiler_that_finds_too_little_memory_counts(
       raise jax.errors.JaxRuntimeError(message)
 
     monkeypatch.setattr(compiled.Compiled, 'measure', measure)
-    return sampler.Sampler(
-      llama.Llama(tiny), params, num_prompts=Q, group_size=G,
-      max_prompt_len=P, max_completion_len=C,
-    )  # fmt: skip
+    return make_auto(params, tiny)
 
   assert fail('RESOURCE_EXHAUSTED: Ran out of memory in hbm').batch_size == 4
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
     fail('INTERNAL: broken')
+
+
+def test_room_is_what_the_machine_has_and_does_not_hold_yet(mesh):
+  """Arrays that are made take of it what they hold."""
+  before = sampler.memory.find_room()
+  x = jax.block_until_ready(jnp.zeros(2**24, jnp.float32))
+  assert before - sampler.memory.find_room() == pytest.approx(
+    x.nbytes / len(jax.local_devices())
+  )
+  assert 0 < before < 2**50
 
 
 def test_the_peak_is_that_of_the_caches_and_more(params, tiny):
@@ -478,6 +487,17 @@ def test_sizes_that_do_not_fit_are_refused(params, tiny):
   for bad in (np.full((Q, G), C + 1), np.zeros((Q, G), int), np.ones(Q, int)):
     with pytest.raises(ValueError, match=r'limits must be \(6, 4\) .* 1 to 70'):
       made.sample(params, make_prompts(), jax.random.key(0), how, limits=bad)
+  with pytest.raises(ValueError, match='whole numbers, not float64'):
+    made.sample(
+      params,
+      make_prompts(),
+      jax.random.key(0),
+      how,
+      limits=np.full((Q, G), 1.5),
+    )
+  empty = dataclasses.replace(make_prompts(), lengths=np.zeros(Q, np.int32))
+  with pytest.raises(ValueError, match='prompt lengths must be from 1 to 7'):
+    made.sample(params, empty, jax.random.key(0), how)
   with pytest.raises(
     ValueError, match=r'sampling\.batch_size=6: .* take 4, or'
   ):
