@@ -12,7 +12,15 @@ import transformers
 
 from dash_jax.data import bpe
 from dash_jax.model import gguf
-from experiments.parity import adapters, chats, meta, models, smollm2, texts
+from experiments.parity import (
+  adapters,
+  chats,
+  meta,
+  models,
+  smollm2,
+  supports,
+  texts,
+)  # fmt: skip
 from experiments.parity.report import Report
 
 
@@ -30,6 +38,7 @@ def main() -> int:
     models.check_models(report)
     adapters.check_adapters(report)
     jax.config.update('jax_disable_most_optimizations', False)
+    supports.check_supports(report)
     meta.check_meta(report)
     chats.check_chats(report)
     texts.check_tokenizer(report, path, tokenizer)
