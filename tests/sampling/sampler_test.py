@@ -216,6 +216,20 @@ def test_waves_with_one_sample_a_prompt(params, tiny):
     )
 
 
+def test_prompts_that_run_a_few_at_a_time_are_the_same(
+  params, tiny, monkeypatch
+):
+  """As many long ones do, of which all at once would take much memory."""
+  prompts = make_prompts()
+  whole = run(params, tiny, prompts, stop_ids=STOPS)
+  monkeypatch.setattr(sampler, '_PREFILL_TOKENS', 4 * P)
+  parts = make_auto(params, tiny)
+  assert set(parts._compiled.admit) == {4}
+  how = decoding.make_decoding(1.0, stop_ids=STOPS)
+  found = parts.sample(params, prompts, jax.random.key(0), how, policy_step=3)
+  assert_equal(found, whole)
+
+
 def test_prompt_padding_is_never_seen(params, tiny):
   """Other ids in the padding leave every sampled token as it was."""
   prompts = make_prompts()
@@ -422,8 +436,13 @@ def test_prompts_are_kept_once_for_their_rows(params, tiny):
   assert count(rings.caches) == Q * G * C * slot
 
 
-@pytest.mark.parametrize('shape', [(1, 2, 4), (1, 4, 2), (1, 8, 1), (2, 2, 2)])
-@pytest.mark.parametrize('refilled', [False, True])
+@pytest.mark.parametrize(
+  ('shape', 'refilled'),
+  [
+    ((1, 2, 4), False), ((1, 4, 2), True), ((1, 8, 1), False),
+    ((2, 2, 2), False), ((2, 2, 2), True),
+  ],
+)  # fmt: skip
 def test_any_mesh_samples_the_same_tokens(shape, tiny, refilled):
   """data x fsdp x tensor meshes against one device, float32; with rows that
   are refilled in every shard, and shards that end at different times."""
