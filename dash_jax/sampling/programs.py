@@ -11,7 +11,7 @@
 
 A shard of rows and its prompts are on the same devices, so rows and caches move
 within a shard alone, and places count from 0 in each shard. Places of prompts
-and rows are chosen by the host (sampler.py), and are values of the programs.
+and rows are chosen by the host (places.py), and are values of the programs.
 """
 
 import dataclasses

@@ -20,10 +20,10 @@ import jax
 
 from dash_jax import sharding
 from dash_jax.model import llama, presets
+from dash_jax.sampling import memory
 from experiments.benchmarks import gpu_checks, gpu_timings
 
 _GIB = 2**30
-_OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'
 
 # Optimizer, rows a minibatch, layers. The last tries are a shorter stack of
 # the same layers: on a smaller device the share of the ceiling still says how
@@ -134,7 +134,7 @@ def step_down(
       yield from attempt(case)
       return
     except jax.errors.JaxRuntimeError as error:
-      if _OUT_OF_MEMORY not in str(error):
+      if not memory.is_exhausted(error):
         raise
       message = str(error).splitlines()[0]
     # Tracebacks hold arrays, and may hold themselves.

@@ -154,10 +154,8 @@ def time_sampler(
   params = llama.init_params(config, jax.random.key(0), jnp.bfloat16)
   rng = np.random.default_rng(0)
   shape = (case.num_questions, case.prompt_len)
-  prompts = batches.PromptBatch(
-    rng.integers(0, config.vocab_size, shape).astype(np.int32),
-    np.full(case.num_questions, case.prompt_len, np.int32),
-    np.arange(case.num_questions, dtype=np.int32),
+  prompts = workloads.fill_prompts(
+    rng.integers(0, config.vocab_size, shape).astype(np.int32)
   )
   rows = (case.num_questions, case.group_size)
   geometric = rng.geometric(2 / case.completion_len, rows)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dash_jax import batches, sharding
+from dash_jax import sharding
 from dash_jax.model import llama, presets
 from dash_jax.sampling import decoding, sampler
 from experiments.benchmarks import gpu_timings, step, workloads
@@ -33,11 +33,8 @@ def _one_device():
 
 def _make_prompts(config, num, prompt_len):
   rng = np.random.default_rng(0)
-  return batches.PromptBatch(
-    rng.integers(0, config.vocab_size, (num, prompt_len)).astype(np.int32),
-    np.full(num, prompt_len, np.int32),
-    np.arange(num, dtype=np.int32),
-  )
+  tokens = rng.integers(0, config.vocab_size, (num, prompt_len))
+  return workloads.fill_prompts(tokens.astype(np.int32))
 
 
 def measure_sharing(workload: workloads.Workload, turns: int) -> dict:
@@ -91,14 +88,7 @@ def measure_host(workload: workloads.Workload, turns: int) -> dict:
   shares = []
   with jax.set_mesh(_one_device()):
     params = workloads.make_params(workload)
-    made = sampler.Sampler(
-      workload.model,
-      params,
-      num_prompts=Q,
-      group_size=workload.group_size,
-      max_prompt_len=P,
-      max_completion_len=workload.completion_len,
-    )
+    made = step.make_sampler(workload, params)
     for turn in range(turns + 2):
       with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

@@ -95,12 +95,15 @@ def take_step(
   }
 
 
-def make_sampler(workload: workloads.Workload, params: dict):
-  """Returns the compiled sampler of a workload."""
+def make_sampler(
+  workload: workloads.Workload, params: dict, num_prompts: int | None = None
+) -> sampler.Sampler:
+  """Returns the compiled sampler of a workload, for its number of prompts or
+  another."""
   return sampler.Sampler(
     workload.model,
     params,
-    num_prompts=workload.num_questions,
+    num_prompts=num_prompts or workload.num_questions,
     group_size=workload.group_size,
     max_prompt_len=workload.prompt_len,
     max_completion_len=workload.completion_len,
@@ -114,13 +117,10 @@ def sample_rows(
   tokens: np.ndarray,
 ) -> batches.Rollouts:
   """Returns the rows that a step samples."""
-  Q, P = tokens.shape
   step = int(state.step)
   return sampled_by.sample(
     state.params,
-    batches.PromptBatch(
-      tokens, np.full(Q, P, np.int32), np.arange(Q, dtype=np.int32)
-    ),
+    workloads.fill_prompts(tokens),
     jax.random.fold_in(jax.random.key(workload.seed), step),
     workload.decoding,
     policy_step=step,

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dash_jax import batches
 from dash_jax.learning import optim
 from dash_jax.model import llama
 from dash_jax.sampling import decoding
@@ -128,6 +129,14 @@ def make_prompts(workload: Workload, num_steps: int) -> np.ndarray:
     dtype=np.int64,
   )
   return ids.astype(np.int32)
+
+
+def fill_prompts(tokens: np.ndarray) -> batches.PromptBatch:
+  """Returns prompts i32[Q, P] that are all full, with uids in order."""
+  Q, P = tokens.shape
+  return batches.PromptBatch(
+    tokens, np.full(Q, P, np.int32), np.arange(Q, dtype=np.int32)
+  )
 
 
 def fraction_even(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:

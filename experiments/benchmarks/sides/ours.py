@@ -3,11 +3,9 @@
 import sys
 
 import jax
-import numpy as np
 
-from dash_jax import batches, sharding
-from dash_jax.sampling import sampler
-from experiments.benchmarks import workloads
+from dash_jax import sharding
+from experiments.benchmarks import step, workloads
 from experiments.benchmarks.sides import protocol
 
 
@@ -16,20 +14,8 @@ def make(raw, num_prompts, warmup, **unused_options):
   mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
   jax.set_mesh(mesh)
   params = workloads.make_params(workload)
-  made = sampler.Sampler(
-    workload.model,
-    params,
-    num_prompts=num_prompts,
-    group_size=workload.group_size,
-    max_prompt_len=workload.prompt_len,
-    max_completion_len=workload.completion_len,
-  )
-  tokens = protocol.draw_prompts(raw, num_prompts)
-  prompts = batches.PromptBatch(
-    tokens,
-    np.full(num_prompts, workload.prompt_len, np.int32),
-    np.arange(num_prompts, dtype=np.int32),
-  )
+  made = step.make_sampler(workload, params, num_prompts)
+  prompts = workloads.fill_prompts(protocol.draw_prompts(raw, num_prompts))
 
   def sample(turn):
     key = jax.random.key(turn + 100)
