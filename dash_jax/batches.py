@@ -4,19 +4,19 @@ Every einsum and every shape comment in the project uses these letters only:
 
   Q  questions            P  prompt slots         L  layers
   G  samples a question   C  completion slots     D  embed
-  B  rows, Q * G          T  slots, P + C         F  feed-forward
-  M  minibatches          S  cache slots          V  vocabulary
-  b  rows a minibatch                             N  query heads
+  B  rows, Q * G          T  slots of a line      F  feed-forward
+  M  minibatches          S  slots looked at      V  vocabulary
+  b  lines a minibatch                            N  query heads
                                                   K  key/value heads
                                                   R  N / K
                           r  LoRA rank            H  head size
 
 A row is one completion of a question's prompt. The G rows of a question share
-the prompt: it is stored once, and what reads it computes it once. Prompts are
-padded on the left, so that every completion follows slot P - 1; completions are
-padded on the right. Masks come from lengths and never from comparing tokens
-with a pad id: some models have no pad token, some use EOS for it, and EOS is
-trained.
+the prompt: it is stored once, and what reads it computes it once. The sampler's
+prompts are padded on the left, so that every completion follows slot P - 1, and
+its completions on the right; the learner's rows are packed into lines of T slots.
+Masks come from lengths and never from comparing tokens with a pad id: some models
+have no pad token, some use EOS for it, and EOS is trained.
 """
 
 import dataclasses
@@ -50,10 +50,14 @@ def mask_left(num_slots: int, lengths):
 
 
 def pytree(cls):
-  """Makes `cls` a frozen dataclass whose fields are all pytree children."""
+  """Makes `cls` a frozen dataclass whose fields are pytree children, but for
+  those that are int: these are static parts of a program."""
   cls = dataclasses.dataclass(frozen=True)(cls)
+  fields = dataclasses.fields(cls)
   return jax.tree_util.register_dataclass(
-    cls, data_fields=[f.name for f in dataclasses.fields(cls)], meta_fields=[]
+    cls,
+    data_fields=[f.name for f in fields if f.type is not int],
+    meta_fields=[f.name for f in fields if f.type is int],
   )
 
 
@@ -106,20 +110,56 @@ class Rollouts:
 
 
 @pytree
-class Minibatches:
-  """Rows to train on, cut into M minibatches of b rows.
+class Lines:
+  """Rows packed into b lines of T slots, for the learner.
 
-  A minibatch holds q prompts with s rows each, b = q * s: in its Rollouts, q
-  and s stand where Q and G stand.
+  A line holds the prompts of some questions, one behind the other, then their
+  completions. The completions of a question share its prompt. Filler slots, the
+  last of a line, belong to no prompt.
 
   Attributes:
-    rollouts: every field with leading dimensions [M, q, s], prompts [M, q].
-    advantages: f32[M, q, s].
-    weight: f32[M, q, s], what each of the row's tokens counts in the loss, its
-      denominator included; 0 on filler rows.
+    tokens: i32[b, T].
+    positions: i32[b, T], of a token in its row: completions go on where their
+      prompt ends.
+    prompts: i32[b, T], which of the line's prompts a slot belongs to, with what
+      completes it; -1 on filler.
+    rows: i32[b, T], which of the line's completions a slot belongs to, from 1; 0
+      on prompts and filler.
+    sources: i32[b, T], the slot whose token comes before a completion's token
+      in its row; a slot's own number elsewhere.
+    prompt_slots: no prompt ends behind so many slots.
+    completion_len: no completion has more tokens.
   """
 
-  rollouts: Rollouts
+  tokens: jax.Array | np.ndarray
+  positions: jax.Array | np.ndarray
+  prompts: jax.Array | np.ndarray
+  rows: jax.Array | np.ndarray
+  sources: jax.Array | np.ndarray
+  prompt_slots: int
+  completion_len: int
+
+  @property
+  def mask(self) -> jax.Array | np.ndarray:
+    """bool[b, T], True on completion tokens: what is learned."""
+    return self.rows > 0
+
+
+@pytree
+class Minibatch:
+  """Lines to learn from. What is no completion token holds zeros.
+
+  Attributes:
+    lines: of b lines.
+    slots: i32[b, T], the number of a token in its completion.
+    logprobs: f32[b, T], as `Rollouts.logprobs`.
+    advantages: f32[b, T], of the token's row.
+    weight: f32[b, T], what a token counts in the loss, its denominator included.
+  """
+
+  lines: Lines
+  slots: jax.Array | np.ndarray
+  logprobs: jax.Array | np.ndarray
   advantages: jax.Array | np.ndarray
   weight: jax.Array | np.ndarray
 

@@ -107,6 +107,8 @@ def default() -> ml_collections.ConfigDict:
       ),
       'optim': section(
         {
+          # Full-length rows that a minibatch has room for; shorter ones are
+          # packed. 'auto': as many as fit.
           'minibatch_size': 32,
           'learning_rate': 1e-4,
           'grpo_learning_rate': 3e-5,  # the baseline takes many small steps

@@ -11,13 +11,12 @@ import dataclasses
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dash_jax import assemble, batches, sharding
 from dash_jax import config as config_lib
 from dash_jax.data import questions
-from dash_jax.learning import advantages, filtering, learner, losses
+from dash_jax.learning import advantages, filtering, learner, losses, packing
 from dash_jax.model import lora
 from dash_jax.runs import rollouts
 from dash_jax.sampling import decoding
@@ -35,6 +34,8 @@ class Phase:
   first_step: int
   num_steps: int
   rows_per_step: int
+  group_size: int
+  minibatch_size: int
   optimizer: object
   objective: losses.Objective
   decoding: decoding.Decoding
@@ -64,6 +65,8 @@ def phases(config, stop_ids: tuple[int, ...]) -> tuple[Phase, ...]:
     first_step=0,
     num_steps=algorithm.sft_steps,
     rows_per_step=config.optim.sft_batch_size,
+    group_size=1,
+    minibatch_size=config.optim.sft_batch_size,
     optimizer=assemble.make_optimizer(
       config,
       config.optim.sft_learning_rate,
@@ -79,6 +82,8 @@ def phases(config, stop_ids: tuple[int, ...]) -> tuple[Phase, ...]:
     first_step=algorithm.sft_steps,
     num_steps=sizes.rl_steps,
     rows_per_step=sizes.batch_size,
+    group_size=algorithm.group_size,
+    minibatch_size=sizes.minibatch_size,
     optimizer=assemble.make_optimizer(
       config, sizes.learning_rate, sizes.rl_steps, config.optim.warmup_steps
     ),
@@ -143,7 +148,6 @@ def sft_step(
     gain=np.ones(weight.shape, np.float32),
     keep=np.ones(weight.shape, bool),
     weight=weight / total,
-    minibatch_size=phase.rows_per_step,
   )  # fmt: skip
   end = time.perf_counter()
   return state, values | {
@@ -204,9 +208,8 @@ def rl_step(
   )
   weight = weight / max(sums['denominator'], 1.0)
   state, values = _learn(
-    parts, phase, state, rows, gain, keep, weight, sizes.minibatch_size,
-    ref_params,
-  )  # fmt: skip
+    parts, phase, state, rows, gain, keep, weight, ref_params
+  )
   learned_at = time.perf_counter()
   if write_rollouts:
     rollouts.write(
@@ -229,32 +232,53 @@ def _draw(parts, step, num):
   )
 
 
-def _learn(
-  parts, phase, state, rows, gain, keep, weight, minibatch_size, ref_params=None
-):
+def _learn(parts, phase, state, rows, gain, keep, weight, ref_params=None):
   """Takes the optimizer step on the kept rows and returns host metrics."""
-  num_hosts = jax.process_count()
-  minibatches, n = filtering.cut(
-    rows,
-    gain,
-    keep,
-    weight,
-    minibatch_size // num_hosts,
-    sharding.num_batch_shards(jax.sharding.get_mesh()) // num_hosts,
+  minibatches = packing.make_minibatches(
+    rows, gain, keep, weight, _make_room(parts, phase)
   )
-  n = sharding.max_over_hosts({'n': n})['n']
   state, values = learner.update(
     state,
-    sharding.put_rows(minibatches, axis=1),
-    jnp.int32(n),
+    minibatches,
     ref_params,
     phase.decoding,
-    jax.random.fold_in(jax.random.key(parts.config.seed), _DROPOUT),
+    _dropout_key(parts),
     model=parts.model,
     optimizer=phase.optimizer,
     objective=phase.objective,
   )
   return state, {name: float(x) for name, x in jax.device_get(values).items()}
+
+
+def warm_up(
+  parts: assemble.Parts,
+  phase: Phase,
+  state: batches.TrainState,
+  ref_params: dict | None,
+) -> None:
+  """Compiles the learner of a phase for every shape of its minibatches."""
+  learner.sum_gradients(
+    state,
+    packing.make_empty(_make_room(parts, phase)),
+    ref_params,
+    phase.decoding,
+    _dropout_key(parts),
+    model=parts.model,
+    objective=phase.objective,
+  )
+
+
+def _make_room(parts, phase):
+  return packing.make_room(
+    phase.minibatch_size,
+    phase.group_size,
+    parts.encoding.max_prompt_len,
+    parts.encoding.max_completion_len,
+  )
+
+
+def _dropout_key(parts):
+  return jax.random.fold_in(jax.random.key(parts.config.seed), _DROPOUT)
 
 
 def _summarize(sums, seconds):

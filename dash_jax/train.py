@@ -87,6 +87,7 @@ def _go_on(parts, plan, state, ref_params, stop, saved, bars, log) -> bool:
     if not 0 <= done < phase.num_steps:
       continue
     bar = bars.phase(phase.title, phase.num_steps, done)
+    steps.warm_up(parts, phase, state, ref_params)
     if phase.name == 'rl' and not done:
       _evaluate(parts, log, state, 'sft' if phase.first_step else 'rl')
     elif _is_eval_due(parts, phase, done):

@@ -7,15 +7,14 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from dash_jax import assemble, batches, checks, sharding, weights
 from dash_jax import config as config_lib
 from dash_jax.data import prompts, questions
-from dash_jax.learning import filtering, learner, losses
+from dash_jax.learning import learner, losses, packing
 from dash_jax.model import llama, presets
-from dash_jax.sampling import calls, compiled, decoding, ladder, programs
+from dash_jax.sampling import compiled, decoding, ladder, programs
 
 _FOLDER = pathlib.Path(__file__).parent.parent / 'experiments'
 _FILES = {
@@ -231,22 +230,10 @@ def test_programs_build_on_eight_devices(name):
     token = 2 * model.config.num_layers * model.config.num_kv_heads
     token *= model.config.head_dim * 2
     assert made.cache_bytes * 8 == (Q * P + B * C) * token
-    asked = batches.PromptBatch(
-      *(np.zeros(s, np.int32) for s in ((Q, P), (Q,), (Q,)))
-    )
-    rows = calls.Completions.make(Q, G, C).as_rollouts(asked, 0)
 
-    ones = np.ones((Q, G), np.float32)
-    minibatches, n = filtering.cut(
-      jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), rows),
-      ones, ones > 0, ones, b, num_shards=8,
-    )  # fmt: skip
-    assert n == B // b
-    minibatches = jax.tree.map(
-      lambda x: _abstract(
-        x.shape, x.dtype, None, 'batch', *(None,) * (x.ndim - 2)
-      ),
-      minibatches,
+    minibatch, *_ = packing.make_empty(packing.make_room(b, G, P, C))
+    minibatch = jax.tree.map(
+      lambda x: _abstract(x.shape, x.dtype, 'batch', None), minibatch
     )
     new_state, metrics = jax.eval_shape(
       functools.partial(
@@ -256,8 +243,7 @@ def test_programs_build_on_eight_devices(name):
         objective=losses.Objective(kl_coef=config.algorithm.kl_coef),
       ),
       state,
-      minibatches,
-      _abstract((), jnp.int32),
+      [minibatch],
       None,
       how,
     )

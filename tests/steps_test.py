@@ -5,7 +5,7 @@ import pytest
 import tiny_run
 
 from dash_jax import assemble, steps, weights
-from dash_jax.learning import filtering, learner
+from dash_jax.learning import learner, packing
 from dash_jax.model import presets
 
 C = 6
@@ -41,13 +41,13 @@ def test_weights_and_advantages_follow_the_config(
   config.algorithm.denominator = denominator
   config.algorithm.normalize_std = normalize_std
   seen = {}
-  cut = filtering.cut
+  make = packing.make_minibatches
 
-  def record(rows, gain, keep, weight, *sizes):
+  def record(rows, gain, keep, weight, room):
     seen.update(rows=rows, gain=gain, keep=keep, weight=weight)
-    return cut(rows, gain, keep, weight, *sizes)
+    return make(rows, gain, keep, weight, room)
 
-  monkeypatch.setattr(filtering, 'cut', record)
+  monkeypatch.setattr(packing, 'make_minibatches', record)
   parts = assemble.build(config, str(tmp_path))
   (phase,) = steps.phases(config, parts.stop_ids)
   with parts.pool:

@@ -1,8 +1,8 @@
-"""One optimizer step over the minibatches that carry signal.
+"""One optimizer step over packed minibatches.
 
-  1. A loop over the first n of M minibatches runs the reference (if the loss
-     has a KL term) and the policy, and adds up the gradient in float32. n is a
-     value of the program: no step compiles, and cost follows n.
+  1. Each minibatch runs the reference (if the loss has a KL term) and the policy,
+     and its gradient is added up in float32. There are as many minibatches as
+     the kept tokens fill: the cost follows them.
   2. The optimizer changes the weights once.
 
 The gradient is a plain sum over rows (see losses.py), so any minibatch size
@@ -13,12 +13,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dash_jax import batches
-from dash_jax.learning import losses
-from dash_jax.model import llama, lora
+from dash_jax import batches, sharding
+from dash_jax.learning import losses, packing, projection
+from dash_jax.model import layers, llama, lora
 from dash_jax.sampling import decoding as decoding_lib
 
 
@@ -66,23 +67,80 @@ def completion_logprobs(
   rollouts: batches.Rollouts,
   decoding: decoding_lib.Decoding,
   dropout_key: jax.Array | None = None,
-):
-  """Returns f32[Q, G, C], log-probabilities of the completions' tokens.
+) -> np.ndarray:
+  """Returns f32[Q, G, C], log-probabilities of the completions' tokens as the
+  learner computes them; 0 behind a row's end.
 
-  Slots after a row's end hold arbitrary finite values.
+  Args:
+    model: the architecture.
+    params: its weights.
+    rollouts: NumPy; this process's share.
+    decoding: the distribution the rows were sampled from.
+    dropout_key: noise of the adapters' dropout; None drops nothing.
   """
-  apply = functools.partial(model.apply, {'params': params})
-  prompts = rollouts.prompts
-  hidden = apply(
-    prompts.tokens,
-    prompts.mask,
-    rollouts.tokens,
-    dropout_key,
-    method=llama.Llama.read_group,
+  Q, G, C = rollouts.tokens.shape
+  P = rollouts.prompts.tokens.shape[1]
+  num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
+  room = packing.make_room(num_shards * G, G, P, C)
+  keep = np.ones((Q, G), bool)
+  lines, filled = packing.fit(
+    rollouts.prompts.lengths, rollouts.lengths, keep, room
   )
-  logits = apply(hidden, dropout_key, method=llama.Llama.logits)
-  slots = jnp.arange(rollouts.tokens.shape[-1])
-  return decoding_lib.token_logprobs(logits, rollouts.tokens, slots, decoding)
+  shapes = packing.share_out(filled, room)
+  zeros = np.zeros((Q, G), np.float32)
+  packed = packing.pack(rollouts, zeros, zeros, lines, shapes, room)
+  found = [
+    sharding.local_rows(
+      _logprobs(model, params, sharding.put_rows(m), decoding, dropout_key)
+    )
+    for m in packed
+  ]
+  return packing.unpack(found, lines, rollouts)
+
+
+def minibatch_logprobs(model, params, minibatch, decoding, dropout_key=None):
+  """Returns f32[b, T], log-probabilities of completion tokens; other slots hold
+  arbitrary finite values. It is not differentiated."""
+  x, head = _read(model, params, minibatch, dropout_key)
+
+  def find(x, values):
+    logits = layers.unembed(model.config, head, x, dropout_key)
+    return decoding_lib.token_logprobs(
+      logits, values['tokens'], values['slots'], decoding
+    )
+
+  return projection.map_over_slots(
+    find, _chunk_len(model, minibatch), x, _targets(minibatch)
+  )
+
+
+_logprobs = jax.jit(minibatch_logprobs, static_argnums=0)
+
+
+def _read(model, params, minibatch, dropout_key):
+  """Returns what predicts each slot, and the weights of the last projection."""
+  apply = functools.partial(model.apply, {'params': params})
+  x = apply(minibatch.lines, dropout_key, method=llama.Llama.read_lines)
+  return x, apply(method=llama.Llama.head)
+
+
+def _targets(minibatch):
+  lines = minibatch.lines
+  return {
+    'mask': lines.mask,
+    'tokens': lines.tokens,
+    'slots': minibatch.slots,
+  }
+
+
+def _chunk_len(model, minibatch):
+  mesh = jax.sharding.get_abstract_mesh()
+  num_lines, num_slots = minibatch.slots.shape
+  return projection.chunk_len(
+    -(-num_lines // sharding.num_batch_shards(mesh)),
+    num_slots,
+    model.config.vocab_size // mesh.shape['tensor'],
+  )
 
 
 def minibatch_loss(
@@ -100,7 +158,7 @@ def minibatch_loss(
   Args:
     params: weights to differentiate.
     model: the architecture.
-    minibatch: batches.Minibatches without the leading M.
+    minibatch: batches.Minibatch.
     ref_params: reference weights, used when objective.kl_coef > 0.
     decoding: the distribution the rows were sampled from.
     objective: what to minimise.
@@ -109,60 +167,72 @@ def minibatch_loss(
     dropout_key: noise of the adapters' dropout, if they have any.
   """
   frozen = frozen or {}
-  rollouts = minibatch.rollouts
-  weight = minibatch.weight[..., None]
-  mask = rollouts.mask & (weight > 0)
-  logprobs = completion_logprobs(
-    model, lora.join(params, frozen), rollouts, decoding, dropout_key
+  values = _targets(minibatch) | {
+    'old': minibatch.logprobs,
+    'advantages': minibatch.advantages,
+    'weight': minibatch.weight,
+  }
+  if objective.kl_coef:
+    values['ref'] = minibatch_logprobs(
+      model, lora.join(ref_params, frozen), minibatch, decoding
+    )
+  x, head = _read(model, lora.join(params, frozen), minibatch, dropout_key)
+  return projection.sum_over_slots(
+    functools.partial(_sum_losses, model.config, objective),
+    _chunk_len(model, minibatch),
+    x,
+    head,
+    values,
+    (decoding, dropout_key),
   )
 
-  def on_tokens(x):
-    # Slots without a token must not overflow a ratio: their gradient would be
-    # 0 times infinity.
-    return jnp.where(mask, x, jax.lax.stop_gradient(logprobs))
 
+def _sum_losses(config, objective, x, weights, values, shared):
+  """Returns the loss of some slots and sums for the metrics."""
+  decoding, dropout_key = shared
+  mask = values['mask']
+  logits = layers.unembed(config, weights, x, dropout_key)
+  logprobs = decoding_lib.token_logprobs(
+    logits, values['tokens'], values['slots'], decoding
+  )
+  # Slots without a target must not overflow a ratio: their gradient would be
+  # 0 times infinity.
+  logprobs = jnp.where(mask, logprobs, 0.0)
   if objective.supervised:
     old = jax.lax.stop_gradient(logprobs)
     loss, clipped = -logprobs, jnp.zeros_like(mask)
   else:
-    old = on_tokens(rollouts.logprobs)
+    old = values['old']
     loss, clipped = losses.clipped_policy_loss(
       logprobs,
       old,
-      minibatch.advantages,
+      values['advantages'],
       objective.clip_low,
       objective.clip_high,
     )
   kl = jnp.zeros_like(logprobs)
   if objective.kl_coef:
-    ref = completion_logprobs(
-      model, lora.join(ref_params, frozen), rollouts, decoding
-    )
-    kl = losses.k3_kl(logprobs, on_tokens(jax.lax.stop_gradient(ref)))
+    kl = losses.k3_kl(logprobs, jnp.where(mask, values['ref'], 0.0))
     loss = loss + objective.kl_coef * kl
 
   def total(x):
     return jnp.sum(jnp.where(mask, x, 0.0))
 
-  sums = {
+  return total(loss * values['weight']), {
     'tokens': total(1.0),
     'kl': total(kl),
     'entropy': total(-logprobs),
     'clipped': total(clipped.astype(jnp.float32)),
     'gap': total(jnp.abs(logprobs - old)),
   }
-  return total(loss * weight), sums
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=('model', 'optimizer', 'objective'),
-  donate_argnames=('state',),
-)
+_SUMS = ('tokens', 'kl', 'entropy', 'clipped', 'gap')
+
+
 def update(
   state: batches.TrainState,
-  minibatches: batches.Minibatches,
-  num_minibatches: jax.Array,
+  minibatches: list[batches.Minibatch],
   ref_params: dict | None,
   decoding: decoding_lib.Decoding,
   dropout_key: jax.Array | None = None,
@@ -175,53 +245,89 @@ def update(
 
   Args:
     state: donated.
-    minibatches: M minibatches, of which the first n hold rows to learn from.
-    num_minibatches: i32[], n.
+    minibatches: on the mesh; none leaves the gradient 0.
     ref_params: the reference policy, of the weights that are trained; None when
       objective.kl_coef is 0.
     decoding: the distribution the rows were sampled from.
     dropout_key: noise of the run, needed if adapters have dropout; a step uses
       of it what belongs to its number.
-    model, optimizer, objective: parts of the program.
+    model, optimizer, objective: parts of the programs.
 
   Returns:
     The new state, and f32[] metrics: loss, grad_norm, kl, entropy (Monte
     Carlo: mean of -logprob over trained tokens), clip_fraction, logprob_gap.
   """
-  grad_fn = jax.value_and_grad(minibatch_loss, has_aux=True)
-  has_dropout = model.config.lora is not None and model.config.lora.dropout > 0
-  if has_dropout:
-    step_key = jax.random.fold_in(dropout_key, state.step)
+  totals = sum_gradients(
+    state, minibatches, ref_params, decoding, dropout_key,
+    model=model, objective=objective,
+  )  # fmt: skip
+  return _apply(state, totals, optimizer=optimizer)
 
-  def accumulate(i, carry):
-    def pick(x):
-      return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
-    (loss, sums), grads = grad_fn(
-      state.params,
-      model,
-      jax.tree.map(pick, minibatches),
-      ref_params,
-      decoding,
-      objective,
-      state.frozen,
-      jax.random.fold_in(step_key, i) if has_dropout else None,
-    )
-    grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
-    return jax.tree.map(jnp.add, carry, (loss, sums, grads))
+def sum_gradients(
+  state: batches.TrainState,
+  minibatches: list[batches.Minibatch],
+  ref_params: dict | None,
+  decoding: decoding_lib.Decoding,
+  dropout_key: jax.Array | None = None,
+  *,
+  model: llama.Llama,
+  objective: losses.Objective,
+) -> tuple:
+  """Returns ((loss, sums), gradient in float32) of all minibatches.
 
+  Args: as `update`'s; nothing is donated. Running it compiles all that `update`
+    runs of minibatches of these shapes.
+  """
+  totals = _zeros(state.params)
+  for i, minibatch in enumerate(minibatches):
+    totals = _accumulate(
+      totals, state, minibatch, ref_params, decoding,
+      _minibatch_key(model, dropout_key, state.step, i),
+      model=model, objective=objective,
+    )  # fmt: skip
+  return totals
+
+
+def _minibatch_key(model, dropout_key, step, i):
+  if model.config.lora is None or not model.config.lora.dropout:
+    return None
+  return jax.random.fold_in(jax.random.fold_in(dropout_key, step), i)
+
+
+@jax.jit
+def _zeros(params):
   zero = jnp.float32(0)
-  names = ('tokens', 'kl', 'entropy', 'clipped', 'gap')
-  loss, sums, grads = jax.lax.fori_loop(
-    0,
-    num_minibatches,
-    accumulate,
-    (
-      zero,
-      dict.fromkeys(names, zero),
-      jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.params),
-    ),
-  )
+  grads = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
+  return (zero, dict.fromkeys(_SUMS, zero)), grads
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('model', 'objective'),
+  donate_argnames=('totals',),
+)
+def _accumulate(
+  totals, state, minibatch, ref_params, decoding, dropout_key,
+  *, model, objective,
+):  # fmt: skip
+  """Returns ((loss, sums), gradient), those of a minibatch added to `totals`,
+  which are donated."""
+  found = jax.value_and_grad(minibatch_loss, has_aux=True)(
+    state.params, model, minibatch, ref_params, decoding, objective,
+    state.frozen, dropout_key,
+  )  # fmt: skip
+  return jax.tree.map(lambda a, b: a + b.astype(a.dtype), totals, found)
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('optimizer',),
+  donate_argnames=('state',),
+)
+def _apply(state, totals, *, optimizer):
+  """Returns the new state and metrics."""
+  (loss, sums), grads = totals
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   new_state = batches.TrainState(
     step=state.step + 1,

@@ -32,7 +32,7 @@ class Objective:
 
 
 def clipped_policy_loss(logprobs, old_logprobs, advantages, low, high):
-  """Returns f32[.., C], the clipped surrogate, and bool[.., C], where clipped.
+  """Returns f32[..], the clipped surrogate of tokens, and bool[..], where clipped.
 
       ratio = exp(logprob - old_logprob)
       loss = -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)
@@ -44,14 +44,13 @@ def clipped_policy_loss(logprobs, old_logprobs, advantages, low, high):
   Source: PPO, arXiv 1707.06347, equation 7; GRPO, arXiv 2402.03300.
   """
   ratio = jnp.exp(logprobs - old_logprobs)
-  advantages = advantages[..., None]
   free = ratio * advantages
   bound = jnp.clip(ratio, 1 - low, 1 + high) * advantages
   return -jnp.minimum(free, bound), bound < free
 
 
 def k3_kl(logprobs, ref_logprobs):
-  """Returns f32[.., C], an unbiased, non-negative estimate of KL(policy||ref).
+  """Returns f32[..], an unbiased, non-negative estimate of KL(policy||ref).
 
       d = ref_logprob - logprob;  kl = exp(d) - d - 1
 

@@ -2,8 +2,8 @@
 
 1. `rotate` turns queries and keys by their positions.
 2. `attend` is causal attention of whole rows, for prefill.
-3. `attend_group` is the learner's: completions over the prompt that they share
-   and over themselves, as one softmax.
+3. `attend_lines` is the learner's: packed completions over the prompt that they
+   share and over themselves, as one softmax.
 4. `attend_cached` is the sampler's: one new token a row, against the caches of
    prompts and rows, which are local to a device.
 """
@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 
 from dash_jax.model import cache as cache_lib
 
+_BLOCKS = 4  # that the longest completion of a line is cut into
 _MASKED = -1e30  # finite, so that a row with nothing to see is not NaN
 
 
@@ -60,64 +61,105 @@ def attend(q, k, v, mask):
     [B, T, K, R, H]; rows of slots without a token are arbitrary but finite.
   """
   T = q.shape[1]
+  allowed = jnp.tril(jnp.ones((T, T), bool)) & mask[:, None, :]  # [B, T, S]
+  return _attend(q, k, v, allowed)
+
+
+def _attend(q, k, v, allowed):
+  """Returns [B, T, K, R, H], where slots see those that are allowed,
+  bool[B, T, S]."""
   scores = jnp.einsum(
     'BTKRH,BSKH->BKRTS', q, k, preferred_element_type=jnp.float32
   )
-  allowed = jnp.tril(jnp.ones((T, T), bool)) & mask[:, None, :]  # [B, T, S]
   scores = jnp.where(allowed[:, None, None], scores, _MASKED)
   weights = jax.nn.softmax(scores).astype(v.dtype)
   return jnp.einsum('BKRTS,BSKH->BTKRH', weights, v)
 
 
-def attend_group(q, k, v, prompt_mask, num_samples):
-  """Attention of prompts, and of the completions behind each.
+def attend_lines(q, k, v, lines):
+  """Attention of packed rows, batches.Lines.
 
-  A completion sees its prompt and its own tokens so far; the prompt sees
-  itself, so its keys and values are computed once for all its completions.
+  A completion's token sees its prompt and its own completion so far; a prompt's
+  sees its prompt so far. So a prompt's keys and values are computed once for all
+  its completions.
+
+  The prompts of a line stand in its first slots, and a completion is never far
+  from itself: a block of slots looks at the prompts and at so many slots before
+  it, where that is less than the whole line.
 
   Args:
-    q: [Q, P + G * C, K, R, H], already scaled by H**-0.5: the prompt's slots,
-      then those of each completion.
-    k, v: [Q, P + G * C, K, H].
-    prompt_mask: bool[Q, P]. Completions need none: they are padded on the
-      right, where causality hides the padding.
-    num_samples: G.
+    q: [b, T, K, R, H], already scaled by H**-0.5.
+    k, v: [b, T, K, H].
+    lines: of b lines.
 
   Returns:
-    [Q, P + G * C, K, R, H]; slots without a token are arbitrary but finite.
+    [b, T, K, R, H]; filler slots are arbitrary but finite.
   """
-  P, G = prompt_mask.shape[1], num_samples
-  C = (q.shape[1] - P) // G
+  T, P = q.shape[1], lines.prompt_slots
+  size = -(-lines.completion_len // _BLOCKS)
+  back = -(-(lines.completion_len - 1) // size)
+  at = jnp.arange(T)
+  if P + (back + 1) * size >= T:
+    own = lines.rows[:, None, :] == lines.rows[:, :, None]
+    of_prompt = lines.rows[:, None, :] == 0
+    same = lines.prompts[:, None, :] == lines.prompts[:, :, None]
+    allowed = same & (own | of_prompt) & (at[None, :] <= at[:, None])
+    return _attend(q, k, v, allowed)
 
-  def by_sample(x):
-    x = x[:, P:]
+  num = -(-T // size)
+
+  def by_block(x):
+    """[b, T, ..] -> [b, X, size, ..]."""
+    x = jnp.pad(x, [(0, 0), (0, num * size - T)] + [(0, 0)] * (x.ndim - 2))
     rows, _, *rest = jax.typeof(x).sharding.spec
     return jnp.reshape(
       x,
-      (x.shape[0], G, C, *x.shape[2:]),
+      (x.shape[0], num, size, *x.shape[2:]),
       out_sharding=PartitionSpec(rows, None, None, *rest),
     )
 
-  of_prompt = attend(q[:, :P], k[:, :P], v[:, :P], prompt_mask)
-  own_q, own_k, own_v = by_sample(q), by_sample(k), by_sample(v)
-  over_prompt = jnp.einsum(
-    'QGCKRH,QPKH->QKRGCP', own_q, k[:, :P], preferred_element_type=jnp.float32
+  def near(x):
+    """[b, T, ..] -> [b, X, S, ..], each block's slots behind those before it."""
+    x = jnp.pad(by_block(x), [(0, 0), (back, 0)] + [(0, 0)] * (x.ndim - 1))
+    shifted = [x[:, i : i + num] for i in range(back + 1)]
+    return jnp.concatenate(shifted, axis=2)
+
+  rows, prompts = by_block(lines.rows), by_block(lines.prompts)
+  slot = jnp.arange(num * size).reshape(num, size, 1)
+  behind = slot[:, :1] - back * size + jnp.arange((back + 1) * size)
+  own = (near(lines.rows)[:, :, None] == rows[..., None]) & (
+    rows[..., None] > 0
   )
-  over_own = jnp.einsum(
-    'QGCKRH,QGSKH->QKRGCS', own_q, own_k, preferred_element_type=jnp.float32
+  allowed_own = own & (behind <= slot)
+  allowed_prompt = (
+    (lines.prompts[:, None, None, :P] == prompts[..., None])
+    & (lines.rows[:, None, None, :P] == 0)
+    & (at[:P] <= slot)
   )
-  over_prompt = jnp.where(
-    prompt_mask[:, None, None, None, None], over_prompt, _MASKED
+  q, near_k, near_v = by_block(q), near(k), near(v)
+  # X counts the blocks, C the slots of one.
+  scores = jnp.concatenate(
+    [
+      jnp.einsum(
+        'bXCKRH,bSKH->bKRXCS', q, k[:, :P], preferred_element_type=jnp.float32
+      ),
+      jnp.einsum(
+        'bXCKRH,bXSKH->bKRXCS', q, near_k, preferred_element_type=jnp.float32
+      ),
+    ],
+    axis=-1,
   )
-  over_own = jnp.where(jnp.tril(jnp.ones((C, C), bool)), over_own, _MASKED)
-  scores = jnp.concatenate([over_prompt, over_own], axis=-1)
+  allowed = jnp.concatenate([allowed_prompt, allowed_own], axis=-1)
+  scores = jnp.where(allowed[:, None, None], scores, _MASKED)
   weights = jax.nn.softmax(scores).astype(v.dtype)
-  out = jnp.einsum('QKRGCP,QPKH->QGCKRH', weights[..., :P], v[:, :P])
-  out += jnp.einsum('QKRGCS,QGSKH->QGCKRH', weights[..., P:], own_v)
-  out = jnp.reshape(
-    out, q[:, P:].shape, out_sharding=jax.typeof(of_prompt).sharding.spec
-  )
-  return jnp.concatenate([of_prompt, out], axis=1)
+  out = jnp.einsum('bKRXCS,bSKH->bXCKRH', weights[..., :P], v[:, :P])
+  out += jnp.einsum('bKRXCS,bXSKH->bXCKRH', weights[..., P:], near_v)
+  b, _, _, *rest = jax.typeof(out).sharding.spec
+  return jnp.reshape(
+    out,
+    (out.shape[0], num * size, *out.shape[3:]),
+    out_sharding=PartitionSpec(b, None, *rest),
+  )[:, :T]
 
 
 def attend_cached(q, prompts, prompt_mask, own, places=None):

@@ -6,7 +6,7 @@
      nested dict, and `Llama(..).apply({'params': params}, ..)` runs on it.
      LoRA's adapters (lora.py) are weights like others.
   3. `__call__` runs whole rows through a scan over stacked layers, so compile
-     time does not grow with depth. `read_group` runs prompts with the
+     time does not grow with depth. `read_lines` runs packed prompts with the
      completions that share them. The sampler's forward is decoder.py's, of the
      same functions (layers.py).
 
@@ -228,42 +228,20 @@ class Llama(nn.Module):
     attend = functools.partial(attention.attend, mask=mask)
     return self._run(tokens, count_positions(mask), attend)
 
-  def read_group(self, prompts, prompt_mask, completions, dropout_key=None):
-    """Runs prompts once each, with the completions that share them.
+  def read_lines(self, lines, dropout_key=None):
+    """Runs packed rows, each prompt once for its completions.
 
     Args:
-      prompts: i32[Q, P], padded on the left.
-      prompt_mask: bool[Q, P], True on tokens.
-      completions: i32[Q, G, C], padded on the right.
+      lines: batches.Lines.
       dropout_key: noise of the adapters' dropout; None drops nothing.
 
     Returns:
-      [Q, G, C, D], the normed residual stream from which `logits` predicts
-      each completion slot: that of the token before it.
+      [b, T, D], the normed residual stream from which `logits` predicts each
+      completion slot: that of the token before it.
     """
-    (Q, P), (_, G, C) = prompts.shape, completions.shape
-    own = jnp.reshape(
-      completions, (Q, G * C), out_sharding=sharding.SAMPLE.spec('batch', None)
-    )
-    lengths = prompt_mask.sum(axis=-1, keepdims=True)
-    x = self._run(
-      jnp.concatenate([prompts, own], axis=1),
-      jnp.concatenate(
-        [count_positions(prompt_mask), lengths + jnp.tile(jnp.arange(C), G)],
-        axis=1,
-      ),
-      functools.partial(
-        attention.attend_group, prompt_mask=prompt_mask, num_samples=G
-      ),
-      dropout_key=dropout_key,
-    )
-    own = jnp.reshape(
-      x[:, P:],
-      (Q, G, C, x.shape[-1]),
-      out_sharding=sharding.SAMPLE.spec('batch', None, None, None),
-    )
-    last = jnp.broadcast_to(x[:, None, P - 1 : P], own[:, :, :1].shape)
-    return jnp.concatenate([last, own[:, :, :-1]], axis=2)
+    attend = functools.partial(attention.attend_lines, lines=lines)
+    x = self._run(lines.tokens, lines.positions, attend, dropout_key)
+    return jnp.take_along_axis(x, lines.sources[..., None], axis=1)
 
   def _run(self, tokens, positions, attend, dropout_key=None):
     """Runs i32[B, T] tokens through every layer and the last norm.
@@ -272,7 +250,7 @@ class Llama(nn.Module):
       tokens: i32[B, T].
       positions: i32[B, T].
       attend: attention of q [B, T, K, R, H] over k and v [B, T, K, H].
-      dropout_key: as `read_group`'s.
+      dropout_key: as `read_lines`'s.
     """
     turns = attention.find_turns(positions, rope_frequencies(self.config))
     rotate = functools.partial(attention.rotate, turns=turns)
@@ -285,8 +263,13 @@ class Llama(nn.Module):
       x = layers.finish(self.config, w, x, attend(q, rotate(k), v), key)
       return x, None
 
+    recompute = functools.partial(jax.checkpoint, prevent_cse=False)
     if self.remat:
-      block = jax.checkpoint(block, prevent_cse=False)
+      block = recompute(block)
+    else:
+      # Scores are many and cheap: to keep them costs more than to compute them
+      # again.
+      attend = recompute(attend)
     keys = None
     if dropout_key is not None:
       keys = jax.random.split(dropout_key, self.config.num_layers)
@@ -303,11 +286,15 @@ class Llama(nn.Module):
 
     Args:
       x: the residual stream.
-      dropout_key: as `read_group`'s.
+      dropout_key: as `read_lines`'s.
     """
+    return layers.unembed(self.config, self.head(), x, dropout_key)
+
+  def head(self):
+    """Returns the weights by name that `layers.unembed` takes."""
     # Split over the vocabulary alone: embed is gathered.
-    top = self._gather({n: w for n, w in self.w.items() if n != 'layers'})
-    return layers.unembed(self.config, top, x, dropout_key)
+    unused = ('layers', 'final_norm') + (() if self.config.tied else ('embed',))
+    return self._gather({n: w for n, w in self.w.items() if n not in unused})
 
   def _gather(self, w, layer: bool = False):
     """Returns weights by name as they are used: cast, and gathered over fsdp.

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dash_jax import batches, sharding
-from dash_jax.learning import advantages, filtering, learner, losses
+from dash_jax import batches
+from dash_jax.learning import advantages, filtering, learner, losses, packing
 from dash_jax.model import llama
 from dash_jax.sampling import decoding, sampler
 
@@ -38,28 +38,30 @@ def check_all(config: llama.LlamaConfig) -> Iterator[dict]:
     )  # fmt: skip
 
   @functools.partial(jax.jit, static_argnames='model')
-  def forward(model, params, rollouts):
-    """Returns each token's logprob, and how far its logit is under the best."""
-    logprobs = learner.completion_logprobs(model, params, rollouts, plain)
+  def find_distance(model, params, rollouts):
+    """Returns how far each token's logit is under the best, by one forward of
+    whole rows."""
     apply = functools.partial(model.apply, {'params': params})
-    hidden = apply(
-      rollouts.prompts.tokens,
-      rollouts.prompts.mask,
-      rollouts.tokens,
-      method=llama.Llama.read_group,
+    rows = [(prompts.tokens, prompts.mask), (rollouts.tokens, rollouts.mask)]
+    tokens, mask = (
+      jnp.concatenate(
+        [jnp.repeat(of_prompt, G, axis=0), own.reshape(Q * G, C)], axis=1
+      )
+      for of_prompt, own in zip(*rows, strict=True)
     )
-    logits = apply(hidden, method=llama.Llama.logits)
+    hidden = apply(tokens, mask)[:, P - 1 : -1]
+    logits = apply(hidden, method=llama.Llama.logits).reshape(Q, G, C, -1)
     drawn = jnp.arange(logits.shape[-1]) == rollouts.tokens[..., None]
     chosen = jnp.where(drawn, logits, -jnp.inf).max(-1)
-    return logprobs, logits.max(-1) - chosen
+    return jnp.where(rollouts.mask, logits.max(-1) - chosen, 0.0)
 
   def gap(model, rollouts):
-    logprobs, _ = forward(model, params, rollouts)
-    return np.abs(np.asarray(logprobs - rollouts.logprobs))
+    found = learner.completion_logprobs(model, params, rollouts, plain)
+    return np.abs(found - rollouts.logprobs)
 
   with jax.default_matmul_precision('highest'):
     model = llama.Llama(config)
-    _, under = forward(model, params, draw(model, greedy))
+    under = find_distance(model, params, draw(model, greedy))
     yield _check(
       'greedy decode = forward, float32: logit under the best, max',
       float(under.max()),
@@ -89,6 +91,9 @@ def _compare_filtered(model, rows, settings) -> dict:
   rewards[: Q // 2] = 1.0  # groups that agree carry no signal
   gain = advantages.group_advantages(rewards, normalize_std=True)
   weight, counted = losses.row_weights('sequence', rows.lengths, C)
+  room = packing.make_room(
+    6, G, max_prompt_len=rows.prompts.tokens.shape[1], max_completion_len=C
+  )
   # An optimizer whose state is the gradient.
   keep_gradient = optax.GradientTransformation(
     lambda params: jax.tree.map(jnp.zeros_like, params),
@@ -96,22 +101,21 @@ def _compare_filtered(model, rows, settings) -> dict:
   )
 
   def gradient(keep):
-    minibatches, n = filtering.cut(
-      rows, gain, keep, weight / counted.sum(), minibatch_size=6
+    minibatches = packing.make_minibatches(
+      rows, gain, keep, weight / counted.sum(), room
     )
     # The update donates its state: each run makes the weights anew.
     state = learner.init_state(_make_params(model.config), keep_gradient)
     state, _ = learner.update(
       state,
-      sharding.put_rows(minibatches, axis=1),
-      jnp.int32(n),
+      minibatches,
       None,
       settings,
       model=model,
       optimizer=keep_gradient,
       objective=losses.Objective(),
     )
-    return state.opt_state, n
+    return state.opt_state, len(minibatches)
 
   full, num_full = gradient(np.ones((Q, G), bool))
   filtered, num_filtered = gradient(filtering.select(gain, 0.0))

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dash_jax import batches, sharding
-from dash_jax.learning import filtering, learner, losses
+from dash_jax import batches
+from dash_jax.learning import learner, losses, packing
 from dash_jax.model import llama
 from dash_jax.runs import compiles
 from dash_jax.sampling import decoding, sampler
@@ -246,22 +246,21 @@ def time_learner(
     truncated=np.zeros((B, 1), bool),
     policy_step=np.zeros((B, 1), np.int32),
   )
-  minibatches, n = filtering.cut(
+  minibatches = packing.make_minibatches(
     rows,
     rng.normal(size=(B, 1)).astype(np.float32),
     np.ones((B, 1), bool),
     np.full((B, 1), 1 / B / C, np.float32),
-    case.minibatch_size,
+    packing.make_room(case.minibatch_size, 1, P, C),
   )
-  minibatches = sharding.put_rows(minibatches, axis=1)
+  n = len(minibatches)
 
   def learn(num_minibatches):
     def run(_):
       nonlocal state
       state, values = learner.update(
         state,
-        minibatches,
-        jnp.int32(num_minibatches),
+        minibatches[:num_minibatches],
         None,
         decoding.make_decoding(1.0),
         model=model,

@@ -9,12 +9,11 @@ one optimizer step on the device, and its arrays' bytes are added up.
 import argparse
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dash_jax import assemble, batches, sharding, weights
 from dash_jax import config as config_lib
-from dash_jax.learning import filtering, learner, losses
+from dash_jax.learning import learner, losses, packing
 from dash_jax.sampling import decoding
 
 RANKS = (0, 8, 64)
@@ -30,17 +29,16 @@ def measure(preset: str, rank: int) -> dict:
   optimizer = assemble.make_optimizer(config, 1e-4, 1, 0)
   params = weights.load_params(config, model)
   state = learner.init_state(params, optimizer, model.config.lora)
-  minibatches, n = filtering.cut(
+  minibatches = packing.make_minibatches(
     _make_rows(),
     np.array([[1, -1]], np.float32),
     np.ones((Q, G), bool),
     np.full((Q, G), 1 / (Q * G * C), np.float32),
-    Q * G,
+    packing.make_room(Q * G, G, P, C),
   )
   state, _ = learner.update(
     state,
-    sharding.put_rows(minibatches, axis=1),
-    jnp.int32(n),
+    minibatches,
     None,
     decoding.make_decoding(1.0),
     model=model,

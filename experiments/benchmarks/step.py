@@ -31,7 +31,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from dash_jax import batches, sharding
-from dash_jax.learning import advantages, filtering, learner, losses, optim
+from dash_jax.learning import (
+  advantages,
+  filtering,
+  learner,
+  losses,
+  optim,
+  packing,
+)
 from dash_jax.runs import compiles
 from dash_jax.sampling import sampler
 from experiments.benchmarks import workloads
@@ -144,13 +151,15 @@ def learn(
   weight, counted = losses.row_weights(
     'sequence', rows.lengths, workload.completion_len
   )
-  minibatches, n = filtering.cut(
-    rows, gain, keep, weight / counted.sum(), minibatch_size
+  room = packing.make_room(
+    minibatch_size,
+    workload.group_size,
+    workload.prompt_len,
+    workload.completion_len,
   )
   state, values = learner.update(
     state,
-    sharding.put_rows(minibatches, axis=1),
-    jnp.int32(n),
+    packing.make_minibatches(rows, gain, keep, weight / counted.sum(), room),
     None,
     workload.decoding,
     model=workload.model,

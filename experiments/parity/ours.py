@@ -4,11 +4,10 @@ Every function wants a mesh in use; see draw.py for rows.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dash_jax import batches, sharding
-from dash_jax.learning import learner, losses, optim
+from dash_jax.learning import learner, losses, optim, packing
 from dash_jax.model import llama, tensors
 from dash_jax.sampling import decoding, sampler
 from experiments.parity import draw
@@ -16,8 +15,8 @@ from experiments.parity import draw
 _PLAIN = decoding.make_decoding(1.0)
 
 
-def pack(rows: draw.Rows, old: list[list[np.ndarray]]) -> batches.Minibatches:
-  """Returns the rows as the learner takes them, padded: M is 1."""
+def pad(rows: draw.Rows, old: list[list[np.ndarray]]) -> batches.Rollouts:
+  """Returns the rows and their old log-probabilities, padded."""
   P = max(map(len, rows.prompts)) + 2
   C = max(len(reply) for group in rows.replies for reply in group) + 1
   Q, G = rows.advantages.shape
@@ -29,7 +28,7 @@ def pack(rows: draw.Rows, old: list[list[np.ndarray]]) -> batches.Minibatches:
     for g, reply in enumerate(rows.replies[q]):
       tokens[q, g, : len(reply)] = reply
       logprobs[q, g, : len(reply)] = old[q][g]
-  rollouts = batches.Rollouts(
+  return batches.Rollouts(
     prompts=batches.PromptBatch(
       tokens=prompts,
       lengths=np.array(list(map(len, rows.prompts)), np.int32),
@@ -43,8 +42,20 @@ def pack(rows: draw.Rows, old: list[list[np.ndarray]]) -> batches.Minibatches:
     truncated=np.zeros((Q, G), bool),
     policy_step=np.zeros((Q, G), np.int32),
   )
-  made = batches.Minibatches(rollouts, rows.advantages, rows.weights)
-  return sharding.put_rows(jax.tree.map(lambda x: x[None], made), axis=1)
+
+
+def pack(
+  rows: draw.Rows, old: list[list[np.ndarray]]
+) -> list[batches.Minibatch]:
+  """Returns the rows as the learner takes them, in one minibatch."""
+  rollouts = pad(rows, old)
+  Q, G, C = rollouts.tokens.shape
+  room = packing.make_room(Q * G, G, rollouts.prompts.tokens.shape[1], C)
+  made = packing.make_minibatches(
+    rollouts, rows.advantages, np.ones((Q, G), bool), rows.weights, room
+  )
+  assert len(made) == 1
+  return made
 
 
 def compute_logprobs(
@@ -52,9 +63,9 @@ def compute_logprobs(
 ) -> list[list[np.ndarray]]:
   """Returns the log-probabilities of each reply's tokens."""
   no_old = [[np.zeros(len(reply)) for reply in g] for g in rows.replies]
-  rollouts = jax.tree.map(lambda x: x[0], pack(rows, no_old).rollouts)
-  compute = jax.jit(learner.completion_logprobs, static_argnums=0)
-  found = np.asarray(compute(llama.Llama(config), params, rollouts, _PLAIN))
+  found = learner.completion_logprobs(
+    llama.Llama(config), params, pad(rows, no_old), _PLAIN
+  )
   return [
     [found[q, g, : len(reply)] for g, reply in enumerate(group)]
     for q, group in enumerate(rows.replies)
@@ -72,7 +83,7 @@ def compute_gradient(
   """Returns the GRPO loss and its gradient, by the names and in the shapes that
   tensors have on disk."""
   objective = losses.Objective(draw.CLIP_LOW, draw.CLIP_HIGH, kl_coef)
-  minibatch = jax.tree.map(lambda x: x[0], pack(rows, old))
+  (minibatch,) = pack(rows, old)
   grad = jax.jit(
     jax.value_and_grad(learner.minibatch_loss, has_aux=True),
     static_argnums=(1, 5),
@@ -140,7 +151,6 @@ def take_step(
   state, _ = learner.update(
     learner.init_state(params, optimizer),
     pack(rows, old),
-    jnp.int32(1),
     None,
     _PLAIN,
     model=llama.Llama(config),

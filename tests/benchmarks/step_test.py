@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny_workload
 
-from dash_jax import batches, sharding
-from dash_jax.learning import learner, losses
+from dash_jax import batches
+from dash_jax.learning import learner, losses, packing
 from dash_jax.model import llama
 from dash_jax.sampling import decoding
 from experiments.benchmarks import step, workloads
@@ -113,16 +113,20 @@ def test_learn_flops_are_what_xla_counts(mesh):
     ffw_dim=256,
   )
   rows, P, C = 4, 12, 20
-  a_row = np.ones((rows, 1), np.float32)
+  ones = np.ones((rows, 1), np.float32)
+  lengths = np.full((rows, 1), C, np.int32)
   slots = np.zeros((rows, 1, C), np.int32)
-  prompts = batches.PromptBatch(slots[:, 0, :P], a_row[:, 0], a_row[:, 0])
-  minibatch = sharding.put_rows(
-    batches.Minibatches(
-      batches.Rollouts(prompts, slots, a_row, slots * 0.5, a_row, a_row),
-      a_row,
-      a_row,
-    )
+  rollouts = batches.Rollouts(
+    batches.PromptBatch(
+      slots[:, 0, :P], np.full(rows, P, np.int32), np.arange(rows)
+    ),
+    slots, lengths, slots * 0.5, lengths > C, slots,
+  )  # fmt: skip
+  minibatch, *others = packing.make_minibatches(
+    rollouts, ones, ones > 0, ones, packing.make_room(1, 1, P, C)
   )
+
+  assert len(others) == rows - 1  # one row each
 
   def gradient(params, minibatch):
     return jax.grad(learner.minibatch_loss, has_aux=True)(
@@ -136,7 +140,7 @@ def test_learn_flops_are_what_xla_counts(mesh):
 
   params = llama.abstract_params(config, jnp.float32)
   counted = jax.jit(gradient).lower(params, minibatch).cost_analysis()['flops']
-  found = workloads.learn_flops(config, rows, P, C)
+  found = workloads.learn_flops(config, 1, P, C)
   assert 0.75 < found / counted <= 1
 
 

@@ -42,14 +42,6 @@ def test_clipped_loss_in_closed_form(ratio, advantage, loss, clipped):
   assert gradient[0, 0] == pytest.approx(slope, rel=1e-5)
 
 
-def test_advantages_belong_to_rows():
-  logprobs = jnp.zeros((2, 3))
-  found, _ = losses.clipped_policy_loss(
-    logprobs, logprobs, jnp.float32([1.0, -4.0]), 0.2, 0.2
-  )
-  np.testing.assert_array_equal(found, [[-1] * 3, [4] * 3])
-
-
 def test_k3_is_the_kl_in_expectation():
   """Over every token of a finite distribution the mean of k3 under the policy
   is KL(policy || ref) itself, and no single value is negative."""

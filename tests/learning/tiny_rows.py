@@ -6,7 +6,7 @@ import numpy as np
 import optax
 
 from dash_jax import batches, sharding
-from dash_jax.learning import filtering, learner, losses
+from dash_jax.learning import learner, losses, packing
 from dash_jax.model import llama
 from dash_jax.sampling import decoding
 
@@ -55,20 +55,28 @@ def put_params(config, params) -> dict:
 
 
 def cut(rollouts, gain, *, keep=None, denominator='sampled', size=4):
-  """Returns the minibatches and n of a step, as the training loop makes them."""
+  """Returns the minibatches of a step, as the training loop makes them."""
   if keep is None:
     keep = np.ones(gain.shape, bool)
   weight, counted = losses.row_weights('sequence', rollouts.lengths, C)
   if denominator == 'kept':
     counted = counted * keep
-  num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
-  return filtering.cut(
-    rollouts, gain, keep, weight / max(counted.sum(), 1), size, num_shards
+  return pack(rollouts, gain, keep, weight / max(counted.sum(), 1), size)
+
+
+def pack(rollouts, gain, keep, weight, size):
+  """Returns minibatches with room for `size` full rows, on the host."""
+  _, G, num_slots = rollouts.tokens.shape
+  room = packing.make_room(size, G, rollouts.prompts.tokens.shape[1], num_slots)
+  lines, filled = packing.fit(
+    rollouts.prompts.lengths, rollouts.lengths, keep, room
   )
+  shapes = packing.share_out(filled, room)
+  return packing.pack(rollouts, gain, weight, lines, shapes, room)
 
 
 def take_step(
-  config, params, minibatches, n, *,
+  config, params, minibatches, *,
   ref_params=None, objective=POLICY, temperature=1.0,
   optimizer=SGD,
 ):  # fmt: skip
@@ -78,8 +86,7 @@ def take_step(
     ref_params = put_params(config, ref_params)
   state, metrics = learner.update(
     state,
-    sharding.put_rows(minibatches, axis=1),
-    jnp.int32(n),
+    [sharding.put_rows(minibatch) for minibatch in minibatches],
     ref_params,
     decoding.make_decoding(temperature),
     model=llama.Llama(config),

@@ -9,8 +9,8 @@ import optax
 import pytest
 from llama_test import roughen
 
-from dash_jax import batches, sharding
-from dash_jax.learning import learner, losses
+from dash_jax import batches
+from dash_jax.learning import learner, losses, packing
 from dash_jax.model import decoder, llama
 from dash_jax.sampling import decoding
 
@@ -88,6 +88,8 @@ def test_the_gradient_of_rows_from_a_quantised_sampler_is_not_biased(
   assert np.abs(q - p).sum() > 0.02
   gain = np.random.default_rng(0).normal(size=(Q, V)).astype(np.float32)
 
+  room = packing.make_room(Q * V, V, P, 1)
+
   @jax.jit
   def differentiate(minibatch):
     return jax.grad(learner.minibatch_loss, has_aux=True)(
@@ -105,8 +107,10 @@ def test_the_gradient_of_rows_from_a_quantised_sampler_is_not_biased(
       truncated=ones == 0,
       policy_step=ones,
     )
-    minibatch = batches.Minibatches(rows, gain, weight)
-    return differentiate(sharding.put_rows(minibatch))
+    (minibatch,) = packing.make_minibatches(
+      rows, gain, weight > 0, weight, room
+    )
+    return differentiate(minibatch)
 
   def distance(x, y):
     return float(optax.tree.norm(optax.tree.sub(x, y)) / optax.tree.norm(y))

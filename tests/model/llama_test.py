@@ -91,42 +91,6 @@ def test_tokens_see_the_past_of_their_own_row_alone(mesh, tiny):
       assert (size[~seen] == 0).all()
 
 
-def test_completions_see_their_prompt_and_their_own_past_alone(mesh, tiny):
-  """Three completions behind each of two prompts: what predicts a completion's
-  slot moves with every token before it, and with no other: not with the token
-  itself, its future, a sibling, padding, or the other question."""
-  (Q, P), (G, C) = (2, 4), (3, 4)
-  prompts = np.arange(Q * P).reshape(Q, P).astype(np.int32)
-  prompt_mask = np.arange(P) >= np.array([[0], [2]])
-  completions = (Q * P + np.arange(Q * G * C)).reshape(Q, G, C).astype(np.int32)
-  params = llama.init_params(tiny, jax.random.key(0), jnp.float32)
-  direction = jnp.asarray(
-    np.random.default_rng(0).normal(size=tiny.embed_dim), jnp.float32
-  )
-
-  @jax.jit
-  def gradient(embed, chosen):
-    def output(embed):
-      hidden = llama.Llama(tiny).apply(
-        {'params': params | {'embed': embed}},
-        prompts, prompt_mask, completions,
-        method=llama.Llama.read_group,
-      )  # fmt: skip
-      return jnp.sum((hidden @ direction) * chosen)
-
-    return jnp.abs(jax.grad(output)(embed)).sum(-1)
-
-  for q, g, slot in np.ndindex(Q, G, C):
-    chosen = np.zeros((Q, G, C), np.float32)
-    chosen[q, g, slot] = 1
-    size = np.asarray(gradient(params['embed'], chosen))
-    seen = np.zeros(tiny.vocab_size, bool)
-    seen[prompts[q][prompt_mask[q]]] = True
-    seen[completions[q, g, :slot]] = True
-    assert (size[seen] > 1e-4).all()
-    assert (size[~seen] == 0).all()
-
-
 def test_scaled_frequencies_are_llama_3_1s():
   """Against Llama 3.1's published numbers and form: short waves are kept, long
   ones stretched eightfold, those between blended."""

@@ -11,7 +11,7 @@ import plain_llama
 import pytest
 
 from dash_jax import batches, sharding
-from dash_jax.learning import filtering, learner, losses, optim
+from dash_jax.learning import learner, losses, optim, packing
 from dash_jax.model import layers, llama, lora
 from dash_jax.sampling import decoding, sampler
 
@@ -94,10 +94,9 @@ def test_sampler_and_learner_compute_the_merged_model(shape):
   devices = jax.devices()[: int(np.prod(shape))]
   with jax.set_mesh(jax.make_mesh(shape, sharding.AXES, devices=devices)):
     rows = sample(put(params))
-    found = jax.jit(learner.completion_logprobs, static_argnums=0)(
+    found = learner.completion_logprobs(
       llama.Llama(CONFIG), put(params), rows, decoding.make_decoding(1.0)
     )
-    rows, found = jax.device_get((rows, found))
   merged = merge_plainly(params)
   for q in range(Q):
     prompt = rows.prompts.tokens[q, P - rows.prompts.lengths[q] :]
@@ -112,22 +111,26 @@ def test_sampler_and_learner_compute_the_merged_model(shape):
 
 
 @pytest.fixture
-def minibatches(mesh):
+def rows(mesh):
+  return sample(put(draw_params()))
+
+
+@pytest.fixture
+def minibatches(rows):
   """Sampled rows with advantages of both signs, as the learner takes them."""
-  rows = sample(put(draw_params()))
   gain = np.array([[1, -1], [0.5, -0.5], [-2, 2], [1, -1]], np.float32)
   weight, counted = losses.row_weights('sequence', rows.lengths, C)
-  cut, n = filtering.cut(
-    rows, gain, np.ones(gain.shape, bool), weight / counted.sum(), 4
-  )
-  return sharding.put_rows(cut, axis=1), jnp.int32(n)
+  return packing.make_minibatches(
+    rows, gain, np.ones(gain.shape, bool), weight / counted.sum(),
+    packing.make_room(4, G, P, C),
+  )  # fmt: skip
 
 
 def test_the_adapters_gradient_is_the_chain_rules(mesh, minibatches):
   """dL/da = dL/dw b' alpha / r and dL/db = a' dL/dw alpha / r, where dL/dw is
   the gradient of a model without adapters at the merged weights; nothing else
   has a gradient."""
-  minibatch = jax.tree.map(lambda x: x[0], minibatches[0])
+  minibatch = minibatches[0]
   trained, frozen = lora.split(LORA, put(draw_params()))
   rest = (None, decoding.make_decoding(1.0), losses.Objective())
   grad = jax.jit(
@@ -174,7 +177,7 @@ def test_a_step_trains_and_remembers_the_adapters_alone(mesh, minibatches):
   assert num_trained < 0.5 * llama.count_params(BASE)
   state, metrics = learner.update(
     state,
-    *minibatches,
+    minibatches,
     None,
     decoding.make_decoding(1.0),
     model=llama.Llama(CONFIG),
@@ -202,14 +205,13 @@ def test_a_mesh_takes_the_step_of_one_device():
       if rows is None:
         rows = sample(put(draw_params()))
       gain = np.tile(np.array([1, -1], np.float32), (Q, 1))
-      cut, n = filtering.cut(
+      minibatches = packing.make_minibatches(
         rows, gain, gain != 0, np.abs(gain) / gain.size,
-        Q * G, shape[0] * shape[1],
+        packing.make_room(Q * G, G, P, C),
       )  # fmt: skip
       state, metrics = learner.update(
         learner.init_state(put(draw_params()), optimizer, LORA),
-        sharding.put_rows(cut, axis=1),
-        jnp.int32(n),
+        minibatches,
         None,
         decoding.make_decoding(1.0),
         model=llama.Llama(CONFIG),
@@ -318,7 +320,7 @@ def test_a_steps_dropout_follows_its_key(mesh, minibatches):
     adapters = dataclasses.replace(LORA, dropout=rate)
     state, _ = learner.update(
       learner.init_state(put(draw_params()), optimizer, adapters),
-      *minibatches,
+      minibatches,
       None,
       decoding.make_decoding(1.0),
       jax.random.key(seed),
@@ -337,18 +339,17 @@ def test_a_steps_dropout_follows_its_key(mesh, minibatches):
 def count_masks(config, params):
   """Returns, by layer and target, which inputs of an adapter were dropped for
   the one token that is looked at: those have no gradient in a."""
-  tokens, mask, reply = sharding.put_rows(
-    (np.zeros((1, 1), np.int32), np.ones((1, 1), bool), np.full((1, 1, 1), 5))
+  one = np.ones((1, 1), np.int32)
+  lines = sharding.put_rows(
+    batches.Lines(one, one * 0, one * 0, one * 0, one * 0, 1, 1)
   )
 
   def loss(trained):
     hidden = llama.Llama(config).apply(
       {'params': lora.join(trained, frozen)},
-      tokens,
-      mask,
-      reply,
+      lines,
       jax.random.key(4),
-      method=llama.Llama.read_group,
+      method=llama.Llama.read_lines,
     )
     return (hidden**3).sum()
 
@@ -374,20 +375,18 @@ def test_no_two_adapters_share_a_mask(mesh):
 
 
 @pytest.mark.parametrize('target', lora.TARGETS)
-def test_every_target_has_dropout(mesh, minibatches, target):
+def test_every_target_has_dropout(rows, target):
   adapters = lora.Lora(rank=3, alpha=3.0, targets=(target,), dropout=0.5)
   config = dataclasses.replace(BASE, lora=adapters)
   params = put(draw_params(config), config)
-  rows = jax.tree.map(lambda x: x[0], minibatches[0].rollouts)
 
   def run(key):
     return learner.completion_logprobs(
       llama.Llama(config), params, rows, decoding.make_decoding(1.0), key
     )
 
-  run = jax.jit(run)
   first, second = run(jax.random.key(0)), run(jax.random.key(1))
-  assert np.abs(first - second)[np.asarray(rows.mask)].max() > 1e-3
+  assert np.abs(first - second).max() > 1e-3
 
 
 def test_dropout_differs_by_step_and_minibatch_and_spares_the_reference(
@@ -398,16 +397,14 @@ def test_dropout_differs_by_step_and_minibatch_and_spares_the_reference(
   adapters = dataclasses.replace(LORA, dropout=0.5)
   model = llama.Llama(dataclasses.replace(BASE, lora=adapters))
   optimizer = optax.sgd(0.0)
-  one = jax.tree.map(lambda x: np.asarray(x)[:1], minibatches[0])
-  twice = jax.tree.map(lambda x: np.concatenate([x, x]), one)
+  one = minibatches[:1]
   state = learner.init_state(put(draw_params()), optimizer, adapters)
   reference = jax.tree.map(jnp.copy, state.params)
   losses_ = []
-  for rows, n in ((one, 1), (one, 1), (twice, 2)):
+  for rows in (one, one, one * 2):
     state, metrics = learner.update(
-      dataclasses.replace(state, step=state.step * (n == 1)),
-      sharding.put_rows(rows, axis=1),
-      jnp.int32(n),
+      dataclasses.replace(state, step=state.step * (len(rows) == 1)),
+      rows,
       reference,
       decoding.make_decoding(1.0),
       jax.random.key(0),
