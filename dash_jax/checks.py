@@ -78,7 +78,7 @@ def _check_fields(config):
       _require(fits, f'{section}.{name}={given!r}: must be of type {kind}')
 
 
-_INT_OR_AUTO = {('sampling', 'batch_size')}
+_INT_OR_AUTO = {('sampling', 'batch_size'), ('optim', 'minibatch_size')}
 
 _AT_LEAST = {
   'algorithm.batch_size': 1,
@@ -299,7 +299,7 @@ def _check_sizes(config):
     f' {run.rl_steps} steps of algorithm.num_samples={algorithm.num_samples}',
   )
   _require(
-    run.minibatch_size <= run.batch_size,
+    run.minibatch_size == AUTO or run.minibatch_size <= run.batch_size,
     f'optim.minibatch_size={run.minibatch_size} is more than the'
     f' {run.batch_size} rows of a step: take at most {run.batch_size}',
   )
@@ -325,7 +325,7 @@ def check_mesh(config, num_shards: int, num_hosts: int) -> None:
   rows = {
     'optim.sft_batch_size': config.optim.sft_batch_size,
   }
-  if config.algorithm.name == 'dash':
+  if config.algorithm.name == 'dash' and run.minibatch_size != AUTO:
     rows['optim.minibatch_size'] = run.minibatch_size
   for field, value in rows.items():
     _require(

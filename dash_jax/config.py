@@ -109,7 +109,7 @@ def default() -> ml_collections.ConfigDict:
         {
           # Full-length rows that a minibatch has room for; shorter ones are
           # packed. 'auto': as many as fit.
-          'minibatch_size': 32,
+          'minibatch_size': config_dict.FieldReference(32, field_type=object),
           'learning_rate': 1e-4,
           'grpo_learning_rate': 3e-5,  # the baseline takes many small steps
           'schedule': 'linear',
@@ -142,7 +142,7 @@ class Sizes:
   Attributes:
     batch_size: rows sampled per optimizer step, B.
     num_questions: questions per optimizer step, Q.
-    minibatch_size: rows per gradient accumulation step, b.
+    minibatch_size: full rows that a minibatch has room for, or 'auto'.
     rl_steps: optimizer steps of the RL phase.
     learning_rate: of the RL phase.
     filter_threshold: -1 keeps every row.
@@ -150,7 +150,7 @@ class Sizes:
 
   batch_size: int
   num_questions: int
-  minibatch_size: int
+  minibatch_size: int | str
   rl_steps: int
   learning_rate: float
   filter_threshold: float

@@ -9,9 +9,11 @@ its number, so a run resumes from any step.
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
+from absl import logging
 
 from dash_jax import assemble, batches, sharding
 from dash_jax import config as config_lib
@@ -19,7 +21,7 @@ from dash_jax.data import questions
 from dash_jax.learning import advantages, filtering, learner, losses, packing
 from dash_jax.model import lora
 from dash_jax.runs import rollouts
-from dash_jax.sampling import decoding
+from dash_jax.sampling import decoding, memory
 
 # No step has this number, nor has an evaluation: no noise is used twice.
 _DROPOUT = 2**31 - 2
@@ -35,7 +37,7 @@ class Phase:
   num_steps: int
   rows_per_step: int
   group_size: int
-  minibatch_size: int
+  minibatch_size: int | str  # of full rows, or 'auto'
   optimizer: object
   objective: losses.Objective
   decoding: decoding.Decoding
@@ -107,6 +109,7 @@ def phases(config, stop_ids: tuple[int, ...]) -> tuple[Phase, ...]:
 def take_step(
   parts: assemble.Parts,
   phase: Phase,
+  room: packing.Room,
   state: batches.TrainState,
   step: int,
   ref_params: dict | None,
@@ -118,6 +121,7 @@ def take_step(
   Args:
     parts: of the run.
     phase: what to do.
+    room: of its minibatches, `make_ready`'s.
     state: donated.
     step: its number, over all phases.
     ref_params: the reference policy, if the loss has a KL term; its adapters,
@@ -128,12 +132,16 @@ def take_step(
     The new state and the step's metrics, as metrics.jsonl has them.
   """
   if phase.name == 'sft':
-    return sft_step(parts, phase, state, step)
-  return rl_step(parts, phase, state, step, ref_params, write_rollouts)
+    return sft_step(parts, phase, room, state, step)
+  return rl_step(parts, phase, room, state, step, ref_params, write_rollouts)
 
 
 def sft_step(
-  parts: assemble.Parts, phase: Phase, state: batches.TrainState, step: int
+  parts: assemble.Parts,
+  phase: Phase,
+  room: packing.Room,
+  state: batches.TrainState,
+  step: int,
 ) -> tuple[batches.TrainState, dict]:
   """Takes one supervised step on worked solutions."""
   start = time.perf_counter()
@@ -144,7 +152,7 @@ def sft_step(
   )
   total = sharding.sum_over_hosts({'tokens': float(counted.sum())})['tokens']
   state, values = _learn(
-    parts, phase, state, rows,
+    parts, phase, room, state, rows,
     gain=np.ones(weight.shape, np.float32),
     keep=np.ones(weight.shape, bool),
     weight=weight / total,
@@ -160,6 +168,7 @@ def sft_step(
 def rl_step(
   parts: assemble.Parts,
   phase: Phase,
+  room: packing.Room,
   state: batches.TrainState,
   step: int,
   ref_params: dict | None,
@@ -208,7 +217,7 @@ def rl_step(
   )
   weight = weight / max(sums['denominator'], 1.0)
   state, values = _learn(
-    parts, phase, state, rows, gain, keep, weight, ref_params
+    parts, phase, room, state, rows, gain, keep, weight, ref_params
   )
   learned_at = time.perf_counter()
   if write_rollouts:
@@ -232,11 +241,11 @@ def _draw(parts, step, num):
   )
 
 
-def _learn(parts, phase, state, rows, gain, keep, weight, ref_params=None):
+def _learn(
+  parts, phase, room, state, rows, gain, keep, weight, ref_params=None
+):
   """Takes the optimizer step on the kept rows and returns host metrics."""
-  minibatches = packing.make_minibatches(
-    rows, gain, keep, weight, _make_room(parts, phase)
-  )
+  minibatches = packing.make_minibatches(rows, gain, keep, weight, room)
   state, values = learner.update(
     state,
     minibatches,
@@ -250,31 +259,76 @@ def _learn(parts, phase, state, rows, gain, keep, weight, ref_params=None):
   return state, {name: float(x) for name, x in jax.device_get(values).items()}
 
 
-def warm_up(
+def make_ready(
   parts: assemble.Parts,
   phase: Phase,
   state: batches.TrainState,
   ref_params: dict | None,
-) -> None:
-  """Compiles the learner of a phase for every shape of its minibatches."""
-  learner.sum_gradients(
-    state,
-    packing.make_empty(_make_room(parts, phase)),
-    ref_params,
-    phase.decoding,
-    _dropout_key(parts),
-    model=parts.model,
-    objective=phase.objective,
-  )
+) -> packing.Room:
+  """Compiles the learner of a phase for every shape of its minibatches, and
+  returns these; 'auto' takes the largest that fit."""
+  arguments = (ref_params, phase.decoding, _dropout_key(parts))
+  program = {'model': parts.model, 'objective': phase.objective}
+
+  def make_room(minibatch_size):
+    return packing.make_room(
+      minibatch_size,
+      phase.group_size,
+      parts.encoding.max_prompt_len,
+      parts.encoding.max_completion_len,
+    )
+
+  def measure(minibatch_size):
+    first, *_ = packing.make_empty(make_room(minibatch_size))
+    return learner.measure(state, first, *arguments, **program)
+
+  size = phase.minibatch_size
+  if size == config_lib.AUTO:
+    size = find_minibatch_size(
+      measure,
+      memory.find_room(),
+      phase.rows_per_step,
+      sharding.num_batch_shards(jax.sharding.get_mesh()),
+    )
+    logging.info('%s: minibatches of %d full rows', phase.title, size)
+  room = make_room(size)
+  empty = packing.make_empty(room)
+  learner.sum_gradients(state, empty, *arguments, **program)
+  return room
 
 
-def _make_room(parts, phase):
-  return packing.make_room(
-    phase.minibatch_size,
-    phase.group_size,
-    parts.encoding.max_prompt_len,
-    parts.encoding.max_completion_len,
-  )
+def find_minibatch_size(
+  measure: Callable[[int], int], room: float, most: int, unit: int
+) -> int:
+  """Returns the most rows of a minibatch, a multiple of `unit`, that fit.
+
+  Args:
+    measure: from rows to the bytes that they need on a device.
+    room: bytes that a device has.
+    most: rows that there are to learn from.
+    unit: of which rows are a multiple.
+
+  Raises:
+    ValueError: not even `unit` rows fit.
+  """
+  size = -(-most // unit) * unit
+  while True:
+    try:
+      need = measure(size)
+    except jax.errors.JaxRuntimeError as error:
+      if not memory.is_exhausted(error):
+        raise
+      need = 2 * room  # that much is not known
+    if need <= room:
+      return size
+    if size == unit:
+      raise ValueError(
+        "optim.minibatch_size='auto': a minibatch of one row a device needs"
+        f' {need / 2**30:.1f} GiB, and there is room for {room / 2**30:.1f}:'
+        ' set model.remat=True, take fewer slots, or split over more devices'
+      )
+    # Not all of it grows with rows, so this may still be too many.
+    size = max(int(size * room / need) // unit * unit, unit)
 
 
 def _dropout_key(parts):

@@ -87,7 +87,7 @@ def _go_on(parts, plan, state, ref_params, stop, saved, bars, log) -> bool:
     if not 0 <= done < phase.num_steps:
       continue
     bar = bars.phase(phase.title, phase.num_steps, done)
-    steps.warm_up(parts, phase, state, ref_params)
+    room = steps.make_ready(parts, phase, state, ref_params)
     if phase.name == 'rl' and not done:
       _evaluate(parts, log, state, 'sft' if phase.first_step else 'rl')
     elif _is_eval_due(parts, phase, done):
@@ -99,7 +99,7 @@ def _go_on(parts, plan, state, ref_params, stop, saved, bars, log) -> bool:
         return False
       taken = step + 1 - phase.first_step
       state, values = steps.take_step(
-        parts, phase, state, step, ref_params,
+        parts, phase, room, state, step, ref_params,
         write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
       )  # fmt: skip
       if log:

@@ -1,5 +1,6 @@
 """What a step makes of its config on the way from rewards to the learner."""
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -53,8 +54,9 @@ def test_weights_and_advantages_follow_the_config(
   with parts.pool:
     params = weights.load_params(config, parts.model)
     state = learner.init_state(params, phase.optimizer)
+    room = steps.make_ready(parts, phase, state, None)
     _, metrics = steps.take_step(
-      parts, phase, state, 0, None, write_rollouts=False
+      parts, phase, room, state, 0, None, write_rollouts=False
     )
     rows = seen['rows']
     texts = [
@@ -85,3 +87,33 @@ def test_weights_and_advantages_follow_the_config(
   assert metrics['kept_rows'] == keep.sum()
   assert metrics['accuracy'] == rewards.mean()
   assert metrics['staleness'] == 0
+
+
+def test_auto_takes_the_most_rows_that_fit():
+  """Of a device that has 1000 bytes, a row taking 70 beside 200 for all."""
+  tried = []
+
+  def measure(rows):
+    tried.append(rows)
+    if rows > 40:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+    return 200 + 70 * rows
+
+  found = steps.find_minibatch_size(measure, 1000, most=64, unit=4)
+  assert found == 8
+  assert tried == [64, 32, 12, 8]
+  assert steps.find_minibatch_size(measure, 1000, most=7, unit=4) == 8
+  with pytest.raises(ValueError, match=r"'auto': .* set model\.remat=True"):
+    steps.find_minibatch_size(measure, 100, most=64, unit=4)
+
+
+def test_auto_learns_as_a_size_does(config, tmp_path):
+  """On a machine that has room for the whole step, 'auto' takes all of it."""
+  config.optim.minibatch_size = 'auto'
+  parts = assemble.build(config, str(tmp_path))
+  (phase,) = steps.phases(config, parts.stop_ids)
+  with parts.pool:
+    params = weights.load_params(config, parts.model)
+    state = learner.init_state(params, phase.optimizer)
+    room = steps.make_ready(parts, phase, state, None)
+  assert room.shapes[0][0] == 32 // 4

@@ -289,6 +289,35 @@ def sum_gradients(
   return totals
 
 
+def measure(
+  state: batches.TrainState,
+  minibatch: batches.Minibatch,
+  ref_params: dict | None,
+  decoding: decoding_lib.Decoding,
+  dropout_key: jax.Array | None = None,
+  *,
+  model: llama.Llama,
+  objective: losses.Objective,
+) -> int:
+  """Returns the bytes that a device needs beside the state, to learn from
+  minibatches of this shape; compiles to find out.
+
+  Args: as `update`'s.
+
+  Raises:
+    RuntimeError: RESOURCE_EXHAUSTED, where the compiler itself finds that it
+      does not fit.
+  """
+  lowered = _accumulate.lower(
+    jax.eval_shape(_zeros, state.params), state, minibatch, ref_params,
+    decoding, _minibatch_key(model, dropout_key, state.step, 0),
+    model=model, objective=objective,
+  )  # fmt: skip
+  memory = lowered.compile().memory_analysis()
+  # The gradient is both an argument and what is returned.
+  return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
 def _minibatch_key(model, dropout_key, step, i):
   if model.config.lora is None or not model.config.lora.dropout:
     return None
