@@ -82,18 +82,49 @@ class Sampled:
   """Replies to questions, on the host.
 
   Attributes:
-    rows: with `tokens` and the rest, of Q questions.
+    asked: Q questions.
+    rows: with `tokens` and the rest, of these.
     texts: B texts.
     scores: of the B rows.
     sample_s: seconds until the last reply was there.
     reward_s: seconds from then until the last score was.
   """
 
+  asked: list[batches.Question]
   rows: batches.Rollouts
   texts: list[str]
   scores: workers.Scores
   sample_s: float
   reward_s: float
+
+  def find_mixed(self) -> np.ndarray:
+    """Returns bool[Q], the groups whose scores do not all agree."""
+    rewards = self.scores.rewards.reshape(self.rows.lengths.shape)
+    return (rewards != rewards[:, :1]).any(axis=1)
+
+  def join(self, other: 'Sampled') -> 'Sampled':
+    """Returns as many groups as there are here: those of both whose scores do
+    not agree, and of the others as many as are missing."""
+    num, G = self.rows.lengths.shape
+    mixed = np.concatenate([self.find_mixed(), other.find_mixed()])
+    chosen = np.sort(np.argsort(~mixed, kind='stable')[:num])
+    asked = [*self.asked, *other.asked]
+    texts = [*self.texts, *other.texts]
+    rewards = np.concatenate([self.scores.rewards, other.scores.rewards])
+    return Sampled(
+      asked=[asked[q] for q in chosen],
+      rows=jax.tree.map(
+        lambda a, b: np.concatenate([a, b])[chosen], self.rows, other.rows
+      ),
+      texts=[texts[q * G + g] for q in chosen for g in range(G)],
+      scores=workers.Scores(
+        rewards=rewards.reshape(-1, G)[chosen].reshape(-1),
+        timeouts=self.scores.timeouts + other.scores.timeouts,
+        errors=self.scores.errors + other.scores.errors,
+      ),
+      sample_s=self.sample_s + other.sample_s,
+      reward_s=self.reward_s + other.reward_s,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +178,7 @@ class Parts:
       sampled_at = time.perf_counter()
       texts, scores = scored.finish()
     return Sampled(
+      asked=asked,
       rows=made.as_rollouts(prompts, policy_step),
       texts=texts,
       scores=scores,

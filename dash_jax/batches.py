@@ -153,13 +153,15 @@ class Minibatch:
     lines: of b lines.
     slots: i32[b, T], the number of a token in its completion.
     logprobs: f32[b, T], as `Rollouts.logprobs`.
-    advantages: f32[b, T], of the token's row.
+    old_logprobs: f32[b, T], that ratios are taken to.
+    advantages: f32[b, T].
     weight: f32[b, T], what a token counts in the loss, its denominator included.
   """
 
   lines: Lines
   slots: jax.Array | np.ndarray
   logprobs: jax.Array | np.ndarray
+  old_logprobs: jax.Array | np.ndarray
   advantages: jax.Array | np.ndarray
   weight: jax.Array | np.ndarray
 

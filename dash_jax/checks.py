@@ -15,7 +15,7 @@ import ml_collections
 
 from dash_jax import config as config_lib
 from dash_jax.data import chat, questions
-from dash_jax.learning import losses, optim
+from dash_jax.learning import advantages, filtering, losses, optim
 from dash_jax.model import kernels, lora, presets
 from dash_jax.rewards import answers
 
@@ -88,6 +88,14 @@ _AT_LEAST = {
   'algorithm.kl_coef': 0,
   'algorithm.clip_low': 0,
   'algorithm.clip_high': 0,
+  'algorithm.clip_dual': 0,
+  'algorithm.importance_cap': 0,
+  'algorithm.entropy_coef': 0,
+  'algorithm.filter_rows': 0,
+  'algorithm.refill_rounds': 0,
+  'algorithm.overlong_len': 0,
+  'algorithm.num_epochs': 1,
+  'algorithm.num_updates': 1,
   'sampling.batch_size': 1,
   'sampling.max_completion_len': 1,
   'sampling.min_completion_len': 0,
@@ -144,7 +152,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     'sampling.attention': kernels.ATTENTION,
     'reward.style': answers.STYLES,
     'algorithm.name': ALGORITHMS,
+    'algorithm.baseline': advantages.BASELINES,
+    'algorithm.scale': advantages.SCALES,
+    'algorithm.loss': losses.LOSSES,
     'algorithm.normalizer': losses.NORMALIZERS,
+    'algorithm.filter': filtering.RULES,
+    'algorithm.kl_estimator': losses.KL_ESTIMATORS,
+    'algorithm.kl_in': ('loss', 'reward'),
+    'algorithm.kl_schedule': ('constant', 'linear'),
     'algorithm.denominator': losses.DENOMINATORS,
     'optim.schedule': optim.SCHEDULES,
   }.items():
@@ -173,6 +188,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   _require(
     sampling.min_completion_len <= sampling.max_completion_len,
     f'sampling.min_completion_len={sampling.min_completion_len}: must be at most'
+    f' sampling.max_completion_len={sampling.max_completion_len}',
+  )
+  _require(
+    config.algorithm.overlong_len <= sampling.max_completion_len,
+    f'algorithm.overlong_len={config.algorithm.overlong_len}: must be at most'
     f' sampling.max_completion_len={sampling.max_completion_len}',
   )
   _require(
@@ -282,6 +302,7 @@ def _check_sizes(config):
     f' {at_once if at_once == AUTO else _multiples(G, at_once)}, or {AUTO!r}',
   )
   run = config_lib.sizes(config)
+  _check_filter(algorithm, run)
   _require(
     run.rl_steps >= 1,
     f'algorithm.num_samples={algorithm.num_samples} is less than one step of'
@@ -294,14 +315,48 @@ def _check_sizes(config):
     f' {_multiples(run.batch_size, algorithm.num_samples)}',
   )
   _require(
-    config.optim.warmup_steps < run.rl_steps,
+    config.optim.warmup_steps < run.rl_steps * run.updates,
     f'optim.warmup_steps={config.optim.warmup_steps}: must be below the'
-    f' {run.rl_steps} steps of algorithm.num_samples={algorithm.num_samples}',
+    f' {run.rl_steps * run.updates} updates of algorithm.num_samples={algorithm.num_samples}',
   )
   _require(
     run.minibatch_size == AUTO or run.minibatch_size <= run.batch_size,
     f'optim.minibatch_size={run.minibatch_size} is more than the'
     f' {run.batch_size} rows of a step: take at most {run.batch_size}',
+  )
+
+
+def _check_filter(algorithm, run):
+  rule, most = algorithm.filter, algorithm.filter_rows
+  num_questions = run.num_questions
+  _require(
+    bool(most) == (rule in ('largest', 'max_variance')),
+    f'algorithm.filter_rows={most} with algorithm.filter={rule!r}:'
+    " 'largest' and 'max_variance' need it, others take 0",
+  )
+  _require(
+    most <= run.batch_size,
+    f'algorithm.filter_rows={most}: must be at most the {run.batch_size} rows of'
+    ' a step',
+  )
+  _require(
+    rule != 'max_variance' or most % num_questions == 0,
+    f'algorithm.filter_rows={most}: must be a multiple of the'
+    f' {num_questions} groups of a step, the same number of rows for each: take'
+    f' {_multiples(num_questions, most)}',
+  )
+  _require(
+    num_questions % algorithm.num_updates == 0,
+    f'algorithm.num_updates={algorithm.num_updates}: must divide the'
+    f' {num_questions} groups of a step',
+  )
+  _require(
+    algorithm.dpo_beta > 0,
+    f'algorithm.dpo_beta={algorithm.dpo_beta}: must be above 0',
+  )
+  _require(
+    algorithm.clip_dual == 0 or algorithm.clip_dual > 1,
+    f'algorithm.clip_dual={algorithm.clip_dual}: must be above 1, or 0 for none',
   )
 
 

@@ -95,13 +95,32 @@ def default() -> ml_collections.ConfigDict:
           'batch_size': 256,  # rows sampled for one optimizer step
           'group_size': 8,
           'num_samples': 20_480,  # completions sampled by the whole run
-          'normalize_std': True,
-          'normalizer': 'constant',
-          'denominator': 'sampled',
-          'filter_threshold': 0.0,
-          'kl_coef': 0.0,
+          # What a row is compared with, and what the difference is divided by.
+          'baseline': 'group_mean',
+          'scale': 'std',
+          'loss': 'clip',
           'clip_low': 0.2,
           'clip_high': 0.2,
+          'clip_dual': 0.0,  # bounds the loss of negative advantages; 0 is off
+          'importance_cap': 0.0,  # truncated importance sampling; 0 is off
+          'dpo_beta': 0.1,
+          'normalizer': 'constant',
+          'denominator': 'sampled',
+          # Which rows are learned from.
+          'filter': 'advantage',
+          'filter_threshold': 0.0,
+          'filter_rows': 0,  # to keep of a step, for 'largest', 'max_variance'
+          'refill_rounds': 0,  # sampled again where groups carry no signal
+          'mask_truncated': False,
+          'overlong_len': 0,  # last tokens over which a penalty grows to 1
+          'report_cosine': False,  # of filtered and full gradient; costs both
+          'kl_coef': 0.0,
+          'kl_estimator': 'k3',
+          'kl_in': 'loss',
+          'kl_schedule': 'constant',
+          'entropy_coef': 0.0,
+          'num_epochs': 1,  # passes over a step's rows
+          'num_updates': 1,  # of the weights in a pass
           'sft_steps': 0,  # a supervised warm start before sampling begins
         }
       ),
@@ -143,7 +162,8 @@ class Sizes:
     batch_size: rows sampled per optimizer step, B.
     num_questions: questions per optimizer step, Q.
     minibatch_size: full rows that a minibatch has room for, or 'auto'.
-    rl_steps: optimizer steps of the RL phase.
+    rl_steps: steps of the RL phase.
+    updates: changes of the weights in one of them.
     learning_rate: of the RL phase.
     filter_threshold: -1 keeps every row.
   """
@@ -152,6 +172,7 @@ class Sizes:
   num_questions: int
   minibatch_size: int | str
   rl_steps: int
+  updates: int
   learning_rate: float
   filter_threshold: float
 
@@ -179,6 +200,7 @@ def sizes(config: ml_collections.ConfigDict) -> Sizes:
     num_questions=batch_size // algorithm.group_size,
     minibatch_size=minibatch_size,
     rl_steps=steps,
+    updates=algorithm.num_epochs * algorithm.num_updates,
     learning_rate=learning_rate,
     filter_threshold=threshold,
   )

@@ -14,7 +14,16 @@ import pathlib
 import jax
 import jax.numpy as jnp
 
-from dash_jax import assemble, batches, report, sharding, steps, weights
+from dash_jax import (
+  assemble,
+  batches,
+  phases,
+  report,
+  sharding,
+  steps,
+  updates,
+  weights,
+)
 from dash_jax import evaluate as evaluate_lib
 from dash_jax.learning import learner
 from dash_jax.model import lora
@@ -40,7 +49,7 @@ def train(config, workdir: str) -> bool:
   is_writer = jax.process_index() == 0
   checkpoint.check_config(workdir, config.to_dict())
   parts = assemble.build(config, workdir)
-  plan = steps.phases(config, parts.stop_ids)
+  plan = phases.phases(config, parts.stop_ids)
   with (
     parts.pool,
     checkpoint.Stop() as stop,
@@ -87,7 +96,7 @@ def _go_on(parts, plan, state, ref_params, stop, saved, bars, log) -> bool:
     if not 0 <= done < phase.num_steps:
       continue
     bar = bars.phase(phase.title, phase.num_steps, done)
-    room = steps.make_ready(parts, phase, state, ref_params)
+    room = updates.make_ready(parts, phase, state, ref_params)
     if phase.name == 'rl' and not done:
       _evaluate(parts, log, state, 'sft' if phase.first_step else 'rl')
     elif _is_eval_due(parts, phase, done):
@@ -143,13 +152,13 @@ def _start(parts, plan, saved):
     _, frozen = lora.split(adapters, params)
     weights.check_frozen(parts.config, frozen, parts.workdir)
     state = dataclasses.replace(state, frozen=frozen)
-  if not last.objective.kl_coef or int(state.step) < last.first_step:
+  if not last.needs_reference or int(state.step) < last.first_step:
     return state, None
   reference = checkpoint.restore_params(_reference(parts), abstract.params)
   if reference is None:
     raise ValueError(
-      f'{_reference(parts)} has no reference policy, which algorithm.kl_coef ='
-      f' {last.objective.kl_coef} needs: a workdir is copied whole'
+      f'{_reference(parts)} has no reference policy, which'
+      ' algorithm.kl_coef or algorithm.loss needs: a workdir is copied whole'
     )
   return state, reference[0]
 
@@ -164,7 +173,7 @@ def _enter_rl(parts, phase, state):
 def _freeze(parts, phase, state):
   """Returns the reference policy, if the loss has one: the trained weights that
   RL starts from, kept on disk for a resumed run."""
-  if not phase.objective.kl_coef:
+  if not phase.needs_reference:
     return None
   # A copy: the update donates the state's own weights.
   ref_params = jax.tree.map(jnp.copy, state.params)

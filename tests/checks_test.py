@@ -45,7 +45,7 @@ BAD = [
   ({'sampling__temperature': 'hot'}, 'sampling.temperature', 'float'),
   ({'algorithm__batch_size': 256.0}, 'algorithm.batch_size', 'int'),
   ({'algorithm__batch_size': True}, 'algorithm.batch_size', 'int'),
-  ({'algorithm__normalize_std': 1}, 'algorithm.normalize_std', 'bool'),
+  ({'algorithm__mask_truncated': 1}, 'algorithm.mask_truncated', 'bool'),
   ({'data__path': None}, 'data.path', 'str'),
   # Fields that are not there.
   ({'sampling__temprature': 1.0}, 'config.sampling.temprature', 'temperature'),
@@ -108,8 +108,31 @@ BAD = [
   ({'algorithm__group_size': 7}, 'algorithm.group_size', 'take 252 or 259'),
   ({'algorithm__num_samples': 255}, 'algorithm.num_samples', 'least 256'),
   ({'algorithm__num_samples': 1000}, 'algorithm.num_samples', '768 or 1024'),
-  ({'optim__warmup_steps': 80}, 'optim.warmup_steps', 'below the 80 steps'),
+  ({'optim__warmup_steps': 80}, 'optim.warmup_steps', 'below the 80 updates'),
   ({'algorithm__sft_steps': 20}, 'optim.sft_warmup_steps', 'sft_steps=20'),
+  ({'algorithm__loss': 'ppo'}, 'algorithm.loss', "'gspo'"),
+  ({'algorithm__baseline': 'mean'}, 'algorithm.baseline', "'group_mean'"),
+  ({'algorithm__scale': 'max'}, 'algorithm.scale', "'batch'"),
+  ({'algorithm__filter': 'all'}, 'algorithm.filter', "'largest'"),
+  ({'algorithm__filter': 'largest'}, 'algorithm.filter_rows', 'need it'),
+  ({'algorithm__filter_rows': 8}, 'algorithm.filter_rows', 'others take 0'),
+  (
+    {'algorithm__filter': 'max_variance', 'algorithm__filter_rows': 40},
+    'algorithm.filter_rows',
+    'take 32 or 64',
+  ),
+  (
+    {'algorithm__filter': 'largest', 'algorithm__filter_rows': 300},
+    'algorithm.filter_rows',
+    'at most the 256 rows',
+  ),
+  ({'algorithm__num_updates': 3}, 'algorithm.num_updates', 'the 32 groups'),
+  ({'algorithm__num_epochs': 0}, 'algorithm.num_epochs', 'at least 1'),
+  ({'algorithm__clip_dual': 0.5}, 'algorithm.clip_dual', 'above 1'),
+  ({'algorithm__dpo_beta': 0.0}, 'algorithm.dpo_beta', 'above 0'),
+  ({'algorithm__kl_in': 'both'}, 'algorithm.kl_in', "'reward'"),
+  ({'algorithm__kl_estimator': 'k4'}, 'algorithm.kl_estimator', "'k3'"),
+  ({'algorithm__overlong_len': 65}, 'algorithm.overlong_len', 'at most'),
   ({'optim__minibatch_size': 257}, 'optim.minibatch_size', 'at most 256'),
   (
     {'algorithm__name': 'sft', 'algorithm__sft_steps': 0},
@@ -186,6 +209,8 @@ def test_sizes_of_dash():
       algorithm__num_samples=960,
       algorithm__batch_size=96,
       algorithm__filter_threshold=0.25,
+      algorithm__num_epochs=2,
+      algorithm__num_updates=3,
     )
   )
   assert found == config_lib.Sizes(
@@ -193,6 +218,7 @@ def test_sizes_of_dash():
     num_questions=12,
     minibatch_size=32,
     rl_steps=10,
+    updates=6,
     learning_rate=1e-4,
     filter_threshold=0.25,
   )
@@ -212,6 +238,7 @@ def test_grpo_spends_the_same_samples_a_group_a_step():
     num_questions=1,
     minibatch_size=8,
     rl_steps=125,
+    updates=1,
     learning_rate=3e-5,
     filter_threshold=-1.0,
   )

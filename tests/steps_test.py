@@ -1,28 +1,46 @@
 """What a step makes of its config on the way from rewards to the learner."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import assemble, steps, weights
+from dash_jax import assemble, batches, checks, phases, steps, updates, weights
 from dash_jax.learning import learner, packing
 from dash_jax.model import presets
+from dash_jax.rewards import workers
 
 C = 6
 
 
+@pytest.fixture(scope='module')
+def samplers():
+  """Compiled samplers by their sizes: no field that varies here is part of
+  their programs."""
+  return {}
+
+
 @pytest.fixture
-def config(mesh, monkeypatch):
+def config(mesh, monkeypatch, samplers):
   quickstart = presets.PRESETS['quickstart']
   monkeypatch.setitem(presets.PRESETS, 'quickstart', quickstart)
   monkeypatch.syspath_prepend(tiny_run.FOLDER)
+  make = assemble.make_sampler
+
+  def make_once(config, model, **sizes):
+    key = tuple(sizes.items())
+    if key not in samplers:
+      samplers[key] = make(config, model, **sizes)
+    return samplers[key]
+
+  monkeypatch.setattr(assemble, 'make_sampler', make_once)
   config = tiny_run.get_config()
   config.algorithm.sft_steps = 0
   return config
 
 
-@pytest.mark.parametrize('normalize_std', [False, True])
+@pytest.mark.parametrize('scale', ['none', 'std'])
 @pytest.mark.parametrize(
   ('normalizer', 'denominator'),
   [
@@ -34,27 +52,27 @@ def config(mesh, monkeypatch):
   ],
 )
 def test_weights_and_advantages_follow_the_config(
-  config, tmp_path, monkeypatch, normalizer, denominator, normalize_std
+  config, tmp_path, monkeypatch, normalizer, denominator, scale
 ):
   """Recomputed row by row from the rewards that the step saw: so every named
   variant reaches the learner, and a filtered row is dropped before it."""
   config.algorithm.normalizer = normalizer
   config.algorithm.denominator = denominator
-  config.algorithm.normalize_std = normalize_std
+  config.algorithm.scale = scale
   seen = {}
   make = packing.make_minibatches
 
-  def record(rows, gain, keep, weight, room):
-    seen.update(rows=rows, gain=gain, keep=keep, weight=weight)
-    return make(rows, gain, keep, weight, room)
+  def record(rows, gain, **others):
+    seen.update(rows=rows, gain=gain, **others)
+    return make(rows, gain, **others)
 
   monkeypatch.setattr(packing, 'make_minibatches', record)
   parts = assemble.build(config, str(tmp_path))
-  (phase,) = steps.phases(config, parts.stop_ids)
+  (phase,) = phases.phases(config, parts.stop_ids)
   with parts.pool:
     params = weights.load_params(config, parts.model)
     state = learner.init_state(params, phase.optimizer)
-    room = steps.make_ready(parts, phase, state, None)
+    room = updates.make_ready(parts, phase, state, None)
     _, metrics = steps.take_step(
       parts, phase, room, state, 0, None, write_rollouts=False
     )
@@ -71,7 +89,7 @@ def test_weights_and_advantages_follow_the_config(
   expected = np.zeros((8, 4))
   for group, gain in zip(rewards.astype(float), expected, strict=True):
     gain += group - group.mean()
-    if normalize_std and group.std():
+    if scale == 'std' and group.std():
       gain /= group.std() * np.sqrt(4 / 3) + 1e-4
   np.testing.assert_allclose(seen['gain'], expected, atol=1e-6)
   keep = expected != 0
@@ -99,21 +117,127 @@ def test_auto_takes_the_most_rows_that_fit():
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
     return 200 + 70 * rows
 
-  found = steps.find_minibatch_size(measure, 1000, most=64, unit=4)
+  found = updates.find_minibatch_size(measure, 1000, most=64, unit=4)
   assert found == 8
   assert tried == [64, 32, 12, 8]
-  assert steps.find_minibatch_size(measure, 1000, most=7, unit=4) == 8
+  assert updates.find_minibatch_size(measure, 1000, most=7, unit=4) == 8
   with pytest.raises(ValueError, match=r"'auto': .* set model\.remat=True"):
-    steps.find_minibatch_size(measure, 100, most=64, unit=4)
+    updates.find_minibatch_size(measure, 100, most=64, unit=4)
 
 
 def test_auto_learns_as_a_size_does(config, tmp_path):
   """On a machine that has room for the whole step, 'auto' takes all of it."""
   config.optim.minibatch_size = 'auto'
   parts = assemble.build(config, str(tmp_path))
-  (phase,) = steps.phases(config, parts.stop_ids)
+  (phase,) = phases.phases(config, parts.stop_ids)
   with parts.pool:
     params = weights.load_params(config, parts.model)
     state = learner.init_state(params, phase.optimizer)
-    room = steps.make_ready(parts, phase, state, None)
+    room = updates.make_ready(parts, phase, state, None)
   assert room.shapes[0][0] == 32 // 4
+
+
+VARIANTS = {
+  'kl': {'kl_coef': 0.1, 'kl_schedule': 'linear', 'kl_estimator': 'k2'},
+  'kl_in_reward': {'kl_coef': 0.1, 'kl_in': 'reward', 'kl_estimator': 'k1'},
+  'gspo': {'loss': 'gspo', 'num_epochs': 2},
+  'dpo': {'loss': 'dpo', 'num_updates': 2},
+  'ppo_mini': {'num_updates': 4, 'num_epochs': 2, 'importance_cap': 2.0},
+  'rejection': {'loss': 'supervised'},
+  'masked': {'mask_truncated': True, 'overlong_len': 3},
+  'pods': {'filter': 'max_variance', 'filter_rows': 16},
+  'largest': {'filter': 'largest', 'filter_rows': 5, 'report_cosine': True},
+  'refill': {'refill_rounds': 3, 'entropy_coef': 0.01},
+}
+
+
+@pytest.mark.parametrize('name', VARIANTS)
+def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
+  """Each through the fields of the config, with what it alone does: how often
+  weights change, on which rows, and what it reports."""
+  for field, value in VARIANTS[name].items():
+    config.algorithm[field] = value
+  checks.check(config)
+  updates_taken, learned = [], []
+  update = learner.update
+
+  def record(state, minibatches, *args, **options):
+    updates_taken.append(options['is_last'])
+    learned.append(sum((m.weight > 0).sum() for m in minibatches))
+    return update(state, minibatches, *args, **options)
+
+  monkeypatch.setattr(learner, 'update', record)
+  parts = assemble.build(config, str(tmp_path))
+  (phase,) = phases.phases(config, parts.stop_ids)
+  with parts.pool:
+    params = weights.load_params(config, parts.model)
+    state = learner.init_state(params, phase.optimizer)
+    reference = (
+      jax.tree.map(jnp.copy, params) if phase.needs_reference else None
+    )
+    room = updates.make_ready(parts, phase, state, reference)
+    state, metrics = steps.take_step(
+      parts, phase, room, state, 2, reference, write_rollouts=False
+    )
+  algorithm = config.algorithm
+  num = algorithm.num_epochs * algorithm.num_updates
+  assert updates_taken == [False] * (num - 1) + [True]
+  assert int(state.step) == 1
+  assert all(np.isfinite(x) for x in metrics.values())
+  assert metrics['grad_norm'] > 0
+  kept, truncated = metrics['kept_rows'], metrics['truncated_fraction']
+  if name == 'kl':
+    # The weights are the reference, and half of the run's 4 steps are taken.
+    assert phase.kl_scale(2) == 0.5
+    assert metrics['kl'] < 1e-9
+  elif name == 'masked':
+    assert metrics['masked_rows'] > 0
+    assert kept <= 32 * (1 - truncated)
+  elif name == 'pods':
+    assert kept <= 16
+  elif name == 'largest':
+    assert kept == 5
+    assert 0.1 < metrics['gradient_cosine'] < 0.999
+  elif name == 'rejection':
+    assert kept == round(metrics['accuracy'] * 32)
+  elif name == 'refill':
+    assert 1 <= metrics['sampling_rounds'] <= 4
+    if metrics['sampling_rounds'] < 4:
+      assert metrics['zero_signal_fraction'] == 0
+  elif name == 'ppo_mini':
+    # Each pass learns from every kept row once.
+    assert sum(learned[:4]) == sum(learned[4:])
+
+
+def test_refilled_groups_take_the_places_of_those_that_agree():
+  """Two of the first three agree, one of the second: of them the first stays."""
+
+  def sampled(first, rewards):
+    slots = np.full((3, 2, C), first, np.int32)
+    rows = batches.Rollouts(
+      batches.PromptBatch(slots[:, 0] + 1, slots[:, 0, 0], slots[:, 0, 0]),
+      slots, slots[..., 0], slots * 0.1, slots[..., 0] > 99, slots[..., 0],
+    )  # fmt: skip
+    questions = [
+      batches.Question(str(first + i), '', first + i) for i in range(3)
+    ]
+    return assemble.Sampled(
+      asked=questions, rows=rows,
+      texts=[f'{q.prompt}/{g}' for q in questions for g in range(2)],
+      scores=workers.Scores(np.float32(rewards).reshape(-1), 1, 2),
+      sample_s=1.0, reward_s=2.0,
+    )  # fmt: skip
+
+  a = sampled(0, [[1, 1], [0, 1], [0, 0]])
+  b = sampled(10, [[1, 1], [1, 1], [1, 0]])
+  both = a.join(b)
+  assert [q.uid for q in both.asked] == [0, 1, 12]
+  assert both.texts == ['0/0', '0/1', '1/0', '1/1', '12/0', '12/1']
+  np.testing.assert_array_equal(both.scores.rewards, [1, 1, 0, 1, 1, 0])
+  np.testing.assert_array_equal(both.find_mixed(), [False, True, True])
+  np.testing.assert_array_equal(both.rows.tokens[2], b.rows.tokens[2])
+  np.testing.assert_array_equal(
+    both.rows.prompts.tokens[:2], a.rows.prompts.tokens[:2]
+  )
+  assert (both.sample_s, both.reward_s) == (2.0, 4.0)
+  assert (both.scores.timeouts, both.scores.errors) == (2, 4)

@@ -9,6 +9,7 @@ The gradient is a plain sum over rows (see losses.py), so any minibatch size
 and any number of accumulation steps give the same update.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -82,13 +83,17 @@ def completion_logprobs(
   P = rollouts.prompts.tokens.shape[1]
   num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
   room = packing.make_room(num_shards * G, G, P, C)
+  # One shape, so that nothing compiles after the first call.
+  room = dataclasses.replace(room, shapes=room.shapes[:1])
   keep = np.ones((Q, G), bool)
   lines, filled = packing.fit(
     rollouts.prompts.lengths, rollouts.lengths, keep, room
   )
   shapes = packing.share_out(filled, room)
   zeros = np.zeros((Q, G), np.float32)
-  packed = packing.pack(rollouts, zeros, zeros, lines, shapes, room)
+  packed = packing.pack(
+    rollouts, zeros, zeros, lines, shapes, room, rollouts.logprobs
+  )
   found = [
     sharding.local_rows(
       _logprobs(model, params, sharding.put_rows(m), decoding, dropout_key)
@@ -152,6 +157,7 @@ def minibatch_loss(
   objective,
   frozen=None,
   dropout_key=None,
+  kl_scale=1.0,
 ):
   """Returns the loss of one minibatch and sums for the metrics.
 
@@ -165,10 +171,12 @@ def minibatch_loss(
     frozen: the model's other weights, if these are adapters; the reference's
       are the same.
     dropout_key: noise of the adapters' dropout, if they have any.
+    kl_scale: f32[], what objective.kl_coef is multiplied by.
   """
   frozen = frozen or {}
   values = _targets(minibatch) | {
-    'old': minibatch.logprobs,
+    'sampled': minibatch.logprobs,
+    'old': minibatch.old_logprobs,
     'advantages': minibatch.advantages,
     'weight': minibatch.weight,
   }
@@ -183,13 +191,13 @@ def minibatch_loss(
     x,
     head,
     values,
-    (decoding, dropout_key),
+    (decoding, dropout_key, kl_scale),
   )
 
 
 def _sum_losses(config, objective, x, weights, values, shared):
   """Returns the loss of some slots and sums for the metrics."""
-  decoding, dropout_key = shared
+  decoding, dropout_key, kl_scale = shared
   mask = values['mask']
   logits = layers.unembed(config, weights, x, dropout_key)
   logprobs = decoding_lib.token_logprobs(
@@ -198,32 +206,35 @@ def _sum_losses(config, objective, x, weights, values, shared):
   # Slots without a target must not overflow a ratio: their gradient would be
   # 0 times infinity.
   logprobs = jnp.where(mask, logprobs, 0.0)
-  if objective.supervised:
-    old = jax.lax.stop_gradient(logprobs)
-    loss, clipped = -logprobs, jnp.zeros_like(mask)
-  else:
-    old = values['old']
-    loss, clipped = losses.clipped_policy_loss(
-      logprobs,
-      old,
-      values['advantages'],
-      objective.clip_low,
-      objective.clip_high,
-    )
+  loss, clipped = losses.policy_loss(
+    objective, logprobs, values['old'], values['advantages']
+  )
+  if objective.importance_cap:
+    mismatch = jnp.exp(values['old'] - values['sampled'])
+    loss = loss * jnp.minimum(mismatch, objective.importance_cap)
   kl = jnp.zeros_like(logprobs)
   if objective.kl_coef:
-    kl = losses.k3_kl(logprobs, jnp.where(mask, values['ref'], 0.0))
-    loss = loss + objective.kl_coef * kl
+    ref = jnp.where(mask, values['ref'], 0.0)
+    kl = losses.estimate_kl(objective.kl_estimator, logprobs, ref)
+    loss = loss + kl_scale * objective.kl_coef * kl
+  entropy = -logprobs
+  if objective.entropy_coef:
+    entropy = decoding_lib.token_entropy(logits, values['slots'], decoding)
+    loss = loss - objective.entropy_coef * entropy
 
   def total(x):
     return jnp.sum(jnp.where(mask, x, 0.0))
 
+  # Solutions of SFT were sampled by nobody.
+  gap = 0.0 * total(1.0)
+  if objective.loss != 'supervised':
+    gap = total(jnp.abs(logprobs - values['sampled']))
   return total(loss * values['weight']), {
     'tokens': total(1.0),
     'kl': total(kl),
-    'entropy': total(-logprobs),
+    'entropy': total(entropy),
     'clipped': total(clipped.astype(jnp.float32)),
-    'gap': total(jnp.abs(logprobs - old)),
+    'gap': gap,
   }
 
 
@@ -236,12 +247,14 @@ def update(
   ref_params: dict | None,
   decoding: decoding_lib.Decoding,
   dropout_key: jax.Array | None = None,
+  kl_scale: float = 1.0,
   *,
   model: llama.Llama,
   optimizer: optax.GradientTransformation,
   objective: losses.Objective,
+  is_last: bool = True,
 ) -> tuple[batches.TrainState, dict]:
-  """Takes one optimizer step.
+  """Changes the weights once.
 
   Args:
     state: donated.
@@ -251,17 +264,19 @@ def update(
     decoding: the distribution the rows were sampled from.
     dropout_key: noise of the run, needed if adapters have dropout; a step uses
       of it what belongs to its number.
+    kl_scale: what objective.kl_coef is multiplied by.
     model, optimizer, objective: parts of the programs.
+    is_last: whether the step ends with it, and the state's number goes up.
 
   Returns:
     The new state, and f32[] metrics: loss, grad_norm, kl, entropy (Monte
     Carlo: mean of -logprob over trained tokens), clip_fraction, logprob_gap.
   """
   totals = sum_gradients(
-    state, minibatches, ref_params, decoding, dropout_key,
+    state, minibatches, ref_params, decoding, dropout_key, kl_scale,
     model=model, objective=objective,
   )  # fmt: skip
-  return _apply(state, totals, optimizer=optimizer)
+  return _apply(state, totals, is_last, optimizer=optimizer)
 
 
 def sum_gradients(
@@ -270,6 +285,7 @@ def sum_gradients(
   ref_params: dict | None,
   decoding: decoding_lib.Decoding,
   dropout_key: jax.Array | None = None,
+  kl_scale: float = 1.0,
   *,
   model: llama.Llama,
   objective: losses.Objective,
@@ -283,7 +299,7 @@ def sum_gradients(
   for i, minibatch in enumerate(minibatches):
     totals = _accumulate(
       totals, state, minibatch, ref_params, decoding,
-      _minibatch_key(model, dropout_key, state.step, i),
+      _minibatch_key(model, dropout_key, state.step, i), np.float32(kl_scale),
       model=model, objective=objective,
     )  # fmt: skip
   return totals
@@ -310,12 +326,24 @@ def measure(
   """
   lowered = _accumulate.lower(
     jax.eval_shape(_zeros, state.params), state, minibatch, ref_params,
-    decoding, _minibatch_key(model, dropout_key, state.step, 0),
+    decoding, _minibatch_key(model, dropout_key, state.step, 0), np.float32(1),
     model=model, objective=objective,
   )  # fmt: skip
   memory = lowered.compile().memory_analysis()
   # The gradient is both an argument and what is returned.
   return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def compare_gradients(a: dict, b: dict) -> float:
+  """Returns the cosine between two gradients; 0 where one of them is 0."""
+
+  @jax.jit
+  def find(a, b):
+    both = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.sum(x * y), a, b))
+    norms = optax.tree.norm(a) * optax.tree.norm(b)
+    return sum(both) / jnp.where(norms > 0, norms, 1.0)
+
+  return float(find(a, b))
 
 
 def _minibatch_key(model, dropout_key, step, i):
@@ -337,14 +365,14 @@ def _zeros(params):
   donate_argnames=('totals',),
 )
 def _accumulate(
-  totals, state, minibatch, ref_params, decoding, dropout_key,
+  totals, state, minibatch, ref_params, decoding, dropout_key, kl_scale,
   *, model, objective,
 ):  # fmt: skip
   """Returns ((loss, sums), gradient), those of a minibatch added to `totals`,
   which are donated."""
   found = jax.value_and_grad(minibatch_loss, has_aux=True)(
     state.params, model, minibatch, ref_params, decoding, objective,
-    state.frozen, dropout_key,
+    state.frozen, dropout_key, kl_scale,
   )  # fmt: skip
   return jax.tree.map(lambda a, b: a + b.astype(a.dtype), totals, found)
 
@@ -354,12 +382,12 @@ def _accumulate(
   static_argnames=('optimizer',),
   donate_argnames=('state',),
 )
-def _apply(state, totals, *, optimizer):
+def _apply(state, totals, is_last, *, optimizer):
   """Returns the new state and metrics."""
   (loss, sums), grads = totals
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   new_state = batches.TrainState(
-    step=state.step + 1,
+    step=state.step + jnp.int32(is_last),
     params=optax.apply_updates(state.params, updates),
     opt_state=opt_state,
     frozen=state.frozen,

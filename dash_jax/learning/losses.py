@@ -3,15 +3,22 @@
 Every loss is a sum over tokens of `weight * token_loss`. The weights hold the
 normaliser and the denominator (`row_weights`), so that any cut into
 minibatches adds up to the same gradient.
+
+Losses of whole rows (GSPO, DPO) are sums over tokens too, once what a row counts
+is known: `gspo_old_logprobs` and `dpo_advantages` find that from a forward pass
+of the weights as they are.
 """
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
+LOSSES = ('clip', 'reinforce', 'gspo', 'cispo', 'dpo', 'supervised')
 NORMALIZERS = ('token', 'sequence', 'constant')
 DENOMINATORS = ('sampled', 'kept')
+KL_ESTIMATORS = ('k1', 'k2', 'k3')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,45 +26,157 @@ class Objective:
   """What the learner minimises.
 
   Attributes:
+    loss: of LOSSES; see `policy_loss`.
     clip_low, clip_high: the ratio is clipped to [1 - low, 1 + high].
-    kl_coef: weight of the KL penalty to the reference policy; 0 leaves the
-      reference out of the program.
-    supervised: maximise likelihood instead, whatever the advantage.
+    clip_dual: where A < 0, the loss is at most this times -A; 0 bounds nothing.
+    importance_cap: the loss is multiplied by min(pi_old / pi_sampler, cap); 0
+      takes the ratio to the sampler's own probabilities instead.
+    kl_coef: weight of the KL penalty in the loss; 0 leaves the reference out of
+      the program.
+    kl_estimator: of KL_ESTIMATORS.
+    entropy_coef: weight of the entropy that is added.
   """
 
+  loss: str = 'clip'
   clip_low: float = 0.2
   clip_high: float = 0.2
+  clip_dual: float = 0.0
+  importance_cap: float = 0.0
   kl_coef: float = 0.0
-  supervised: bool = False
+  kl_estimator: str = 'k3'
+  entropy_coef: float = 0.0
 
 
-def clipped_policy_loss(logprobs, old_logprobs, advantages, low, high):
-  """Returns f32[..], the clipped surrogate of tokens, and bool[..], where clipped.
+def policy_loss(objective: Objective, logprobs, old_logprobs, advantages):
+  """Returns f32[..], the loss of tokens, and bool[..], where it is clipped.
 
-      ratio = exp(logprob - old_logprob)
-      loss = -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A)
+  With ratio = exp(logprob - old_logprob), sg = no gradient, A = advantage:
 
-  On policy the ratio is 1 and the gradient is REINFORCE's with a group
-  baseline, which is DASH. `old_logprobs` are the sampler's own, so a sampler
-  that computes in lower precision is corrected for rather than ignored.
+      clip        -min(ratio A, clip(ratio, 1 - low, 1 + high) A); with
+                  clip_dual, no more than -clip_dual A where A < 0
+      gspo        as clip, with old_logprobs of `gspo_old_logprobs`
+      reinforce   -A logprob
+      dpo         as reinforce, with A of `dpo_advantages`
+      cispo       -sg(clip(ratio, 1 - low, 1 + high)) A logprob
+      supervised  -logprob
 
-  Source: PPO, arXiv 1707.06347, equation 7; GRPO, arXiv 2402.03300.
+  On policy the ratio is 1, and the gradients of all but the last are
+  REINFORCE's with whatever baseline A has, which is DASH. `old_logprobs` are the
+  sampler's own, so that a sampler that computes in lower precision is corrected
+  for rather than ignored.
+
+  Source: PPO, arXiv 1707.06347, equation 7; GRPO, arXiv 2402.03300; dual clip,
+    arXiv 1912.09729, equation 5; clip-higher (high > low), DAPO, arXiv
+    2503.14476; GSPO, arXiv 2507.18071, equation 14; CISPO, arXiv 2506.13585,
+    equation 4; REINFORCE, Williams 1992.
+
+  Args:
+    objective: what to compute.
+    logprobs: f32[..], to differentiate.
+    old_logprobs: f32[..].
+    advantages: f32[..], of each token.
   """
+  o = objective
+  never = jnp.zeros(logprobs.shape, bool)
+  if o.loss == 'supervised':
+    return -logprobs, never
+  if o.loss in ('reinforce', 'dpo'):
+    return -advantages * logprobs, never
   ratio = jnp.exp(logprobs - old_logprobs)
-  free = ratio * advantages
-  bound = jnp.clip(ratio, 1 - low, 1 + high) * advantages
-  return -jnp.minimum(free, bound), bound < free
+  bounded = jnp.clip(ratio, 1 - o.clip_low, 1 + o.clip_high)
+  if o.loss == 'cispo':
+    loss = -jax.lax.stop_gradient(bounded) * advantages * logprobs
+    return loss, bounded != ratio
+  free, bound = ratio * advantages, bounded * advantages
+  gained, clipped = jnp.minimum(free, bound), bound < free
+  if o.clip_dual:
+    least = o.clip_dual * advantages
+    too_low = (advantages < 0) & (gained < least)
+    gained = jnp.where(too_low, least, gained)
+    clipped |= too_low
+  return -gained, clipped
 
 
-def k3_kl(logprobs, ref_logprobs):
-  """Returns f32[..], an unbiased, non-negative estimate of KL(policy||ref).
+def estimate_kl(estimator: str, logprobs, ref_logprobs):
+  """Returns f32[..], an estimate of KL(policy || reference) at sampled tokens.
 
-      d = ref_logprob - logprob;  kl = exp(d) - d - 1
+  With d = ref_logprob - logprob:
 
-  Source: joschu.net/blog/kl-approx.html (k3); GRPO, arXiv 2402.03300, eq. 4.
+      k1  -d                 unbiased, of either sign; its gradient is 0 in
+                             expectation, so it belongs into the reward
+      k2  d^2 / 2            biased; its gradient is the KL's
+      k3  exp(d) - d - 1     unbiased, not negative
+
+  Source: joschu.net/blog/kl-approx.html; GRPO, arXiv 2402.03300, equation 4.
   """
   d = ref_logprobs - logprobs
+  if estimator == 'k1':
+    return -d
+  if estimator == 'k2':
+    return d**2 / 2
   return jnp.exp(d) - d - 1
+
+
+def gspo_old_logprobs(
+  logprobs: np.ndarray, old_logprobs: np.ndarray, lengths: np.ndarray
+) -> np.ndarray:
+  """Returns f32[Q, G, C], against which a token's ratio is its row's.
+
+      s = exp(mean over the row of (logprob - old_logprob))
+      returned = logprob - log s
+
+  With ratio = exp(x - returned) and x at the weights of `logprobs`, each token
+  has ratio s and gradient s grad x: GSPO's, whose s is a geometric mean.
+
+  Source: GSPO, arXiv 2507.18071, equations 7 and 14.
+
+  Args:
+    logprobs: f32[Q, G, C], of the weights as they are.
+    old_logprobs: f32[Q, G, C], of those that sampled; both 0 behind rows.
+    lengths: i32[Q, G].
+  """
+  log_s = (logprobs - old_logprobs).sum(-1) / np.maximum(lengths, 1)
+  return (logprobs - log_s[..., None]).astype(np.float32)
+
+
+def dpo_advantages(
+  rewards: np.ndarray,
+  logprobs: np.ndarray,
+  ref_logprobs: np.ndarray,
+  beta: float,
+) -> tuple[np.ndarray, float]:
+  """Returns f32[Q, G], what DPO's loss makes each row's log-probability count,
+  and the mean loss of this process's pairs.
+
+  A pair is a group's best and worst row (the first of several); a group that
+  agrees has none. With m = beta (log pi(best) - log ref(best) - log pi(worst) +
+  log ref(worst)), sums over tokens:
+
+      loss = -log sigmoid(m);   A = +-beta sigmoid(-m)
+
+  so that -A logprob has the gradient of the loss.
+
+  Source: DPO, arXiv 2305.18290, equation 7.
+
+  Args:
+    rewards: f32[Q, G].
+    logprobs: f32[Q, G, C], of the weights as they are; 0 behind rows.
+    ref_logprobs: f32[Q, G, C], of the reference.
+    beta: strength of the pull to the reference.
+  """
+  margins = (logprobs - ref_logprobs).sum(-1, dtype=np.float64)
+  found = np.zeros(rewards.shape, np.float32)
+  total, num = 0.0, 0
+  for q, group in enumerate(rewards):
+    best, worst = group.argmax(), group.argmin()
+    if group[best] == group[worst]:
+      continue
+    m = beta * (margins[q, best] - margins[q, worst])
+    total += np.logaddexp(0.0, -m)
+    num += 1
+    found[q, best] = beta / (1 + np.exp(m))
+    found[q, worst] = -found[q, best]
+  return found, total / max(num, 1)
 
 
 def row_weights(

@@ -167,6 +167,7 @@ def make_minibatches(
   keep: np.ndarray,
   weight: np.ndarray,
   room: Room,
+  old_logprobs: np.ndarray | None = None,
 ) -> list[batches.Minibatch]:
   """Packs the rows to keep and puts them on the mesh in use.
 
@@ -179,7 +180,11 @@ def make_minibatches(
     keep: bool[Q, G].
     weight: f32[Q, G], what each token of a row counts in the loss.
     room: of a minibatch.
+    old_logprobs: f32[Q, G, C], that ratios are taken to, if not those of
+      `rollouts`.
   """
+  if old_logprobs is None:
+    old_logprobs = rollouts.logprobs
   lines, filled = fit(rollouts.prompts.lengths, rollouts.lengths, keep, room)
   num = int(sharding.max_over_hosts({'lines': len(lines)})['lines'])
   fullest = sharding.max_over_hosts(
@@ -188,7 +193,9 @@ def make_minibatches(
   shapes = share_out(np.array([fullest[i] for i in range(num)], int), room)
   return [
     sharding.put_rows(minibatch)
-    for minibatch in pack(rollouts, advantages, weight, lines, shapes, room)
+    for minibatch in pack(
+      rollouts, advantages, weight, lines, shapes, room, old_logprobs
+    )
   ]
 
 
@@ -199,6 +206,7 @@ def pack(
   lines: list,
   shapes: list[tuple[int, int]],
   room: Room,
+  old_logprobs: np.ndarray,
 ) -> list[batches.Minibatch]:
   """Writes lines as arrays, in minibatches of these shapes.
 
@@ -209,13 +217,14 @@ def pack(
     lines: of `fit`; there may be fewer than the shapes have room for.
     shapes: of `share_out`.
     room: of a minibatch.
+    old_logprobs: f32[Q, G, C].
   """
   made, done = [], 0
   for shape in shapes:
     minibatch = _make_filler(shape, room)
     for line, parts in enumerate(lines[done : done + shape[0]]):
       one = jax.tree.map(lambda x: x[line], minibatch)  # noqa: B023
-      _write_line(one, rollouts, advantages, weight, parts)
+      _write_line(one, rollouts, advantages, weight, parts, old_logprobs)
     made.append(minibatch)
     done += shape[0]
   return made
@@ -239,12 +248,13 @@ def _make_filler(shape, room):
     ),
     slots=zeros(),
     logprobs=zeros(np.float32),
+    old_logprobs=zeros(np.float32),
     advantages=zeros(np.float32),
     weight=zeros(np.float32),
   )
 
 
-def _write_line(minibatch, rollouts, advantages, weight, parts):
+def _write_line(minibatch, rollouts, advantages, weight, parts, old_logprobs):
   """Writes the parts of one line: their prompts, then their completions.
 
   Args:
@@ -275,6 +285,7 @@ def _write_line(minibatch, rollouts, advantages, weight, parts):
       lines.sources[end] = last[i]
       minibatch.slots[at] = np.arange(n)
       minibatch.logprobs[at] = rollouts.logprobs[row][:n]
+      minibatch.old_logprobs[at] = old_logprobs[row][:n]
       minibatch.advantages[at] = advantages[row]
       minibatch.weight[at] = weight[row]
       end += n

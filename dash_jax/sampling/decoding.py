@@ -187,6 +187,23 @@ def token_logprobs(logits, tokens, slots, decoding: Decoding):
   return jnp.where(decoding.temperature > 0, logprobs, 0.0)
 
 
+def token_entropy(logits, slots, decoding: Decoding):
+  """Returns f32[...], the entropy in nats of what `draw` draws from.
+
+  Args:
+    logits: f32[..., V].
+    slots: i32[...], as `token_logprobs`'s.
+    decoding: at temperature 0 the distribution is a point: the result is 0.
+  """
+  scaled = _scale(logits, slots, decoding)
+  inside = scaled >= _find_least(scaled, decoding)
+  kept = jnp.where(inside, scaled, _BANNED)
+  total = jax.nn.logsumexp(kept, axis=-1)
+  share = jnp.exp(kept - total[..., None])
+  entropy = total - jnp.sum(share * jnp.where(inside, scaled, 0.0), axis=-1)
+  return jnp.where(decoding.temperature > 0, entropy, 0.0)
+
+
 def draw(keys, logits, slots, decoding: Decoding):
   """Draws one token a row.
 

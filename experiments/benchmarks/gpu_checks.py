@@ -89,7 +89,7 @@ def _compare_filtered(model, rows, settings) -> dict:
   Q, G, C = rows.tokens.shape
   rewards = np.random.default_rng(1).random((Q, G), np.float32)
   rewards[: Q // 2] = 1.0  # groups that agree carry no signal
-  gain = advantages.group_advantages(rewards, normalize_std=True)
+  gain = advantages.find_advantages(rewards)
   weight, counted = losses.row_weights('sequence', rows.lengths, C)
   room = packing.make_room(
     6, G, max_prompt_len=rows.prompts.tokens.shape[1], max_completion_len=C

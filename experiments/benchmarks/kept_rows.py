@@ -36,8 +36,8 @@ def run(path: str, num_steps: int, minibatch_size: int) -> dict:
     (tokens,) = workloads.make_prompts(workload, 1)
     sampled_by = step.make_sampler(workload, state.params)
     rows = step.sample_rows(workload, sampled_by, state, tokens)
-    gain = advantages.group_advantages(
-      workloads.fraction_even(rows.tokens, rows.mask), normalize_std=True
+    gain = advantages.find_advantages(
+      workloads.fraction_even(rows.tokens, rows.mask)
     )
     Q, G = gain.shape
     minibatch_size = min(minibatch_size, Q * G)

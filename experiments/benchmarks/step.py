@@ -74,7 +74,7 @@ def take_step(
   cpu_sampled, sampled_at = time.process_time(), time.perf_counter()
 
   rewards = workloads.fraction_even(rows.tokens, rows.mask)
-  gain = advantages.group_advantages(rewards, normalize_std=True)
+  gain = advantages.find_advantages(rewards)
   keep = filtering.select(gain, 0.0)
   lengths = rows.lengths
   scored_at = time.perf_counter()

@@ -1,6 +1,7 @@
 """What filtering keeps, and that it changes no gradient."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -24,6 +25,34 @@ def test_rows_are_kept_by_the_size_of_their_advantage():
     filtering.select(gain, 0.5), [False, False, False, True, False, False]
   )
   assert filtering.select(gain, -1.0).all()
+
+
+def test_a_group_stays_whole():
+  gain = np.float32([[0.1, -0.5, 0], [0.1, 0.2, 0]])
+  keep = filtering.select(gain, 0.3, rule='group')
+  np.testing.assert_array_equal(keep, [[True] * 3, [False] * 3])
+
+
+def test_the_largest_are_kept_and_none_without_signal():
+  gain = np.float32([[0.1, -0.5, 0], [0.4, -0.4, 0]])
+  keep = filtering.select(gain, 0.0, rule='largest', most=2)
+  np.testing.assert_array_equal(
+    keep, [[False, True, False], [True, False, False]]
+  )
+  many = filtering.select(gain, 0.0, rule='largest', most=6)
+  np.testing.assert_array_equal(many, gain != 0)
+
+
+@pytest.mark.parametrize('num', [1, 2, 3, 4, 5])
+def test_no_other_choice_of_rows_varies_more(num):
+  """Against all subsets."""
+  rewards = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
+  rewards[:5] = rewards[:5].round()
+  keep = filtering.most_varied(rewards, num)
+  assert (keep.sum(1) == num).all()
+  for row, kept in zip(rewards, keep, strict=True):
+    best = max(np.var(x) for x in itertools.combinations(row, num))
+    assert np.var(row[kept]) == pytest.approx(best, rel=1e-5, abs=1e-7)
 
 
 @pytest.fixture

@@ -8,6 +8,21 @@ import pytest
 from dash_jax.learning import losses
 
 
+def run(objective, logprobs, old, gain):
+  """Returns loss, whether it is clipped, and the gradient, of one token."""
+
+  def total(x):
+    found, clipped = losses.policy_loss(
+      objective, x, jnp.float32([old]), jnp.float32([gain])
+    )
+    return found[0], clipped[0]
+
+  (found, clipped), gradient = jax.value_and_grad(total, has_aux=True)(
+    jnp.float32([logprobs])
+  )
+  return float(found), bool(clipped), float(gradient[0])
+
+
 @pytest.mark.parametrize(
   ('ratio', 'advantage', 'loss', 'clipped'),
   [
@@ -19,39 +34,127 @@ from dash_jax.learning import losses
     (0.5, -2.0, 1.8, True),  # held at 1 - 0.1
     (1.2, 2.0, -2.4, False),  # inside
     (0.95, -2.0, 1.9, False),
+    (9.0, -2.0, 8.0, True),  # but by dual clip, at 4 times the advantage
+    (9.0, 2.0, -2.6, True),
   ],
 )
 def test_clipped_loss_in_closed_form(ratio, advantage, loss, clipped):
   """low=0.1 and high=0.3 differ, so that swapping them shows. The gradient in
   logprob is -ratio * A where free and 0 where clipped."""
-  old = jnp.float32([[-1.3]])
-  logprobs = old + np.log(ratio)
+  objective = losses.Objective(clip_low=0.1, clip_high=0.3, clip_dual=4.0)
+  found = run(objective, -1.3 + np.log(ratio), -1.3, advantage)
+  slope = 0.0 if clipped else -ratio * advantage
+  assert found == (
+    pytest.approx(loss, rel=1e-5), clipped, pytest.approx(slope, rel=1e-5)
+  )  # fmt: skip
+
+
+def test_without_dual_clip_a_mistake_is_not_bounded():
+  found = run(losses.Objective(), -1.3 + np.log(9), -1.3, -2.0)
+  assert found[0] == pytest.approx(18, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('ratio', 'bounded'), [(1.0, 1.0), (1.5, 1.3), (0.5, 0.9), (1.2, 1.2)]
+)
+@pytest.mark.parametrize('advantage', [2.0, -2.0])
+def test_cispo_bounds_the_ratio_and_never_the_gradient(
+  ratio, bounded, advantage
+):
+  """-sg(clip(ratio)) A logprob: every token keeps a gradient."""
+  logprob = -1.3 + np.log(ratio)
+  objective = losses.Objective('cispo', clip_low=0.1, clip_high=0.3)
+  loss, clipped, slope = run(objective, logprob, -1.3, advantage)
+  assert loss == pytest.approx(-bounded * advantage * logprob, rel=1e-5)
+  assert slope == pytest.approx(-bounded * advantage, rel=1e-5)
+  assert clipped == (ratio != bounded)
+
+
+@pytest.mark.parametrize(
+  ('loss', 'slope'), [('reinforce', -2.0), ('dpo', -2.0), ('supervised', -1.0)]
+)
+def test_plain_losses_weigh_the_log_probability(loss, slope):
+  """Whatever the old log-probability is."""
+  found = run(losses.Objective(loss), -0.7, -9.0, 2.0)
+  assert found == (pytest.approx(-0.7 * slope), False, slope)
+
+
+def test_gspo_gives_every_token_its_rows_ratio():
+  """s = exp(mean of differences): by hand for a row of two and a row of three
+  tokens, and its gradient s A / len for each token where it is not clipped."""
+  old = np.float32([[[-1.0, -2.0, 0.0], [-1.0, -1.0, -1.0]]])
+  now = np.float32([[[-0.9, -2.3, 0.0], [-0.5, -1.0, 0.5]]])
+  lengths = np.array([[2, 3]])
+  s = np.exp([-0.1, 2.0 / 3])
+  found = losses.gspo_old_logprobs(now, old, lengths)
+  ratio = np.exp(now - found)
+  np.testing.assert_allclose(ratio[0, 0, :2], s[0], rtol=1e-5)
+  np.testing.assert_allclose(ratio[0, 1], s[1], rtol=1e-5)
+  objective = losses.Objective('gspo', clip_low=0.2, clip_high=0.4)
+  gain = jnp.float32([[[1.5], [1.5]]])
 
   def total(x):
-    found, at_bound = losses.clipped_policy_loss(
-      x, old, jnp.float32([advantage]), 0.1, 0.3
-    )
-    return found[0, 0], at_bound[0, 0]
+    loss, clipped = losses.policy_loss(objective, x, found, gain)
+    weight = np.array([[[1 / 2, 1 / 2, 0], [1 / 3] * 3]])
+    return (loss * weight).sum(), clipped
 
-  (found, at_bound), gradient = jax.value_and_grad(total, has_aux=True)(
-    logprobs
-  )
-  assert found == pytest.approx(loss, rel=1e-5)
-  assert at_bound == clipped
-  slope = 0.0 if clipped else -ratio * advantage
-  assert gradient[0, 0] == pytest.approx(slope, rel=1e-5)
+  (loss, clipped), slope = jax.value_and_grad(total, has_aux=True)(now)
+  assert loss == pytest.approx(-(s[0] + 1.4) * 1.5, rel=1e-5)
+  np.testing.assert_allclose(slope[0, 0, :2], -s[0] * 1.5 / 2, rtol=1e-5)
+  assert (slope[0, 1] == 0).all()  # s is 1.95, above 1.4
+  assert clipped[0, 1].all()
+  assert not clipped[0, 0].any()
 
 
-def test_k3_is_the_kl_in_expectation():
-  """Over every token of a finite distribution the mean of k3 under the policy
-  is KL(policy || ref) itself, and no single value is negative."""
+def test_dpo_weighs_pairs_as_the_gradient_of_its_loss_does():
+  """Against jax's gradient of -log sigmoid(beta (..)), written out, in the
+  log-probability of each token; the group that agrees has no pair."""
   rng = np.random.default_rng(0)
-  policy, ref = rng.dirichlet(np.ones(50), size=2)
-  found = np.asarray(losses.k3_kl(jnp.log(policy), jnp.log(ref)), np.float64)
-  assert (found > 0).all()
-  kl = (policy * np.log(policy / ref)).sum()
-  assert (policy * found).sum() == pytest.approx(kl, rel=1e-5)
-  assert (losses.k3_kl(jnp.log(policy), jnp.log(policy)) == 0).all()
+  rewards = np.float32([[0, 1, 0.5], [1, 1, 1], [0.2, 0, 0]])
+  now, ref = rng.normal(-2, 1, (2, 3, 3, 4)).astype(np.float32)
+  beta = 0.3
+
+  def plain(x):
+    m = (x - ref).sum(-1)
+    first = jax.nn.log_sigmoid(beta * (m[0, 1] - m[0, 0]))
+    return -first - jax.nn.log_sigmoid(beta * (m[2, 0] - m[2, 1]))
+
+  found, loss = losses.dpo_advantages(rewards, now, ref, beta)
+  np.testing.assert_allclose(
+    -found[..., None] * np.ones(4), jax.grad(plain)(now), atol=1e-6
+  )
+  assert loss == pytest.approx(float(plain(now)) / 2, rel=1e-5)
+  assert (found[1] == 0).all()
+  assert (found != 0).sum() == 4
+
+
+@pytest.mark.parametrize('estimator', losses.KL_ESTIMATORS)
+def test_kl_estimates_in_expectation(estimator):
+  """Over every token of a finite distribution the mean of k1 and k3 under the
+  policy is KL(policy || ref) itself, and that of k2's gradient is its gradient;
+  none of k2 and k3 is negative."""
+  rng = np.random.default_rng(0)
+  logits, ref = rng.normal(size=(2, 50))
+  ref = jax.nn.log_softmax(ref)
+
+  def kl(x):
+    logp = jax.nn.log_softmax(x)
+    return (jnp.exp(logp) * (logp - ref)).sum()
+
+  def estimate(x):
+    logp = jax.nn.log_softmax(x)
+    drawn = jax.lax.stop_gradient(jnp.exp(logp))
+    return (drawn * losses.estimate_kl(estimator, logp, ref)).sum()
+
+  if estimator != 'k2':
+    assert estimate(logits) == pytest.approx(float(kl(logits)), rel=1e-5)
+  else:
+    np.testing.assert_allclose(
+      jax.grad(estimate)(logits), jax.grad(kl)(logits), atol=1e-6
+    )
+  each = losses.estimate_kl(estimator, jax.nn.log_softmax(logits), ref)
+  assert bool((each < 0).any()) == (estimator == 'k1')
+  assert (losses.estimate_kl(estimator, ref, ref) == 0).all()
 
 
 LENGTHS = np.array([1, 4, 8, 3])

@@ -72,7 +72,9 @@ def pack(rollouts, gain, keep, weight, size):
     rollouts.prompts.lengths, rollouts.lengths, keep, room
   )
   shapes = packing.share_out(filled, room)
-  return packing.pack(rollouts, gain, weight, lines, shapes, room)
+  return packing.pack(
+    rollouts, gain, weight, lines, shapes, room, rollouts.logprobs
+  )
 
 
 def take_step(

@@ -240,3 +240,18 @@ def test_more_settings_out_of_range_are_named():
     make(1.0, min_len=-1)
   with pytest.raises(ValueError, match='33 stop ids: at most 32'):
     make(1.0, stop_ids=tuple(range(33)))
+
+
+@pytest.mark.parametrize('settings', SETTINGS)
+def test_entropy_is_that_of_the_distribution(settings):
+  """In float64; its gradient is finite, tokens outside the support included."""
+  logits = draw_logits()
+  how = decoding.make_decoding(
+    *settings[:3], min_p=dict(enumerate(settings)).get(3, 0)
+  )
+  p = exact(logits, *settings)
+  p = p[p > 0]
+  slot = jnp.int32(0)
+  found, slope = jax.value_and_grad(decoding.token_entropy)(logits, slot, how)
+  assert found == pytest.approx(-(p * np.log(p)).sum(), abs=1e-4)
+  assert np.isfinite(slope).all()

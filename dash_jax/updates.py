@@ -1,0 +1,192 @@
+"""The learner's side of a step: how often weights change, and on which rows.
+
+1. `make_ready` compiles what a phase learns with.
+2. `learn` changes the weights once; or, for PPO-Multi, in each of several
+   passes over the rows; or, for PPO-Mini, on each part of a pass in turn.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from absl import logging
+
+from dash_jax import assemble, batches, phases, sharding
+from dash_jax import config as config_lib
+from dash_jax import credit as credit_lib
+from dash_jax.learning import learner, losses, packing
+from dash_jax.model import lora
+from dash_jax.sampling import memory
+
+# No step has this number, nor has an evaluation: no noise is used twice.
+_DROPOUT = 2**31 - 2
+
+
+def make_ready(
+  parts: assemble.Parts,
+  phase: phases.Phase,
+  state: batches.TrainState,
+  ref_params: dict | None,
+) -> packing.Room:
+  """Compiles the learner of a phase for every shape of its minibatches, and
+  returns these; 'auto' takes the largest that fit."""
+  arguments = (ref_params, phase.decoding, _dropout_key(parts))
+  program = {'model': parts.model, 'objective': phase.objective}
+
+  def make_room(minibatch_size):
+    return packing.make_room(
+      minibatch_size,
+      phase.group_size,
+      parts.encoding.max_prompt_len,
+      parts.encoding.max_completion_len,
+    )
+
+  def measure(minibatch_size):
+    first, *_ = packing.make_empty(make_room(minibatch_size))
+    return learner.measure(state, first, *arguments, **program)
+
+  size = phase.minibatch_size
+  if size == config_lib.AUTO:
+    size = find_minibatch_size(
+      measure,
+      memory.find_room(),
+      phase.rows_per_step,
+      sharding.num_batch_shards(jax.sharding.get_mesh()),
+    )
+    logging.info('%s: minibatches of %d full rows', phase.title, size)
+  room = make_room(size)
+  empty = packing.make_empty(room)
+  learner.sum_gradients(state, empty, *arguments, **program)
+  return room
+
+
+def find_minibatch_size(
+  measure: Callable[[int], int], room: float, most: int, unit: int
+) -> int:
+  """Returns the most rows of a minibatch, a multiple of `unit`, that fit.
+
+  Args:
+    measure: from rows to the bytes that they need on a device.
+    room: bytes that a device has.
+    most: rows that there are to learn from.
+    unit: of which rows are a multiple.
+
+  Raises:
+    ValueError: not even `unit` rows fit.
+  """
+  size = -(-most // unit) * unit
+  while True:
+    try:
+      need = measure(size)
+    except jax.errors.JaxRuntimeError as error:
+      if not memory.is_exhausted(error):
+        raise
+      need = 2 * room  # that much is not known
+    if need <= room:
+      return size
+    if size == unit:
+      raise ValueError(
+        "optim.minibatch_size='auto': a minibatch of one row a device needs"
+        f' {need / 2**30:.1f} GiB, and there is room for {room / 2**30:.1f}:'
+        ' set model.remat=True, take fewer slots, or split over more devices'
+      )
+    # Not all of it grows with rows, so this may still be too many.
+    size = max(int(size * room / need) // unit * unit, unit)
+
+
+def learn(
+  parts: assemble.Parts,
+  phase: phases.Phase,
+  room: packing.Room,
+  state: batches.TrainState,
+  rows: batches.Rollouts,
+  credit: credit_lib.Credit,
+  ref_params: dict | None = None,
+  reference: np.ndarray | None = None,
+  kl_scale: float = 1.0,
+) -> tuple[batches.TrainState, dict]:
+  """Changes the weights as often as the phase says.
+
+  Args:
+    parts: of the run.
+    phase: what to do.
+    room: of a minibatch, `make_ready`'s.
+    state: donated.
+    rows: Q questions with G rows each, NumPy.
+    credit: what they count.
+    ref_params: the reference policy, if the loss has a KL term.
+    reference: f32[Q, G, C], log-probabilities of the reference policy, for DPO.
+    kl_scale: what the KL coefficient is multiplied by.
+
+  Returns:
+    The new state, and the learner's metrics on the host: means over the changes.
+  """
+  program = {'model': parts.model, 'objective': phase.objective}
+  old = rows.logprobs
+  if phase.objective.importance_cap:
+    old = _find_logprobs(parts, phase, state, rows)
+  by_part = np.array_split(np.arange(len(rows.lengths)), phase.updates_a_pass)
+  taken = []
+  for i in range(phase.updates):
+    part = by_part[i % len(by_part)]
+    pack, keep = _prepare(
+      parts, phase, room, state, old, rows, credit, reference, part
+    )
+    minibatches = pack(keep=keep)
+    key = _dropout_key(parts)
+    arguments = (
+      ref_params,
+      phase.decoding,
+      jax.random.fold_in(key, i) if i else key,
+      kl_scale,
+    )
+    more = {}
+    if phase.reports_cosine:
+      _, ours = learner.sum_gradients(state, minibatches, *arguments, **program)
+      everything = pack(keep=np.ones_like(keep))
+      _, full = learner.sum_gradients(state, everything, *arguments, **program)
+      more = {'gradient_cosine': learner.compare_gradients(ours, full)}
+    state, values = learner.update(
+      state, minibatches, *arguments, **program,
+      optimizer=phase.optimizer, is_last=i + 1 == phase.updates,
+    )  # fmt: skip
+    taken.append(jax.device_get(values) | more)
+  return state, {k: float(np.mean([v[k] for v in taken])) for k in taken[0]}
+
+
+def _prepare(parts, phase, room, state, old, rows, credit, reference, part):
+  """Returns what packs some questions' rows for one change of the weights, given
+  which of them to keep, and those to keep."""
+  rows, gain, keep = jax.tree.map(
+    lambda x: x[part], (rows, credit.gain, credit.keep)
+  )
+  old = old[part]
+  if phase.objective.loss == 'gspo':
+    now = _find_logprobs(parts, phase, state, rows)
+    old = losses.gspo_old_logprobs(now, old, rows.lengths)
+  elif phase.objective.loss == 'dpo':
+    gain, _ = losses.dpo_advantages(
+      credit.rewards[part],
+      _find_logprobs(parts, phase, state, rows),
+      reference[part],
+      parts.config.algorithm.dpo_beta,
+    )
+    keep = gain != 0
+  # Each part is a batch of its own, with its share of the denominator.
+  weight = credit.weight[part] * phase.updates_a_pass
+  pack = functools.partial(
+    packing.make_minibatches, rows, gain,
+    weight=weight, room=room, old_logprobs=old,
+  )  # fmt: skip
+  return pack, keep
+
+
+def _find_logprobs(parts, phase, state, rows):
+  """Returns f32[Q, G, C] under the weights as they are."""
+  params = lora.join(state.params, state.frozen)
+  return learner.completion_logprobs(parts.model, params, rows, phase.decoding)
+
+
+def _dropout_key(parts):
+  return jax.random.fold_in(jax.random.key(parts.config.seed), _DROPOUT)
