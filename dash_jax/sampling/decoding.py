@@ -192,8 +192,8 @@ def draw(keys, logits, slots, decoding: Decoding):
 
   The cumulative distribution is inverted in two levels, blocks and then tokens,
   each with its own uniform number: one pass over the vocabulary and two
-  uniforms a row, where Gumbel noise needs V of them; two uniforms also give
-  tail tokens 2**-46 of resolution.
+  uniforms a row, where Gumbel noise needs V of them. A block's chance comes in
+  steps of 2**-23, and that of a token within its block in as fine ones again.
 
   Args:
     keys: key[B].
@@ -233,7 +233,9 @@ def draw(keys, logits, slots, decoding: Decoding):
 def _invert(mass, uniform):
   """Returns i32[B]: the first index whose cumulative mass exceeds a uniform
   share of the total. It never lands on an index of zero mass."""
-  total = jnp.cumsum(mass, axis=-1)
-  last = total[:, -1]
+  # Sums in parallel round differently from place to place, so they may rise, or
+  # fall, where there is no mass.
+  total = jnp.where(mass > 0, jnp.cumsum(mass, axis=-1), 0.0)
+  last = total.max(-1)
   at = jnp.minimum(uniform * last, jnp.nextafter(last, 0.0))
-  return jnp.sum(total <= at[:, None], axis=-1).astype(jnp.int32)
+  return jnp.argmax(total > at[:, None], axis=-1).astype(jnp.int32)
