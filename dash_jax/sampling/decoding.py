@@ -35,7 +35,8 @@ class Decoding:
   Attributes:
     temperature: f32[], logits are divided by it; 0 takes the likeliest token.
     top_p: f32[], keep the fewest likeliest tokens whose mass reaches it.
-    top_k: i32[], keep this many likeliest tokens; 0 keeps all.
+    top_k: i32[], keep this many likeliest tokens; 0, or as many as there are,
+      keeps all.
     min_p: f32[], keep tokens this many times as likely as the likeliest.
     min_len: i32[], tokens of a completion before which no stop id is drawn.
     stop_ids: i32[E], a row ends with the first of them; -1 is no token.
@@ -83,7 +84,7 @@ def make_decoding(
   return Decoding(
     temperature=np.float32(temperature),
     top_p=np.float32(top_p),
-    top_k=np.int32(top_k),
+    top_k=np.int32(min(top_k, np.iinfo(np.int32).max)),
     min_p=np.float32(min_p),
     min_len=np.int32(min_len),
     stop_ids=padded,
