@@ -11,9 +11,10 @@
      starts from), as the section `sampling` says; --temperature=0 takes the
      likeliest tokens.
   3. Each completion is a JSON line, written as soon as it has ended: `index` of
-     its prompt, `sample`, `prompt`, `completion`, `num_tokens`, `truncated`,
-     `logprob` (of the whole), and how it was drawn; `settings` names the rest
-     that it follows from (the sections model, lora, data and sampling).
+     its prompt, `sample`, `prompt`, `max_completion_len`, `completion`,
+     `num_tokens`, `truncated`, `logprob` (of the whole), and how it was drawn;
+     `settings` names the rest that it follows from (the sections model, lora,
+     data and sampling).
   4. With --out, what the file holds already is not sampled again: the same
      command goes on where it was stopped, with the completions that it would
      have written.
@@ -23,6 +24,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
 import sys
 
@@ -31,11 +33,13 @@ import numpy as np
 from absl import flags
 
 from dash_jax import assemble, batches, checks, commands, sharding, weights
+from dash_jax import config as config_lib
 from dash_jax.data import jsonl as data_jsonl
 from dash_jax.runs import jsonl
 from dash_jax.sampling import decoding
 
 _MOST_AT_ONCE = 1_024  # prompts of one call, so that the host holds no more
+_BEGINNING = b'{"index": '  # of every line that is written
 
 _PROMPTS = flags.DEFINE_string(
   'prompts', '', 'JSONL file with a `prompt` a line; else lines of stdin.'
@@ -68,21 +72,33 @@ def read_requests(path: str, max_completion_len: int) -> list[Request]:
   Raises:
     ValueError, FileNotFoundError: names the line and what would be valid.
   """
+  requests = []
   if not path:
-    lines = [line.rstrip('\n') for line in sys.stdin]
-    requests = [
-      Request(i, line, max_completion_len)
-      for i, line in enumerate(line for line in lines if line.strip())
-    ]
+    for number, line in enumerate(sys.stdin.buffer, 1):
+      try:
+        text = line.decode('utf-8').rstrip('\r\n')
+      except UnicodeDecodeError as error:
+        raise ValueError(
+          f'standard input:{number}: not UTF-8 ({error.reason} at byte'
+          f' {error.start} of the line); write it as UTF-8'
+        ) from error
+      if text.strip():
+        requests.append(Request(len(requests), text, max_completion_len))
     if not requests:
       raise ValueError('standard input has no prompt: give one a line')
     return requests
   checks.check_file('--prompts', path)
-  requests = []
   for number, row in data_jsonl.read(path, ('prompt',)):
     limit = row.get('max_completion_len', max_completion_len)
     if not isinstance(row['prompt'], str):
       raise ValueError(f'{path}:{number}: prompt must be a string')
+    try:
+      row['prompt'].encode('utf-8')
+    except UnicodeEncodeError as error:
+      raise ValueError(
+        f'{path}:{number}: prompt has half a surrogate pair at character'
+        f' {error.start}: write whole characters'
+      ) from error
     if type(limit) is not int or not 1 <= limit <= max_completion_len:
       raise ValueError(
         f'{path}:{number}: max_completion_len={limit!r}: must be a number from 1'
@@ -94,7 +110,7 @@ def read_requests(path: str, max_completion_len: int) -> list[Request]:
 
 def read_done(path: str, requests: list[Request], drawn: dict) -> set:
   """Returns the (index, sample) that a file of completions holds; a torn last
-  line is cut off.
+  line is cut off, if the file is seen to be one of completions.
 
   Args:
     path: the file; it may not be there.
@@ -102,11 +118,11 @@ def read_done(path: str, requests: list[Request], drawn: dict) -> set:
     drawn: how this call draws.
 
   Raises:
-    ValueError: the file's completions are of other prompts, or drawn otherwise.
+    ValueError: the file holds something else, completions of other prompts, or
+      ones that are drawn otherwise.
   """
   if not pathlib.Path(path).exists():
     return set()
-  jsonl.cut_torn_line(path)
   rows = jsonl.read(path)
   for number, row in enumerate(rows, 1):
     index, sample = row.get('index'), row.get('sample')
@@ -117,12 +133,21 @@ def read_done(path: str, requests: list[Request], drawn: dict) -> set:
         f'--out={path}:{number} is a completion of another prompt: name a new'
         ' file, or give the prompts that it was begun with'
       )
-    for name, value in drawn.items():
+    limit = {'max_completion_len': requests[index].max_completion_len}
+    for name, value in (drawn | limit).items():
       if row.get(name) != value:
         raise ValueError(
           f'--out={path}:{number} has {name}={row.get(name)!r}, and this call'
           f' {name}={value!r}: name a new file'
         )
+  with open(path, 'rb') as file:
+    beginning = file.read(len(_BEGINNING))
+  if not rows and not _BEGINNING.startswith(beginning):
+    raise ValueError(
+      f'--out={path} holds no completions, but begins with {beginning!r}: name'
+      ' a new file'
+    )
+  jsonl.cut_torn_line(path)
   return {(row['index'], row['sample']) for row in rows}
 
 
@@ -137,6 +162,9 @@ def main(config, workdir):
   ):
     encoding, model = assemble.build_encoding(config, workdir)
     requests = read_requests(_PROMPTS.value, encoding.max_completion_len)
+    # What can be refused is, before anything is loaded or compiled.
+    encoding.encode([_ask(r) for r in requests])
+    settings = _make_decoding(config, encoding)
     restored = weights.restore_params(config, model, workdir)
     params, step = restored or (weights.load_params(config, model), 0)
     drawn = _describe(config, step)
@@ -146,8 +174,14 @@ def main(config, workdir):
       file = closing.enter_context(
         open(_OUT.value, 'a', encoding='utf-8', newline='\n')
       )
-    for row in _sample(config, encoding, model, params, requests, done):
-      print(jsonl.encode(row | drawn), end='', file=file, flush=True)
+    rows = _sample(config, encoding, model, params, settings, requests, done)
+    try:
+      for row in rows:
+        print(jsonl.encode(row | drawn), end='', file=file, flush=True)
+    except BrokenPipeError:
+      # Who reads the lines, such as `head`, has enough. What is left of them
+      # would be an error again when Python ends.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _describe(config, step):
@@ -175,24 +209,10 @@ def _hash_settings(config):
   return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _ask(request):
-  return batches.Question(request.prompt, answer='', uid=request.index)
-
-
-def _sample(config, encoding, model, params, requests, done):
-  """Yields the completions that are not done, as they end."""
-  G = _NUM_SAMPLES.value
-  left = [
-    r for r in requests if any((r.index, g) not in done for g in range(G))
-  ]
-  if not left:
-    return
+def _make_decoding(config, encoding):
   how = _describe(config, 0)
-  sampled_by = assemble.make_sampler(
-    config, model, num_prompts=min(len(left), _MOST_AT_ONCE), group_size=G
-  )
   stop_text = config.data.stop_text
-  settings = decoding.make_decoding(
+  return decoding.make_decoding(
     how['temperature'],
     how['top_p'],
     how['top_k'],
@@ -200,8 +220,37 @@ def _sample(config, encoding, model, params, requests, done):
     min_len=config.sampling.min_completion_len,
     stop_ids=assemble.find_stop_ids(encoding.tokenizer, stop_text),
   )
+
+
+def _fit_batch_size(config, unit):
+  """Returns the config with a sampling.batch_size of whole prompts of this call,
+  which changes no token."""
+  config = config.copy_and_resolve_references()
+  at_once = config.sampling.batch_size
+  if at_once != config_lib.AUTO:
+    config.sampling.batch_size = max(at_once // unit, 1) * unit
+  return config
+
+
+def _ask(request):
+  return batches.Question(request.prompt, answer='', uid=request.index)
+
+
+def _sample(config, encoding, model, params, settings, requests, done):
+  """Yields the completions that are not done, as they end."""
+  G = _NUM_SAMPLES.value
+  left = [
+    r for r in requests if any((r.index, g) not in done for g in range(G))
+  ]
+  if not left:
+    return
   shards = sharding.num_batch_shards(jax.sharding.get_mesh())
-  encoding.encode([_ask(r) for r in left])  # refuses those that are too long
+  sampled_by = assemble.make_sampler(
+    _fit_batch_size(config, G * shards),
+    model,
+    num_prompts=min(len(left), _MOST_AT_ONCE),
+    group_size=G,
+  )
   for first in range(0, len(left), _MOST_AT_ONCE):
     asked = left[first : first + _MOST_AT_ONCE]
     # Filled up so that every shard has as many; what is added is not written.
@@ -214,7 +263,9 @@ def _sample(config, encoding, model, params, requests, done):
       jax.random.key(config.seed),
       settings,
       limits=limits,
-      find_end=assemble.make_find_end(encoding.tokenizer, stop_text),
+      find_end=assemble.make_find_end(
+        encoding.tokenizer, config.data.stop_text
+      ),
     ):
       for q, g in zip(*np.divmod(rows, G), strict=True):
         if q >= len(asked) or (asked[q].index, g) in done:
@@ -224,6 +275,7 @@ def _sample(config, encoding, model, params, requests, done):
           'index': asked[q].index,
           'sample': g,
           'prompt': asked[q].prompt,
+          'max_completion_len': asked[q].max_completion_len,
           'completion': encoding.decode(made.tokens[q, g, :length]),
           'num_tokens': length,
           'truncated': bool(made.truncated[q, g]),

@@ -43,8 +43,8 @@ def _rotate(x, frequencies):
 
 
 def _softmax(x):
-  e = np.exp(x - x.max())
-  return e / e.sum()
+  e = np.exp(x - x.max(-1, keepdims=True))
+  return e / e.sum(-1, keepdims=True)
 
 
 def forward(params, config, tokens):
@@ -70,9 +70,9 @@ def forward(params, config, tokens):
         q = _norm(q, w['q_norm'], config.norm_eps)
         k = _norm(k, w['k_norm'], config.norm_eps)
       q, k = _rotate(q, frequencies), _rotate(k, frequencies)
-      for t in range(len(x)):
-        seen = _softmax(k[: t + 1] @ q[t] / np.sqrt(config.head_dim))
-        x[t] = x[t] + seen @ v[: t + 1] @ w['wo'][head]
+      scores = q @ k.T / np.sqrt(config.head_dim)
+      seen = _softmax(np.where(np.tri(len(x)), scores, -np.inf))
+      x = x + seen @ v @ w['wo'][head]
     y = _norm(x, w['mlp_norm'], config.norm_eps)
     gate = y @ w['w_gate']
     x = x + (gate / (1 + np.exp(-gate)) * (y @ w['w_up'])) @ w['w_down']

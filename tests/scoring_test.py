@@ -1,11 +1,12 @@
 """Rows are scored while others are sampled, and every reward finds its row."""
 
 import threading
+import types
 
 import numpy as np
 import pytest
 
-from dash_jax import scoring
+from dash_jax import assemble, batches, scoring
 from dash_jax.rewards import workers
 from dash_jax.sampling import calls
 
@@ -72,6 +73,31 @@ def test_scoring_goes_on_while_the_caller_does():
     assert len(scored.finish()[0]) == 6
   # What came while the workers had others went to them together.
   assert pool.sizes == [3, 3]
+
+
+def test_a_step_scores_rows_while_others_are_sampled():
+  """The sampler hands out its last row only when the first is with the
+  workers."""
+  pool, made = _Pool(), make_completions()
+  pool.right = {'0/a/False', '20/c/False'}
+
+  class Sampler:
+    group_size = G
+
+    def stream(self, *unused_args, **unused_options):
+      yield np.arange(5), made
+      assert pool.has_begun.wait(60)
+      yield np.array([5]), made
+
+  parts = assemble.Parts(
+    config=None, workdir=None, model=None, stop_ids=(), find_end=None,
+    train_questions=[], test_questions=[], pool=pool,
+    encoding=types.SimpleNamespace(encode=lambda asked: None, decode=decode),
+  )  # fmt: skip
+  asked = [batches.Question('', answer, uid=0) for answer in 'abc']
+  sampled = parts.sample_and_score(Sampler(), {}, asked, key=None, how=None)
+  assert sampled.texts[5] == '20'
+  assert sampled.scores.rewards.tolist() == [1, 0, 0, 0, 0, 1]
 
 
 def test_what_a_worker_raises_reaches_the_caller():

@@ -15,8 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dash_jax import batches
-
-_LARGEST = 127.0
+from dash_jax.model import layers
 
 
 @batches.pytree
@@ -41,8 +40,8 @@ def make(k, v, quantize: bool) -> Cache:
   k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
   if not quantize:
     return Cache(k.swapaxes(2, 3), v, None, None)
-  (k, k_scale), (v, v_scale) = _quantize(k), _quantize(v)
-  return Cache(k.swapaxes(2, 3), v, k_scale, v_scale)
+  k, v = layers.quantize(k, axis=-1), layers.quantize(v, axis=-1)
+  return Cache(k.values.swapaxes(2, 3), v.values, k.scale, v.scale)
 
 
 def make_empty(
@@ -62,14 +61,6 @@ def make_empty(
     return Cache(put(k, dtype), put(v, dtype), None, None)
   scale = put((n, num_heads, num_slots), jnp.float32)
   return Cache(put(k, jnp.int8), put(v, jnp.int8), scale, scale)
-
-
-def _quantize(x):
-  """Returns int8 [.., H] and f32 [..], the largest of each head being 127."""
-  x = x.astype(jnp.float32)
-  scale = jnp.max(jnp.abs(x), axis=-1) / _LARGEST
-  values = x / jnp.where(scale > 0, scale, 1.0)[..., None]
-  return jnp.round(values).astype(jnp.int8), scale
 
 
 def write(cache: Cache, new: Cache, slot) -> Cache:

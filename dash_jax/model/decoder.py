@@ -22,8 +22,6 @@ from dash_jax import sharding
 from dash_jax.model import attention, layers, llama
 from dash_jax.model import cache as cache_lib
 
-_LARGEST = 127.0
-
 
 def prepare(params: dict, model: llama.Llama, quantize: bool = False) -> dict:
   """Returns the weights as `prefill` and `decode` take them.
@@ -52,15 +50,15 @@ def prepare(params: dict, model: llama.Llama, quantize: bool = False) -> dict:
     one = _join({name: x[i] for name, x in stacked.items()})
     if quantize:
       for name in ('w_qkv', 'w_o', 'w_gate_up', 'w_down'):
-        one[name] = _quantize(one[name], axis=0)
+        one[name] = layers.quantize(one[name], axis=0)
     return one
 
   if quantize:
     # Where it is not tied, the embedding is only looked up.
     if config.tied:
-      w['embed'] = _quantize(w['embed'], axis=1)
+      w['embed'] = layers.quantize(w['embed'], axis=1)
     else:
-      w['unembed'] = _quantize(w['unembed'], axis=0)
+      w['unembed'] = layers.quantize(w['unembed'], axis=0)
   return w | {'layers': tuple(layer(i) for i in range(config.num_layers))}
 
 
@@ -82,19 +80,6 @@ def _join(w):
     'w_gate_up': jnp.stack([w.pop('w_gate'), w.pop('w_up')], axis=1),
     'w_o': jnp.reshape(wo, (-1, D), out_sharding=spec('heads', 'embed')),
   }
-
-
-def _quantize(x, axis):
-  """Returns Int8, the largest weight of each output being 127.
-
-  Args:
-    x: a matrix.
-    axis: its dimension of inputs.
-  """
-  x = x.astype(jnp.float32)
-  scale = jnp.max(jnp.abs(x), axis) / _LARGEST
-  divisor = jnp.expand_dims(jnp.where(scale > 0, scale, 1.0), axis)
-  return layers.Int8(jnp.round(x / divisor).astype(jnp.int8), scale)
 
 
 def prefill(

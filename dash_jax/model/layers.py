@@ -29,6 +29,19 @@ class Int8:
   scale: jax.Array
 
 
+def quantize(x, axis: int) -> Int8:
+  """Returns a float array in 8 bits, the largest of each output being 127.
+
+  Args:
+    x: [..].
+    axis: the dimension whose elements share a scale.
+  """
+  x = x.astype(jnp.float32)
+  scale = jnp.max(jnp.abs(x), axis) / 127
+  divisor = jnp.expand_dims(jnp.where(scale > 0, scale, 1.0), axis)
+  return Int8(jnp.round(x / divisor).astype(jnp.int8), scale)
+
+
 def norm(x, scale, eps):
   """Root-mean-square norm in float32. Source: arXiv 1910.07467."""
   y = x.astype(jnp.float32)

@@ -49,13 +49,14 @@ def read(path: str | os.PathLike) -> list[dict]:
     FileNotFoundError: there is no such file.
     ValueError: any other line is not a JSON object.
   """
-  # Not str.splitlines: it also cuts at characters that JSON text may hold.
-  lines = pathlib.Path(path).read_text(encoding='utf-8').split('\n')
+  # In bytes, since the last line may be torn inside a character. Not splitlines:
+  # it also cuts at characters that JSON text may hold.
+  lines = pathlib.Path(path).read_bytes().split(b'\n')
   rows = []
   for number, line in enumerate(lines[:-1], start=1):
     try:
-      row = json.loads(line)
-    except json.JSONDecodeError as error:
+      row = json.loads(line.decode('utf-8'))
+    except ValueError as error:
       raise ValueError(f'{path}:{number} is not JSON: {error}') from error
     if not isinstance(row, dict):
       raise ValueError(f'{path}:{number} is not a JSON object')

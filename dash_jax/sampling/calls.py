@@ -94,7 +94,7 @@ class Call:
     self._made = made
     self._shards = sharding.local_shards()
     per_shard = len(request.prompts.tokens) // len(self._shards)
-    self._num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
+    self._num_shards = programs_lib.num_shards()
     waiting = [list(range(per_shard)) for _ in range(self._num_shards)]
     # Some are done if memory ran out before, which a single process survives.
     for i, shard in enumerate(self._shards):

@@ -37,16 +37,15 @@ class Compiled:
     """Describes the programs; `compile` makes them ready.
 
     Args:
-      params: the model's weights, or their shapes and layouts.
+      params: shapes and layouts of the model's weights.
       run: what to compile.
       rungs: for which shapes.
       admitted: numbers of prompts of a shard that `admit` takes.
     """
     self.ladder = rungs
     self._run = run
-    params = jax.tree.map(_describe, params)
     self._weights = _after(run.prepare, params)
-    self._decoding = jax.tree.map(_describe, decoding_lib.make_decoding(1.0))
+    self._decoding = jax.tree.map(describe, decoding_lib.make_decoding(1.0))
     self._arrays = {
       rung: _after(functools.partial(run.start, rung)) for rung in rungs.rungs
     }
@@ -83,24 +82,28 @@ class Compiled:
   def measure(self) -> int:
     """Returns the bytes that a device needs at most, weights and caches included;
     compiles the programs that take most."""
-    first = self.ladder.rungs[0]
     decode, admit = ('decode', self._largest), ('admit', self._most_admitted)
     for name in decode, admit:
       self._compiled[name] = self._lowered.pop(name)().compile()
-    # Beside its arguments, `admit` has the rings, which may have grown; a move has
-    # those of both rungs, and the weights and prompts.
-    prompts = self._arrays[first][0]
     rings = self._arrays[self._largest][2]
-    moves = (self.ladder.longer, self.ladder.narrower)
     return max(
       count_bytes(self._compiled[decode]),
+      # Beside its arguments, `admit` has the rings, which may have grown.
       count_bytes(self._compiled[admit]) + _size(rings),
       *(
-        _size((self._weights, prompts, self._arrays[a][2], self._arrays[b][2]))
-        for steps in moves
-        for a, b in steps.items()
+        self._measure_move(rung, other)
+        for steps in (self.ladder.longer, self.ladder.narrower)
+        for rung, other in steps.items()
       ),
     )
+
+  def _measure_move(self, rung, other):
+    """Returns the bytes of the weights and of the arrays of both rungs."""
+    prompts, _, rings = self._arrays[rung]
+    new_prompts, _, new_rings = self._arrays[other]
+    if keeps_prompts(rung, other):
+      new_prompts = ()
+    return _size((self._weights, prompts, rings, new_prompts, new_rings))
 
   def lower(self, kind: str) -> dict:
     """Returns the lowered programs of a kind that are not compiled, by name."""
@@ -125,7 +128,7 @@ class Compiled:
     if not rung.in_order:
       places = (_rows(rung.prompts * rung.places), _rows(rung.rows))
     number = jax.ShapeDtypeStruct((), np.int32)
-    of_shards = jax.ShapeDtypeStruct((_num_shards(),), np.int32)
+    of_shards = jax.ShapeDtypeStruct((programs.num_shards(),), np.int32)
     args = (
       self._weights, *self._arrays[rung], places, _rows(rung.rows, dtype=bool),
       self._decoding, number, of_shards, number,
@@ -183,21 +186,18 @@ def _size(tree) -> int:
   )
 
 
-def _num_shards():
-  return sharding.num_batch_shards(jax.sharding.get_mesh())
-
-
 def _rows(*shape, dtype=np.int32):
   """Describes an array split over rows; shape[0] is of one shard."""
   spec = sharding.SAMPLE.spec('batch', *(None,) * (len(shape) - 1))
   return jax.ShapeDtypeStruct(
-    (shape[0] * _num_shards(), *shape[1:]),
+    (shape[0] * programs.num_shards(), *shape[1:]),
     dtype,
     sharding=NamedSharding(jax.sharding.get_mesh(), spec),
   )
 
 
-def _describe(x):
+def describe(x) -> jax.ShapeDtypeStruct:
+  """Returns the shape, type and layout of an array, or of what has them."""
   return jax.ShapeDtypeStruct(
     x.shape, x.dtype, sharding=getattr(x, 'sharding', None)
   )

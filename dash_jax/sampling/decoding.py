@@ -35,7 +35,8 @@ class Decoding:
   Attributes:
     temperature: f32[], logits are divided by it; 0 takes the likeliest token.
     top_p: f32[], keep the fewest likeliest tokens whose mass reaches it.
-    top_k: i32[], keep this many likeliest tokens; 0 keeps all.
+    top_k: i32[], keep this many likeliest tokens; 0, or as many as there are,
+      keeps all.
     min_p: f32[], keep tokens this many times as likely as the likeliest.
     min_len: i32[], tokens of a completion before which no stop id is drawn.
     stop_ids: i32[E], a row ends with the first of them; -1 is no token.
@@ -83,7 +84,7 @@ def make_decoding(
   return Decoding(
     temperature=np.float32(temperature),
     top_p=np.float32(top_p),
-    top_k=np.int32(top_k),
+    top_k=np.int32(min(top_k, np.iinfo(np.int32).max)),
     min_p=np.float32(min_p),
     min_len=np.int32(min_len),
     stop_ids=padded,
@@ -209,8 +210,8 @@ def draw(keys, logits, slots, decoding: Decoding):
 
   The cumulative distribution is inverted in two levels, blocks and then tokens,
   each with its own uniform number: one pass over the vocabulary and two
-  uniforms a row, where Gumbel noise needs V of them; two uniforms also give
-  tail tokens 2**-46 of resolution.
+  uniforms a row, where Gumbel noise needs V of them. A block's chance comes in
+  steps of 2**-23, and that of a token within its block in as fine ones again.
 
   Args:
     keys: key[B].
@@ -250,7 +251,9 @@ def draw(keys, logits, slots, decoding: Decoding):
 def _invert(mass, uniform):
   """Returns i32[B]: the first index whose cumulative mass exceeds a uniform
   share of the total. It never lands on an index of zero mass."""
-  total = jnp.cumsum(mass, axis=-1)
-  last = total[:, -1]
+  # Sums in parallel round differently from place to place, so they may rise, or
+  # fall, where there is no mass.
+  total = jnp.where(mass > 0, jnp.cumsum(mass, axis=-1), 0.0)
+  last = total.max(-1)
   at = jnp.minimum(uniform * last, jnp.nextafter(last, 0.0))
-  return jnp.sum(total <= at[:, None], axis=-1).astype(jnp.int32)
+  return jnp.argmax(total > at[:, None], axis=-1).astype(jnp.int32)

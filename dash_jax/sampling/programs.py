@@ -119,8 +119,7 @@ class Programs:
 
   def start(self, rung: ladder.Rung) -> tuple[Prompts, Rows, Rings]:
     """Returns a rung's arrays without a prompt or a row in them."""
-    num_shards = _num_shards()
-    B, Q = rung.rows * num_shards, rung.prompts * num_shards
+    B, Q = rung.rows * num_shards(), rung.prompts * num_shards()
 
     def zeros(shape, dtype=jnp.int32):
       axes = ('batch',) + (None,) * (len(shape) - 1)
@@ -283,7 +282,7 @@ class Programs:
     def go_on(carry):
       i, rows, *_ = carry
       live = jnp.sum(
-        jnp.reshape(~rows.stopped, (_num_shards(), -1)), axis=1, dtype=jnp.int32
+        jnp.reshape(~rows.stopped, (num_shards(), -1)), axis=1, dtype=jnp.int32
       )
       return (i < max_steps) & jnp.all(live > wait) & (jnp.max(live) > floor)
 
@@ -379,7 +378,8 @@ _HEADS = sharding.SAMPLE.spec('batch', 'kv_heads')
 _PROMPT_SPECS = Prompts(_BATCH, _HEADS)
 
 
-def _num_shards():
+def num_shards() -> int:
+  """Returns how many shards of rows the mesh in use has."""
   return sharding.num_batch_shards(jax.sharding.get_abstract_mesh())
 
 

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from dash_jax import batches, sharding
+from dash_jax import batches
 from dash_jax.model import kernels, llama
 from dash_jax.sampling import calls, ladder, memory, programs
 from dash_jax.sampling import compiled as compiled_lib
@@ -100,17 +100,18 @@ class Sampler:
       group_size: G, completions of a prompt.
       max_prompt_len: P.
       max_completion_len: C.
-      batch_size: rows decoded at once, at most, or AUTO.
+      batch_size: rows decoded at once, at most, or AUTO; fewer where a
+        compiler finds that these do not fit.
       quantize_cache: keep 8 bits of keys and values.
       quantize_weights: keep 8 bits of every matrix.
       attention: one of kernels.ATTENTION.
 
     Raises:
       ValueError: `batch_size` does not divide by G times the mesh's shards of
-        rows.
+        rows, or not even one prompt a shard fits the memory.
     """
-    self._num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
-    self._params = params
+    self._num_shards = programs.num_shards()
+    self._params = jax.tree.map(compiled_lib.describe, params)
     self._num_prompts = -(-num_prompts // self._num_shards)
     self._programs = programs.Programs(
       model,
@@ -133,7 +134,9 @@ class Sampler:
           f' {max(batch_size // unit, 1) * unit}, or {AUTO!r}'
         )
       rows = min(rows, batch_size // self._num_shards)
-    self._build(rows, shrink=batch_size == AUTO)
+    self._build(rows, measure=batch_size == AUTO)
+    if batch_size != AUTO and self.batch_size < rows * self._num_shards:
+      self._warn(rows)
 
   @property
   def group_size(self) -> int:
@@ -188,15 +191,19 @@ class Sampler:
     )
     made = calls.Completions.make(Q, G, C)
     while True:
+      call = calls.Call(self._compiled, self._programs, request, made)
       try:
-        call = calls.Call(self._compiled, self._programs, request, made)
         yield from call.run(params)
         return
       except jax.errors.JaxRuntimeError as error:
         # Other processes would not know of it.
         if not memory.is_exhausted(error) or jax.process_count() > 1:
           raise
-        self._take_fewer(error)
+        message = str(error)
+      # Not above: the error's traceback has the arrays that did not fit, and so
+      # has the call; others are to have their room.
+      del call
+      self._take_fewer(message)
 
   def sample(
     self,
@@ -242,61 +249,78 @@ class Sampler:
   def _num_local_shards(self):
     return self._num_shards // jax.process_count()
 
-  def _build(self, rows: int, *, shrink: bool) -> None:
-    """Compiles all programs.
+  def _build(self, rows: int, *, measure: bool) -> None:
+    """Compiles all programs, of fewer rows where these do not fit the device.
 
     Args:
       rows: of a shard, at once; a multiple of G.
-      shrink: whether to take fewer if these do not fit the device.
+      measure: whether to ask the programs' own figures what fits; compilers of
+        some devices find out anyway.
     """
     G = self.group_size
     while True:
-      refill = self._num_prompts * G > rows
-      num_prompts = rows // G
-      at_once = max(_PREFILL_TOKENS // self._programs.prompt_len, 1)
-      admitted = [min(num_prompts, at_once)]
-      if refill:
-        admitted.append(max(min(num_prompts // _REFILL_SHARE, at_once), 1))
-        if G > 1:
-          num_prompts = min(self._num_prompts, _PROMPTS_PER_ROW * num_prompts)
-          num_prompts = min(num_prompts, rows - 1)
-      rungs = ladder.make(
-        rows, num_prompts, G, self._max_completion_len, refill, self._slots_unit
-      )
-      self._compiled = compiled_lib.Compiled(
-        self._params, self._programs, rungs, tuple(sorted(set(admitted)))
-      )
-      share = self._find_share() if shrink and rows > G else 1.0
-      if share >= 1:
-        break
+      self._compiled = self._describe(rows)
+      try:
+        share = self._find_share() if measure and rows > G else 1.0
+        if share >= 1:
+          self._compiled.compile()
+          return
+      except jax.errors.JaxRuntimeError as error:
+        if not memory.is_exhausted(error):
+          raise
+        if rows == G:
+          raise _nothing_fits(str(error)) from error
+        share = 0.5
       rows = max(min(int(rows * share), rows - G) // G, 1) * G
-    self._compiled.compile()
+
+  def _describe(self, rows: int) -> compiled_lib.Compiled:
+    """Returns the programs that decode so many rows of a shard at once."""
+    G = self.group_size
+    refill = self._num_prompts * G > rows
+    num_prompts = rows // G
+    at_once = max(_PREFILL_TOKENS // self._programs.prompt_len, 1)
+    admitted = [min(num_prompts, at_once)]
+    if refill:
+      admitted.append(max(min(num_prompts // _REFILL_SHARE, at_once), 1))
+      if G > 1:
+        num_prompts = min(self._num_prompts, _PROMPTS_PER_ROW * num_prompts)
+        num_prompts = min(num_prompts, rows - 1)
+    rungs = ladder.make(
+      rows, num_prompts, G, self._max_completion_len, refill, self._slots_unit
+    )
+    return compiled_lib.Compiled(
+      self._params, self._programs, rungs, tuple(sorted(set(admitted)))
+    )
 
   def _find_share(self) -> float:
     """Returns how many times the rows of the programs fit; 1 or more if they do."""
-    try:
-      needed = self._compiled.measure()
-    except jax.errors.JaxRuntimeError as error:
-      # The compilers of some devices find out by themselves.
-      if not memory.is_exhausted(error):
-        raise
-      return 0.5
+    needed = self._compiled.measure()
     # Weights take their room whatever the rows.
     weights = self._compiled.weight_bytes
     room = memory.find_room() - weights
     return max(room, 0) / max(needed - weights, 1)
 
-  def _take_fewer(self, error):
+  def _take_fewer(self, message: str) -> None:
+    """Compiles anew, for half the rows at once or fewer."""
     rows, G = self._compiled.ladder.rungs[0].rows, self.group_size
     if rows == G:
-      raise ValueError(
-        'not even one prompt a shard of rows fits the memory: '
-        + str(error).splitlines()[0]
-      ) from error
-    fewer = max(rows // 2 // G, 1) * G
+      raise _nothing_fits(message)
+    self._build(max(rows // 2 // G, 1) * G, measure=True)
+    self._warn(rows)
+
+  def _warn(self, rows: int) -> None:
+    """Says that so many rows of a shard at once were too many."""
     logging.getLogger(__name__).warning(
       'out of memory with %d rows decoded at once: going on with %d.'
       ' sampling.batch_size=%d begins so.',
-      *(n * self._num_shards for n in (rows, fewer, fewer)),
+      rows * self._num_shards,
+      self.batch_size,
+      self.batch_size,
     )
-    self._build(fewer, shrink=True)
+
+
+def _nothing_fits(message: str) -> ValueError:
+  return ValueError(
+    'not even one prompt a shard of rows fits the memory: '
+    + message.splitlines()[0]
+  )

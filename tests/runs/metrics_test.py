@@ -74,8 +74,9 @@ def test_resume_shows_no_step_twice(tmp_path):
       writer.write(step, {'phase': 'sft', 'loss': 1.0})
       writer.write_eval(_eval(step, 'sft'))
   for name in ('metrics.jsonl', 'evals.jsonl'):
-    with open(tmp_path / name, 'a') as f:
-      f.write('{"step": 3, "lo')  # the line that a kill tore
+    with open(tmp_path / name, 'ab') as f:
+      # The line that a kill tore, inside a character.
+      f.write('{"step": 3, "ö'.encode()[:-1])
   with metrics.MetricsWriter(tmp_path, resume_step=3) as writer:
     assert writer.has_eval(3, 'sft', 'test')
     assert not writer.has_eval(4, 'sft', 'test')

@@ -38,10 +38,11 @@ def find_distribution(logits, slot, settings):
   return p / p.sum()
 
 
+@jax.jit
 def draw_uniforms(key, uid, sample, slot):
   for number in (uid, sample, slot):
     key = jax.random.fold_in(key, number)
-  return np.asarray(jax.random.uniform(key, (2,)), np.float64)
+  return jax.random.uniform(key, (2,))
 
 
 def sample_row(params, config, prompt, key, uid, sample, limit, settings):
@@ -56,7 +57,8 @@ def sample_row(params, config, prompt, key, uid, sample, limit, settings):
       logprobs.append(0.0)
     else:
       p = find_distribution(logits, slot, settings)
-      first, second = draw_uniforms(key, uid, sample, slot)
+      uniforms = draw_uniforms(key, uid, sample, slot)
+      first, second = np.asarray(uniforms, np.float64)
       blocks = np.cumsum([p[i : i + 256].sum() for i in range(0, len(p), 256)])
       block = int((blocks <= first * blocks[-1]).sum())
       within = np.cumsum(p[block * 256 : (block + 1) * 256])

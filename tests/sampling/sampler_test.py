@@ -1,6 +1,7 @@
 """The sampler against whole forwards of the learner's model, and row by row
 against a plain one."""
 
+import copy
 import dataclasses
 import logging
 
@@ -12,30 +13,42 @@ import pytest
 
 from dash_jax import batches, sharding
 from dash_jax.learning import learner
-from dash_jax.model import llama
+from dash_jax.model import kernels, llama
 from dash_jax.runs import compiles
 from dash_jax.sampling import compiled, decoding, sampler
 
+V = 600  # blocks of 256, 256 and 88
 P, G, C = 7, 4, 70  # rings of 35 and of 70 slots
 Q = 6
-# 24 rows at once leave by 12 and 8; 16 of 32 at once are refilled.
+# 24 rows at once leave by 12 and 8; 16 of 32 at once are refilled. What needs a
+# sampler of its own takes one of few rungs: each program costs half a second.
 AT_ONCE = {'num_prompts': 6}
 REFILLED = {'num_prompts': 8, 'batch_size': 16}
-STOPS = (5, 17, 40)
+FEW = {'num_prompts': 4, 'max_completion_len': 40}
+ONE_RUNG = {'num_prompts': 2, 'max_completion_len': 32}
+WAVES = {'num_prompts': 13, 'group_size': 1, 'max_completion_len': 40}
+STOPS = tuple(range(5, V, 21))
 
 _samplers = {}
+_measured = {}
 
 
 @pytest.fixture(scope='module', autouse=True)
 def _forget_samplers():
   yield
   _samplers.clear()
+  _measured.clear()
+
+
+@pytest.fixture
+def tiny(tiny):
+  return dataclasses.replace(tiny, vocab_size=V)
 
 
 def make_prompts(num=Q, seed=0):
   rng = np.random.default_rng(seed)
   lengths = rng.integers(1, P + 1, num).astype(np.int32)
-  tokens = rng.integers(0, 64, (num, P)).astype(np.int32)
+  tokens = rng.integers(0, V, (num, P)).astype(np.int32)
   return batches.PromptBatch(
     tokens, lengths, 100 + np.arange(num, dtype=np.int32)
   )
@@ -102,43 +115,78 @@ def test_greedy_decode_equals_argmax_of_full_forwards(params, tiny):
     np.testing.assert_array_equal(rows.tokens[:, sample], expected)
 
 
-@pytest.mark.parametrize('options', [AT_ONCE, REFILLED])
-@pytest.mark.parametrize('seed', range(4))
-def test_rows_are_those_of_a_plain_sampler(params, tiny, seed, options):
+def find_pair(tokens):
+  """Returns where the first two neighbours below 75 end, 0 without them."""
+  pairs = (tokens[:-1] < 75) & (tokens[1:] < 75)
+  return int(pairs.argmax()) + 2 if pairs.any() else 0
+
+
+WAYS = (
+  (plain_sampler.Settings(stop_ids=STOPS), None),
+  (plain_sampler.Settings(temperature=0.0, stop_ids=STOPS[:9]), find_pair),
+  (
+    plain_sampler.Settings(temperature=0.7, top_p=0.9, stop_ids=STOPS),
+    find_pair,
+  ),
+  (
+    plain_sampler.Settings(
+      temperature=1.4, top_k=20, min_len=3, stop_ids=STOPS
+    ),
+    None,
+  ),
+  (plain_sampler.Settings(min_p=0.3, stop_ids=STOPS[:9]), find_pair),
+  (
+    plain_sampler.Settings(
+      temperature=1.2,
+      top_k=400,
+      top_p=0.8,
+      min_p=0.2,
+      min_len=9,
+      stop_ids=STOPS,
+    ),
+    find_pair,
+  ),
+)
+
+
+@pytest.mark.parametrize('seed', range(len(WAYS)))
+def test_rows_are_those_of_a_plain_sampler(params, tiny, seed):
   """Random workloads, token for token against one row at a time in float64:
-  lengths, limits, stop ids, temperatures and supports, with rows that wait,
-  take others' places and move as the batch narrows and rings grow. A draw
-  within 1e-6 of an edge could go either way; no such row came in any seed."""
+  lengths, limits, stop ids, ends that the host finds, temperatures and supports,
+  with rows that wait, take others' places and move as the batch narrows and
+  rings grow. A draw within 1e-6 of an edge could go either way; no such row came
+  in any seed."""
   rng = np.random.default_rng(seed)
-  num = int(rng.integers(3, 10))
-  settings = plain_sampler.Settings(
-    temperature=float(rng.choice([0.0, 0.7, 1.0, 1.4])),
-    top_p=float(rng.choice([1.0, 0.9])),
-    top_k=int(rng.choice([0, 20])),
-    min_p=float(rng.choice([0.0, 0.01])),
-    min_len=int(rng.choice([0, 3])),
-    stop_ids=STOPS[: rng.integers(1, 4)],
-  )
+  num = int(rng.integers(3, 9))
+  settings, find_end = WAYS[seed]
   prompts = make_prompts(num, seed)
   limits = rng.integers(1, C + 1, (num, G)).astype(np.int32)
-  rows = run(
-    params, tiny, prompts, seed=seed, options=options, limits=limits,
-    **dataclasses.asdict(settings),
-  )  # fmt: skip
+  both = [
+    run(
+      params, tiny, prompts, seed=seed, options=options, limits=limits,
+      find_end=find_end, **dataclasses.asdict(settings),
+    )
+    for options in (AT_ONCE, REFILLED)
+  ]  # fmt: skip
   host = jax.device_get(params)
   for q, g in np.ndindex(num, G):
     tokens, logprobs = plain_sampler.sample_row(
       host, tiny, prompts.tokens[q, P - prompts.lengths[q] :],
       jax.random.key(seed), prompts.uids[q], g, limits[q, g], settings,
     )  # fmt: skip
-    n = len(tokens)
-    assert rows.lengths[q, g] == n
-    assert rows.tokens[q, g, :n].tolist() == tokens
-    np.testing.assert_allclose(rows.logprobs[q, g, :n], logprobs, atol=1e-4)
-    assert (rows.tokens[q, g, n:] == 0).all()
-    assert (rows.logprobs[q, g, n:] == 0).all()
-    assert rows.truncated[q, g] == (tokens[-1] not in settings.stop_ids)
-  assert (rows.policy_step == 3).all()
+    end = find_end(np.array(tokens)) if find_end else 0
+    n = end or len(tokens)
+    for rows in both:
+      assert rows.lengths[q, g] == n
+      assert rows.tokens[q, g, :n].tolist() == tokens[:n]
+      np.testing.assert_allclose(
+        rows.logprobs[q, g, :n], logprobs[:n], atol=1e-4
+      )
+      assert (rows.tokens[q, g, n:] == 0).all()
+      assert (rows.logprobs[q, g, n:] == 0).all()
+      ended = end > 0 or tokens[-1] in settings.stop_ids
+      assert rows.truncated[q, g] == (not ended)
+  assert (both[0].policy_step == 3).all()
 
 
 @pytest.mark.parametrize(
@@ -147,7 +195,7 @@ def test_rows_are_those_of_a_plain_sampler(params, tiny, seed, options):
     {},
     {'temperature': 0.6},
     {'temperature': 1.3, 'top_p': 0.8},
-    {'temperature': 0.9, 'top_k': 5},
+    {'temperature': 0.9, 'top_k': 6},
     {'temperature': 1.7, 'top_p': 0.9, 'top_k': 9},
     {'min_p': 0.05, 'min_len': 9, 'stop_ids': STOPS},
   ],
@@ -166,7 +214,7 @@ def test_learner_and_sampler_agree_on_logprobs(params, tiny, settings):
 def test_in_bf16_the_sampler_is_near_the_learner(params, tiny):
   """Both cast the same weights, and differ by the rounding of activations."""
   prompts = make_prompts()
-  half = get_sampler(params, tiny, dtype=jnp.bfloat16)
+  half = get_sampler(params, tiny, dtype=jnp.bfloat16, **ONE_RUNG)
   how = decoding.make_decoding(1.0)
   rows = half.sample(params, prompts, jax.random.key(0), how)
   model = llama.Llama(tiny, dtype=jnp.bfloat16)
@@ -201,11 +249,10 @@ def test_a_row_does_not_depend_on_the_rest_of_the_batch(params, tiny, options):
 
 def test_waves_with_one_sample_a_prompt(params, tiny):
   """As evaluation has them: every row brings a prompt of its own along."""
-  prompts = make_prompts(21)
-  options = {'num_prompts': 21, 'group_size': 1}
-  whole = run(params, tiny, prompts, options=options, stop_ids=STOPS)
-  for size in (9, 4, 1):
-    waves = options | {'batch_size': size}
+  prompts = make_prompts(13)
+  whole = run(params, tiny, prompts, options=WAVES, stop_ids=STOPS)
+  for size in (9, 1):
+    waves = WAVES | {'batch_size': size}
     assert_equal(
       run(params, tiny, prompts, options=waves, stop_ids=STOPS), whole
     )
@@ -217,12 +264,15 @@ def test_prompts_that_run_a_few_at_a_time_are_the_same(
   """As many long ones do, of which all at once would take much memory."""
   prompts = make_prompts()
   whole = run(params, tiny, prompts, stop_ids=STOPS)
-  monkeypatch.setattr(sampler, '_PREFILL_TOKENS', 4 * P)
-  parts = make_auto(params, tiny)
-  assert set(parts._compiled.admit) == {4}
-  how = decoding.make_decoding(1.0, stop_ids=STOPS)
-  found = parts.sample(params, prompts, jax.random.key(0), how, policy_step=3)
-  assert_equal(found, whole)
+  monkeypatch.setattr(sampler, '_PREFILL_TOKENS', 3 * P)
+  options = {'num_prompts': 4, 'group_size': 2}
+  parts = get_sampler(params, tiny, **options)
+  assert set(parts._compiled.admit) == {3}
+  found = run(params, tiny, prompts, options=options, stop_ids=STOPS)
+  for name in ('tokens', 'lengths', 'truncated'):
+    np.testing.assert_array_equal(
+      getattr(found, name), getattr(whole, name)[:, :2]
+    )
 
 
 def test_prompt_padding_is_never_seen(params, tiny):
@@ -230,7 +280,7 @@ def test_prompt_padding_is_never_seen(params, tiny):
   prompts = make_prompts()
   slots = np.arange(P)[None] < P - prompts.lengths[:, None]
   assert slots.any()
-  changed = np.where(slots, 63 - prompts.tokens, prompts.tokens)
+  changed = np.where(slots, V - 1 - prompts.tokens, prompts.tokens)
   other = dataclasses.replace(prompts, tokens=changed)
   np.testing.assert_array_equal(
     run(params, tiny, prompts).tokens, run(params, tiny, other).tokens
@@ -283,20 +333,15 @@ def test_rows_end_where_the_host_finds_their_end(params, tiny):
   """As at a text that is no token: the row keeps what the end was found behind,
   is not truncated, and whatever the device drew beyond is gone. It does not
   matter when the host looks."""
-
-  def find_end(tokens):
-    pairs = (tokens[:-1] < 8) & (tokens[1:] < 8)
-    return int(pairs.argmax()) + 2 if pairs.any() else 0
-
   prompts = make_prompts(8)
   free = run(params, tiny, prompts)
   for options in (AT_ONCE, REFILLED):
-    rows = run(params, tiny, prompts, options=options, find_end=find_end)
+    rows = run(params, tiny, prompts, options=options, find_end=find_pair)
     assert 0 < rows.truncated.sum() < rows.truncated.size
     for row in np.ndindex(8, G):
-      n = find_end(free.tokens[row]) or C
+      n = find_pair(free.tokens[row]) or C
       assert rows.lengths[row] == n
-      assert rows.truncated[row] == (find_end(free.tokens[row]) == 0)
+      assert rows.truncated[row] == (find_pair(free.tokens[row]) == 0)
       np.testing.assert_array_equal(rows.tokens[row][:n], free.tokens[row][:n])
       assert (rows.tokens[row][n:] == 0).all()
       assert (rows.logprobs[row][n:] == 0).all()
@@ -305,17 +350,15 @@ def test_rows_end_where_the_host_finds_their_end(params, tiny):
 def test_too_little_memory_means_smaller_waves(
   params, tiny, monkeypatch, caplog
 ):
-  """Memory runs out in the third decode of 24 rows, when some have finished: the
-  rows are as if it had not, none is handed out twice, and a message says what
-  to set."""
-  options = AT_ONCE | {
-    'group_size': G, 'max_prompt_len': P, 'max_completion_len': C
-  }  # fmt: skip
+  """Memory runs out in the third decode of 24 rows, when some have finished, and
+  there is no room for 12 either: the rows are as if it had not, none is handed
+  out twice, and a message says what to set. The arrays that did not fit are gone
+  before the room for others is looked at."""
   prompts = make_prompts()
   whole = run(params, tiny, prompts, stop_ids=STOPS)
-  small = sampler.Sampler(llama.Llama(tiny), params, **options)
-
-  calls = []
+  small = copy.copy(get_sampler(params, tiny))
+  small._compiled = copy.copy(small._compiled)
+  calls, tried = [], []
 
   def fail_later(program):
     def call(*args):
@@ -326,56 +369,70 @@ def test_too_little_memory_means_smaller_waves(
 
     return call
 
-  for rung, program in small._compiled.decode.items():
-    small._compiled.decode[rung] = fail_later(program)
+  def count_held():
+    return sum(x.nbytes for x in jax.live_arrays())
+
+  def find_room():
+    tried.append((small.batch_size, count_held()))
+    return 0
+
+  small._compiled.decode = {
+    rung: fail_later(program)
+    for rung, program in small._compiled.decode.items()
+  }
+  monkeypatch.setattr(sampler.memory, 'find_room', find_room)
   how = decoding.make_decoding(1.0, stop_ids=STOPS)
+  key = jax.random.key(0)
+  before = count_held()
   seen = []
   with caplog.at_level(logging.WARNING):
-    for part in small.stream(params, prompts, jax.random.key(0), how):
+    for part in small.stream(params, prompts, key, how):
       seen += part[0].tolist()
   assert sorted(seen) == list(range(Q * G))
   assert_equal(part[1].as_rollouts(prompts, 3), whole)
-  assert small.batch_size == 12
-  assert 'sampling.batch_size=12' in caplog.text
+  assert tried == [(12, before)]
+  assert small.batch_size == G
+  assert 'going on with 4. sampling.batch_size=4 begins so' in caplog.text
 
 
-def make_auto(params, config, num_prompts=Q):
+def make_auto(params, config, num_prompts=Q, **options):
   return sampler.Sampler(
     llama.Llama(config), params, num_prompts=num_prompts, group_size=G,
-    max_prompt_len=P, max_completion_len=C,
+    max_prompt_len=P, max_completion_len=C, **options,
   )  # fmt: skip
+
+
+@pytest.fixture
+def sizes(monkeypatch):
+  """Samplers are not compiled, and measured once for each ladder."""
+  right = compiled.Compiled.measure
+
+  def measure(self):
+    rungs = self.ladder.rungs
+    if rungs not in _measured:
+      _measured[rungs] = right(self)
+    return _measured[rungs]
+
+  monkeypatch.setattr(compiled.Compiled, 'compile', lambda self: None)
+  monkeypatch.setattr(compiled.Compiled, 'measure', measure)
 
 
 def measure(params, config, rows):
   """Returns the bytes that a sampler of so many rows says it needs."""
-  found = []
-  right = compiled.Compiled.measure
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(compiled.Compiled, 'compile', lambda self: None)
-    patch.setattr(
-      compiled.Compiled, 'measure', lambda self: found.append(right(self)) or 0
-    )
-    make_auto(params, config, rows // G)
-  return found[0]
+  return make_auto(params, config, rows // G)._compiled.measure()
 
 
 @pytest.mark.parametrize('share', [1.0, 0.9, 0.5, 0.0])
-def test_auto_takes_what_fits(params, tiny, monkeypatch, share):
+def test_auto_takes_what_fits(params, tiny, monkeypatch, sizes, share):
   """Beside the weights there is room for a share of what 24 rows need: so many
   rows are taken, but for those of two prompts, and one prompt at least."""
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
   room = weights + share * (measure(params, tiny, 24) - weights)
-  needed = []
-  right = compiled.Compiled.measure
-  monkeypatch.setattr(compiled.Compiled, 'compile', lambda self: None)
-  monkeypatch.setattr(
-    compiled.Compiled, 'measure',
-    lambda self: needed.append(right(self)) or needed[-1],
-  )  # fmt: skip
   monkeypatch.setattr(sampler.memory, 'find_room', lambda: room)
-  rows = make_auto(params, tiny).batch_size
+  made = make_auto(params, tiny)
+  rows = made.batch_size
   if rows > G:
-    assert needed[-1] <= room
+    assert made._compiled.measure() <= room
     assert rows >= 24 * share - 2 * G
   else:
     assert share == 0
@@ -399,6 +456,30 @@ def test_a_compiler_that_finds_too_little_memory_counts(
     fail('INTERNAL: broken')
 
 
+def test_a_size_that_does_not_compile_is_halved(
+  params, tiny, monkeypatch, caplog
+):
+  """Whole prompts of it, and a message says what to set; one prompt is the
+  least."""
+  room = 8
+
+  def compile_few(self):
+    if self.ladder.rungs[0].rows > room:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: hbm\nof 16 GiB')
+
+  monkeypatch.setattr(compiled.Compiled, 'compile', compile_few)
+  assert make_auto(params, tiny, batch_size=20).batch_size == 8
+  assert 'with 20 rows decoded at once: going on with 8' in caplog.text
+  caplog.clear()
+  assert make_auto(params, tiny, batch_size=8).batch_size == 8
+  assert not caplog.text
+  room = 3
+  with pytest.raises(
+    ValueError, match=r'not even one prompt .*: RESOURCE.*hbm$'
+  ):
+    make_auto(params, tiny, batch_size=8)
+
+
 def test_room_is_what_the_machine_has_and_does_not_hold_yet(mesh):
   """Arrays that are made take of it what they hold."""
   before = sampler.memory.find_room()
@@ -409,11 +490,20 @@ def test_room_is_what_the_machine_has_and_does_not_hold_yet(mesh):
   assert 0 < before < 2**50
 
 
-def test_the_peak_is_that_of_the_caches_and_more(params, tiny):
+def test_the_peak_is_that_of_the_caches_and_more(params, tiny, sizes):
   """Rows' rings grow with the rows, by what their slots hold."""
   few, many = measure(params, tiny, 8), measure(params, tiny, 24)
   ring = 2 * tiny.num_layers * tiny.num_kv_heads * tiny.head_dim * C * 4
   assert many - few > 16 * ring
+
+
+def test_a_move_is_measured_with_the_copies_that_it_makes(params, tiny):
+  """Of rings, and of prompts where each row that is left gets its own."""
+  for options in (AT_ONCE, WAVES):
+    made = get_sampler(params, tiny, **options)._compiled
+    for rung, fewer in made.ladder.narrower.items():
+      held = compiled.count_bytes(made.narrow[rung]) + made.weight_bytes
+      assert made._measure_move(rung, fewer) > 0.98 * held
 
 
 def test_prompts_are_kept_once_for_their_rows(params, tiny):
@@ -432,59 +522,70 @@ def test_prompts_are_kept_once_for_their_rows(params, tiny):
 
 
 @pytest.mark.parametrize(
-  ('shape', 'refilled'),
+  ('shape', 'options'),
   [
-    ((1, 2, 4), False), ((1, 4, 2), True), ((1, 8, 1), False),
-    ((2, 2, 2), False), ((2, 2, 2), True),
+    ((2, 2, 2), {'num_prompts': 16}),
+    ((2, 2, 2), {'num_prompts': 16, 'batch_size': 16}),
+    ((1, 2, 4), {'num_prompts': 4}),
+    ((1, 8, 1), {'num_prompts': 8}),
   ],
 )  # fmt: skip
-def test_any_mesh_samples_the_same_tokens(shape, tiny, refilled):
-  """data x fsdp x tensor meshes against one device, float32; with rows that
-  are refilled in every shard, and shards that end at different times."""
-  num = 16
-  results = []
-  for axes in ((1, 1, 1), shape):
-    devices = jax.devices()[: np.prod(axes)]
-    grid = jax.make_mesh(axes, sharding.AXES, devices=devices)
-    options = {'num_prompts': num}
-    if refilled and axes == shape:
-      options['batch_size'] = 4 * axes[0] * axes[1]
-    with jax.set_mesh(grid):
-      params = llama.init_params(tiny, jax.random.key(1), jnp.float32)
-      results.append(
-        run(
-          params, tiny, make_prompts(num), options=options, stop_ids=STOPS
-        )
-      )  # fmt: skip
-  assert_equal(*results)
+def test_any_mesh_samples_the_same_tokens(mesh, params, shape, tiny, options):
+  """data x fsdp x tensor meshes against one device, float32: with batches that
+  narrow, with rows that are refilled in every shard, and with shards that end
+  at different times."""
+  prompts = make_prompts(16)
+  alone = run(params, tiny, prompts, stop_ids=STOPS)
+  with jax.set_mesh(jax.make_mesh(shape, sharding.AXES)):
+    params = llama.init_params(tiny, jax.random.key(1), jnp.float32)
+    split = run(params, tiny, prompts, options=options, stop_ids=STOPS)
+  assert_equal(split, alone)
 
 
-@pytest.mark.parametrize('attention', ['library', 'pallas'])
-@pytest.mark.parametrize('options', [AT_ONCE, REFILLED])
+@pytest.mark.parametrize(
+  ('attention', 'function', 'options'),
+  [
+    ('library', 'attend_by_library', ONE_RUNG | {'max_completion_len': C}),
+    ('pallas', 'attend_ring', REFILLED),
+  ],
+)
 def test_any_attention_samples_the_same_tokens(
-  params, tiny, attention, options
+  params, tiny, monkeypatch, attention, function, options
 ):
+  """And is asked to: the library for prompts, the kernel for rows in order and
+  for others."""
+  right, asked = getattr(kernels, function), []
+  monkeypatch.setattr(
+    kernels, function, lambda *args: asked.append(1) or right(*args)
+  )
   prompts = make_prompts(8)
-  plain = run(params, tiny, prompts, options=options, stop_ids=STOPS)
+  plain = run(params, tiny, prompts, stop_ids=STOPS)
+  assert not asked
   other = run(
     params, tiny, prompts, options=options | {'attention': attention},
     stop_ids=STOPS,
   )  # fmt: skip
   assert_equal(other, plain)
+  assert asked
 
 
 def test_eight_bits_cost_little_and_are_seen(params, tiny):
   """The gap to the learner is there, and small, so that ratios stay near 1; each
-  kind of rounding adds its own. Waves and mesh shapes matter as little."""
+  kind of rounding adds its own. Waves change nothing."""
   how = decoding.make_decoding(1.0)
   gaps = {}
-  for name in ('quantize_cache', 'quantize_weights'):
-    options = AT_ONCE | {name: True}
+  for name, options in (
+    ('quantize_cache', FEW),
+    ('quantize_weights', ONE_RUNG),
+  ):
+    options = options | {name: True}
     rows = run(params, tiny, make_prompts(), options=options)
     found = learner.completion_logprobs(llama.Llama(tiny), params, rows, how)
     gaps[name] = np.abs(rows.logprobs - found).mean()
-    waves = run(params, tiny, make_prompts(), options=REFILLED | {name: True})
-    np.testing.assert_array_equal(waves.tokens, rows.tokens)
+    if name == 'quantize_cache':
+      waves = options | {'batch_size': 8}
+      refilled = run(params, tiny, make_prompts(), options=waves)
+      np.testing.assert_array_equal(refilled.tokens, rows.tokens)
   assert 1e-4 < gaps['quantize_cache'] < 0.02
   assert 1e-4 < gaps['quantize_weights'] < 0.02
 
