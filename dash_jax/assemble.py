@@ -360,6 +360,8 @@ def make_optimizer(config, learning_rate, total_steps, warmup_steps):
       total_steps=total_steps,
       weight_decay=config.optim.weight_decay,
       max_grad_norm=config.optim.max_grad_norm,
+      name=config.optim.name,
+      moments=config.optim.moments,
     )
   )
 

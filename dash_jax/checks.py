@@ -16,7 +16,7 @@ import ml_collections
 from dash_jax import config as config_lib
 from dash_jax.data import chat, questions
 from dash_jax.learning import advantages, filtering, losses, optim
-from dash_jax.model import kernels, lora, presets
+from dash_jax.model import kernels, llama, lora, presets
 from dash_jax.rewards import answers
 
 ALGORITHMS = ('dash', 'grpo', 'sft')
@@ -161,7 +161,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     'algorithm.kl_in': ('loss', 'reward'),
     'algorithm.kl_schedule': ('constant', 'linear'),
     'algorithm.denominator': losses.DENOMINATORS,
+    'optim.name': optim.NAMES,
+    'optim.moments': optim.MOMENTS,
     'optim.schedule': optim.SCHEDULES,
+    'model.remat': llama.REMAT,
   }.items():
     _check_choice(config, field, choices)
   _require(
@@ -303,6 +306,7 @@ def _check_sizes(config):
   )
   run = config_lib.sizes(config)
   _check_filter(algorithm, run)
+  _check_optim(config.optim)
   _require(
     run.rl_steps >= 1,
     f'algorithm.num_samples={algorithm.num_samples} is less than one step of'
@@ -323,6 +327,15 @@ def _check_sizes(config):
     run.minibatch_size == AUTO or run.minibatch_size <= run.batch_size,
     f'optim.minibatch_size={run.minibatch_size} is more than the'
     f' {run.batch_size} rows of a step: take at most {run.batch_size}',
+  )
+
+
+def _check_optim(optim_section):
+  name, moments = optim_section.name, optim_section.moments
+  _require(
+    moments == 'float32' or name in ('adamw', 'lion'),
+    f'optim.moments={moments!r} with optim.name={name!r}: only adamw and lion'
+    " keep moments in fewer bits; take 'float32'",
   )
 
 

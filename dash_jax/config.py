@@ -27,7 +27,9 @@ def default() -> ml_collections.ConfigDict:
           'weights': '',
           'dtype': 'float32',  # activations, and the sampler's weights
           'param_dtype': 'float32',  # the weights that are trained
-          'remat': False,
+          # What is computed again for the gradient: 'attention', all but the
+          # products ('dots'), or the whole 'layer'.
+          'remat': 'attention',
         }
       ),
       'lora': section(
@@ -129,6 +131,8 @@ def default() -> ml_collections.ConfigDict:
           # Full-length rows that a minibatch has room for; shorter ones are
           # packed. 'auto': as many as fit.
           'minibatch_size': config_dict.FieldReference(32, field_type=object),
+          'name': 'adamw',
+          'moments': 'float32',  # what the optimizer's state rests in
           'learning_rate': 1e-4,
           'grpo_learning_rate': 3e-5,  # the baseline takes many small steps
           'schedule': 'linear',

@@ -89,7 +89,7 @@ def find_minibatch_size(
       raise ValueError(
         "optim.minibatch_size='auto': a minibatch of one row a device needs"
         f' {need / 2**30:.1f} GiB, and there is room for {room / 2**30:.1f}:'
-        ' set model.remat=True, take fewer slots, or split over more devices'
+        " set model.remat='layer', take fewer slots, or split over more devices"
       )
     # Not all of it grows with rows, so this may still be too many.
     size = max(int(size * room / need) // unit * unit, unit)

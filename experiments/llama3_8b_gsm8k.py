@@ -43,7 +43,7 @@ def get_config():
   config.model.dtype = 'bfloat16'
   # A step of 3e-6 would vanish in bfloat16 weights.
   config.model.param_dtype = 'float32'
-  config.model.remat = True
+  config.model.remat = 'layer'
   config.data.source = 'gsm8k'
   config.data.num_train = 0
   config.data.tokenizer = 'tiktoken'  # begins texts with BOS

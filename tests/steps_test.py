@@ -121,7 +121,7 @@ def test_auto_takes_the_most_rows_that_fit():
   assert found == 8
   assert tried == [64, 32, 12, 8]
   assert updates.find_minibatch_size(measure, 1000, most=7, unit=4) == 8
-  with pytest.raises(ValueError, match=r"'auto': .* set model\.remat=True"):
+  with pytest.raises(ValueError, match=r"'auto': .* set model\.remat='layer'"):
     updates.find_minibatch_size(measure, 100, most=64, unit=4)
 
 

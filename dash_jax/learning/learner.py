@@ -19,7 +19,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dash_jax import batches, sharding
-from dash_jax.learning import losses, packing, projection
+from dash_jax.learning import losses, optim, packing, projection
 from dash_jax.model import layers, llama, lora
 from dash_jax.sampling import decoding as decoding_lib
 
@@ -388,7 +388,9 @@ def _apply(state, totals, is_last, *, optimizer):
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   new_state = batches.TrainState(
     step=state.step + jnp.int32(is_last),
-    params=optax.apply_updates(state.params, updates),
+    params=optim.add_updates(
+      state.params, updates, jax.random.fold_in(jax.random.key(1), state.step)
+    ),
     opt_state=opt_state,
     frozen=state.frozen,
   )

@@ -27,6 +27,8 @@ from dash_jax import sharding
 from dash_jax.model import attention, layers
 from dash_jax.model import lora as lora_lib
 
+REMAT = ('attention', 'dots', 'layer')
+
 # A stack this short compiles quickly without a loop, and its gradient then
 # takes a quarter less time on CPU (residuals are not copied in and out).
 _UNROLLED_LAYERS = 4
@@ -191,13 +193,14 @@ class Llama(nn.Module):
     config: the architecture.
     dtype: what activations are computed in.
     param_dtype: what `init_params` makes weights in.
-    remat: recompute each layer's activations in the backward pass.
+    remat: of REMAT, what is computed again in the backward pass: attention's
+      scores, all but products of a layer, or the whole layer.
   """
 
   config: LlamaConfig
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
-  remat: bool = False
+  remat: str = 'attention'
 
   def setup(self):
     self.w = {
@@ -264,8 +267,11 @@ class Llama(nn.Module):
       return x, None
 
     recompute = functools.partial(jax.checkpoint, prevent_cse=False)
-    if self.remat:
+    if self.remat == 'layer':
       block = recompute(block)
+    elif self.remat == 'dots':
+      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      block = recompute(block, policy=policy)
     else:
       # Scores are many and cheap: to keep them costs more than to compute them
       # again.

@@ -224,7 +224,10 @@ def time_learner(
   config, C = case.config, case.completion_len
   dtype = jnp.dtype(case.param_dtype).type
   model = llama.Llama(
-    config, dtype=jnp.bfloat16, param_dtype=dtype, remat=case.remat
+    config,
+    dtype=jnp.bfloat16,
+    param_dtype=dtype,
+    remat='layer' if case.remat else 'attention',
   )
   optimizer = OPTIMIZERS[case.optimizer](dtype)
   state = learner.init_state(

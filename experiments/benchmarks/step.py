@@ -164,7 +164,7 @@ def learn(
     workload.decoding,
     model=workload.model,
     optimizer=optimizer,
-    objective=losses.Objective(workload.clip, workload.clip),
+    objective=losses.Objective(clip_low=workload.clip, clip_high=workload.clip),
   )
   jax.block_until_ready(state)
   return state, {name: float(x) for name, x in values.items()}

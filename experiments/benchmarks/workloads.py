@@ -89,7 +89,9 @@ def read(path: str) -> Workload:
   return Workload(
     name=get('name'),
     model=llama.Llama(
-      config, dtype=jnp.dtype(get('dtype')).type, remat=get('remat')
+      config,
+      dtype=jnp.dtype(get('dtype')).type,
+      remat='layer' if get('remat') else 'attention',
     ),
     init_std=get('init_std'),
     seed=get('seed'),

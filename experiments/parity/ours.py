@@ -82,7 +82,9 @@ def compute_gradient(
 ) -> tuple[float, dict[str, np.ndarray]]:
   """Returns the GRPO loss and its gradient, by the names and in the shapes that
   tensors have on disk."""
-  objective = losses.Objective(draw.CLIP_LOW, draw.CLIP_HIGH, kl_coef)
+  objective = losses.Objective(
+    clip_low=draw.CLIP_LOW, clip_high=draw.CLIP_HIGH, kl_coef=kl_coef
+  )
   (minibatch,) = pack(rows, old)
   grad = jax.jit(
     jax.value_and_grad(learner.minibatch_loss, has_aux=True),
@@ -155,7 +157,9 @@ def take_step(
     _PLAIN,
     model=llama.Llama(config),
     optimizer=optimizer,
-    objective=losses.Objective(draw.CLIP_LOW, draw.CLIP_HIGH),
+    objective=losses.Objective(
+      clip_low=draw.CLIP_LOW, clip_high=draw.CLIP_HIGH
+    ),
   )
   return state.params
 
