@@ -6,12 +6,13 @@ our learner.
         [--minibatch_size=16] [--out=FILE.json]
 
   1. Whole steps, sampling included, of ours, of TRL's GRPOTrainer and of
-     Tunix's GRPOLearner. Every side is a process of its own (sides/), run by the Python
-     that has it installed, in this process's environment; they take turns until
-     each has had --turns clean ones, twice as many at most. A turn is clean if
-     no other process had an eighth of a core and nothing was compiled. TRL is
-     one more side for each of --switches: `static` cache, continuous
-     `batching`, or its own `defaults`, bfloat16 and gradient checkpointing.
+     Tunix's GRPOLearner. Every side is a process of its own (sides/), run by
+     the Python that has it installed, in this process's environment; they take
+     turns until each has had --turns clean ones, twice as many at most. A turn
+     is clean if no other process had an eighth of a core and nothing was
+     compiled. TRL is one more side for each of --switches: `static` cache,
+     continuous `batching`, or its own `defaults`, bfloat16 and gradient
+     checkpointing.
   2. Learning is all of a step that is not sampling. The tokens that a learner
      computes, padding included, tell work that is not done from speed.
   3. Ours alone (learner_parts.py): the update with prompts shared and not, at
