@@ -266,15 +266,17 @@ class Llama(nn.Module):
       x = layers.finish(self.config, w, x, attend(q, rotate(k), v), key)
       return x, None
 
-    recompute = functools.partial(jax.checkpoint, prevent_cse=False)
+    unroll = self.config.num_layers <= _UNROLLED_LAYERS
+    # In a loop nothing could take the place of what is computed again.
+    recompute = functools.partial(jax.checkpoint, prevent_cse=unroll)
     if self.remat == 'layer':
       block = recompute(block)
     elif self.remat == 'dots':
       policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
       block = recompute(block, policy=policy)
-    else:
-      # Scores are many and cheap: to keep them costs more than to compute them
-      # again.
+    elif not unroll:
+      # Scores are many and cheap: to copy them in and out of the loop costs more
+      # than to compute them again.
       attend = recompute(attend)
     keys = None
     if dropout_key is not None:
@@ -283,7 +285,7 @@ class Llama(nn.Module):
       block,
       layers.embed(self.w['embed'], tokens, self.dtype),
       (self.w['layers'], keys),
-      unroll=self.config.num_layers <= _UNROLLED_LAYERS,
+      unroll=unroll,
     )
     return layers.norm(x, self.w['final_norm'], self.config.norm_eps)
 

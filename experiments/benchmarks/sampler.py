@@ -21,72 +21,34 @@ Wall seconds mean something on a quiet machine only.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 
 import jax
 
 from dash_jax import sharding
-from dash_jax.model import hf_write
 from experiments.benchmarks import sampler_parts, step, workloads
-
-_SIDES = pathlib.Path(__file__).parent / 'sides'
-_WARMUP = 2
+from experiments.benchmarks import turns as turns_lib
 
 
-class _Side:
-  """One side's process."""
-
-  def __init__(self, name, command, path, options):
-    self.name = name
-    self.answers = []
-    self._process = subprocess.Popen(
-      [*command, path, json.dumps(options | {'warmup': _WARMUP})],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      text=True,
-      bufsize=1,
-    )
-
-  def wait(self):
-    self.about = self._read()
-
-  def take_turn(self, number):
-    print(number, file=self._process.stdin, flush=True)
-    self.answers.append(self._read())
-
-  def _read(self):
-    line = self._process.stdout.readline()
-    if not line:
-      raise RuntimeError(
-        f'{self.name} ended with {self._process.wait()}; it says why above'
-      )
-    return json.loads(line)
-
-  def close(self):
-    self._process.kill()
-    self._process.wait()
-
-  def summarize(self):
-    rates = [a['tokens'] / a['seconds'] for a in self.answers]
-    return {
-      'side': self.name,
-      'about': self.about,
-      'tokens_per_s': step.summarize(rates),
-      'seconds': step.summarize([a['seconds'] for a in self.answers]),
-      'cpu_seconds': step.summarize([a['cpu_seconds'] for a in self.answers]),
-      'tokens_per_cpu_s': statistics.median(
-        a['tokens'] / a['cpu_seconds'] for a in self.answers
-      ),
-      'tokens': statistics.mean(a['tokens'] for a in self.answers),
-      'turns': self.answers,
-    }
+def _summarize(side: turns_lib.Side) -> dict:
+  rates = [a['tokens'] / a['seconds'] for a in side.answers]
+  return {
+    'side': side.name,
+    'about': side.about,
+    'tokens_per_s': step.summarize(rates),
+    'seconds': step.summarize([a['seconds'] for a in side.answers]),
+    'cpu_seconds': step.summarize([a['cpu_seconds'] for a in side.answers]),
+    'tokens_per_cpu_s': statistics.median(
+      a['tokens'] / a['cpu_seconds'] for a in side.answers
+    ),
+    'tokens': statistics.mean(a['tokens'] for a in side.answers),
+    'turns': side.answers,
+  }
 
 
 def compare(path: str, num_rows: int, turns: int, pythons: dict) -> dict:
@@ -100,35 +62,30 @@ def compare(path: str, num_rows: int, turns: int, pythons: dict) -> dict:
   """
   workload = workloads.read(path)
   options = {'num_prompts': num_rows // workload.group_size}
-  with contextlib.ExitStack() as closing:
-    folder = closing.enter_context(tempfile.TemporaryDirectory())
+  with tempfile.TemporaryDirectory() as folder:
     mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-      _write_model(pathlib.Path(folder), workload)
+      workloads.write_model(pathlib.Path(folder), workload)
     ours = [sys.executable, '-m', 'experiments.benchmarks.sides.ours']
     commands = {'dash_jax': (ours, {})}
     if python := pythons['transformers']:
-      run = [python, str(_SIDES / 'hf_generate.py')]
+      run = [python, str(turns_lib.SIDES / 'hf_generate.py')]
       commands['transformers'] = run, {'folder': folder}
       commands['transformers, static cache'] = (
         run, {'folder': folder, 'cache': 'static'},
       )  # fmt: skip
     if python := pythons['tunix']:
-      commands['tunix'] = [python, str(_SIDES / 'tunix_sampler.py')], {}
-    sides = []
-    for name, (command, more) in commands.items():
-      side = _Side(name, command, path, options | more)
-      closing.callback(side.close)
-      side.wait()
-      sides.append(side)
-    for turn in range(turns):
-      for side in sides:
-        side.take_turn(turn)
-    return {
-      'workload': workload.name,
-      'rows': num_rows,
-      'sides': [side.summarize() for side in sides],
-    }
+      commands['tunix'] = (
+        [python, str(turns_lib.SIDES / 'tunix_sampler.py')],
+        {},
+      )
+    with turns_lib.start(commands, path, options) as sides:
+      turns_lib.take(sides, turns)
+  return {
+    'workload': workload.name,
+    'rows': num_rows,
+    'sides': [_summarize(side) for side in sides],
+  }
 
 
 def time_transformers(
@@ -141,7 +98,7 @@ def time_transformers(
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'workload.json'
     path.write_text(json.dumps(sampler_parts.describe_for_others(call)))
-    _write_config(
+    workloads.write_config(
       pathlib.Path(folder),
       call.model.config,
       call.prompt_len + call.max_completion_len,
@@ -152,9 +109,9 @@ def time_transformers(
         'folder': folder,
         'random_weights': True,
       }
-      side = _Side(
+      side = turns_lib.Side(
         'transformers',
-        [python, str(_SIDES / 'hf_generate.py')],
+        [python, str(turns_lib.SIDES / 'hf_generate.py')],
         str(path),
         options,
       )
@@ -177,20 +134,6 @@ def time_transformers(
     'unit': 'tokens/s',
     **step.summarize(rates),
   }
-
-
-def _write_config(folder, config, max_len):
-  fields = hf_write.make_config(
-    config, dtype='float32', max_len=max_len, bos_id=None, stop_ids=()
-  )
-  (folder / 'config.json').write_text(json.dumps(fields))
-
-
-def _write_model(folder, workload):
-  """Writes the workload's weights as a Hugging Face folder."""
-  config = workload.model.config
-  _write_config(folder, config, workload.prompt_len + workload.completion_len)
-  hf_write.write_weights(folder, config, workloads.make_params(workload))
 
 
 def make_table(result: dict) -> str:

@@ -93,6 +93,7 @@ def take_step(
     'learn_cpu_s': cpu_end - cpu_sampled,
     'sampled_tokens': int(lengths.sum()),
     'trained_tokens': int(lengths[keep].sum()),
+    'computed_tokens': int(values['computed_tokens']),
     'sampled_tokens_per_s': lengths.sum() / (sampled_at - start),
     'trained_tokens_per_s': lengths[keep].sum() / (end - scored_at),
     'kept_rows': int(keep.sum()),
@@ -146,28 +147,58 @@ def learn(
   """Learns from the rows to keep, and waits for the new state.
 
   Returns:
-    The state, whose old one is donated, and the learner's metrics.
+    The state, whose old one is donated, and the learner's metrics, with
+    `computed_tokens`: slots of its minibatches, filled or not.
   """
   weight, counted = losses.row_weights(
     'sequence', rows.lengths, workload.completion_len
   )
-  room = packing.make_room(
+  minibatches = packing.make_minibatches(
+    rows,
+    gain,
+    keep,
+    weight / counted.sum(),
+    _make_room(workload, minibatch_size),
+  )
+  state, values = learner.update(
+    state,
+    minibatches,
+    None,
+    workload.decoding,
+    model=workload.model,
+    optimizer=optimizer,
+    objective=_objective(workload),
+  )
+  jax.block_until_ready(state)
+  values['computed_tokens'] = sum(m.slots.size for m in minibatches)
+  return state, {name: float(x) for name, x in values.items()}
+
+
+def compile_learner(
+  workload: workloads.Workload, state: batches.TrainState, minibatch_size: int
+) -> None:
+  """Compiles the gradient for every shape of minibatch that `learn` makes."""
+  learner.sum_gradients(
+    state,
+    packing.make_empty(_make_room(workload, minibatch_size)),
+    None,
+    workload.decoding,
+    model=workload.model,
+    objective=_objective(workload),
+  )
+
+
+def _make_room(workload, minibatch_size):
+  return packing.make_room(
     minibatch_size,
     workload.group_size,
     workload.prompt_len,
     workload.completion_len,
   )
-  state, values = learner.update(
-    state,
-    packing.make_minibatches(rows, gain, keep, weight / counted.sum(), room),
-    None,
-    workload.decoding,
-    model=workload.model,
-    optimizer=optimizer,
-    objective=losses.Objective(clip_low=workload.clip, clip_high=workload.clip),
-  )
-  jax.block_until_ready(state)
-  return state, {name: float(x) for name, x in values.items()}
+
+
+def _objective(workload):
+  return losses.Objective(clip_low=workload.clip, clip_high=workload.clip)
 
 
 def run(path: str, num_steps: int, num_warmup: int, minibatch_size: int):
@@ -205,7 +236,7 @@ def run(path: str, num_steps: int, num_warmup: int, minibatch_size: int):
       'steps': num_steps,
       'warmup': num_warmup,
       'cores': len(os.sched_getaffinity(0)),
-      'environment': {k: os.environ.get(k, '') for k in _ENVIRONMENT},
+      'environment': environment(),
     },
     'versions': versions(),
     'compile_s': compiles.total_s() - compiled_s,
@@ -214,6 +245,11 @@ def run(path: str, num_steps: int, num_warmup: int, minibatch_size: int):
     'summary': {name: summarize([s[name] for s in timed]) for name in timed[0]},
     'steps': timed,
   }
+
+
+def environment() -> dict:
+  """Returns the settings of the environment that change speed."""
+  return {name: os.environ.get(name, '') for name in _ENVIRONMENT}
 
 
 def summarize(values: list[float]) -> dict:

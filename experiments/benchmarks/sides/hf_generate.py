@@ -57,7 +57,7 @@ def make(
       )[:, rows.shape[1] :]
     ended = torch.isin(out, stops)
     length = torch.where(ended.any(1), ended.int().argmax(1) + 1, out.shape[1])
-    return int(length.sum())  # waits for the device
+    return {'tokens': int(length.sum())}  # waits for the device
 
   about = f'{transformers.__version__}, torch {torch.__version__}'
   return sample, {'transformers': about}

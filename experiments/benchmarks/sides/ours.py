@@ -19,7 +19,8 @@ def make(raw, num_prompts, warmup, **unused_options):
 
   def sample(turn):
     key = jax.random.key(turn + 100)
-    return made.sample(params, prompts, key, workload.decoding).lengths.sum()
+    rows = made.sample(params, prompts, key, workload.decoding)
+    return {'tokens': int(rows.lengths.sum())}
 
   return sample, {'dash_jax': f'jax {jax.__version__}'}
 
