@@ -368,6 +368,11 @@ def _check_filter(algorithm, run):
     f'algorithm.dpo_beta={algorithm.dpo_beta}: must be above 0',
   )
   _require(
+    algorithm.loss != 'dpo' or not algorithm.mask_truncated,
+    "algorithm.mask_truncated=True would part the pairs of algorithm.loss='dpo':"
+    ' take False',
+  )
+  _require(
     algorithm.clip_dual == 0 or algorithm.clip_dual > 1,
     f'algorithm.clip_dual={algorithm.clip_dual}: must be above 1, or 0 for none',
   )

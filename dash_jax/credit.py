@@ -22,15 +22,13 @@ class Credit:
   """What each row counts.
 
   Attributes:
-    rewards: f32[Q, G], shaped.
-    gain: f32[Q, G], advantages.
+    gain: f32[Q, G], advantages; for DPO what `losses.find_pairs` finds.
     keep: bool[Q, G], the rows to learn from.
     weight: f32[Q, G], what each token of a row counts in the loss, its
       denominator included.
     masked: rows that are left out since they were truncated.
   """
 
-  rewards: np.ndarray
   gain: np.ndarray
   keep: np.ndarray
   weight: np.ndarray
@@ -43,8 +41,9 @@ def shape_rewards(
   rows: batches.Rollouts,
   ref_logprobs: np.ndarray | None,
   kl_scale: float,
-) -> np.ndarray:
-  """Returns f32[Q, G], the rewards that advantages are made of.
+) -> tuple[np.ndarray, float]:
+  """Returns f32[Q, G], the rewards that advantages are made of, and the sum of
+  the KL estimates that were taken away.
 
       r + overlong penalty - kl_coef * sum over tokens of the KL estimate
 
@@ -62,11 +61,12 @@ def shape_rewards(
   shaped = rewards + advantages.overlong_penalty(
     rows.lengths, config.sampling.max_completion_len, algorithm.overlong_len
   )
+  total = np.zeros(rewards.shape)
   if ref_logprobs is not None:
     kl = losses.estimate_kl(algorithm.kl_estimator, rows.logprobs, ref_logprobs)
     total = np.where(rows.mask, kl, 0.0).sum(-1)
     shaped = shaped - kl_scale * algorithm.kl_coef * total
-  return shaped.astype(np.float32)
+  return shaped.astype(np.float32), float(total.sum())
 
 
 def assign(
@@ -84,6 +84,9 @@ def assign(
     # Rejection sampling: learn the right answers by heart.
     gain = (rewards >= 1).astype(np.float32)
     keep = gain > 0
+  elif algorithm.loss == 'dpo':
+    gain = losses.find_pairs(rewards).astype(np.float32)
+    keep = gain != 0
   else:
     among = None
     if algorithm.filter == 'max_variance':
@@ -109,7 +112,9 @@ def assign(
   weight, counted = losses.row_weights(
     algorithm.normalizer, rows.lengths, config.sampling.max_completion_len
   )
+  if algorithm.loss == 'dpo':  # a sum over tokens, a mean over pairs
+    weight, counted = np.ones_like(weight), keep / 2
   if algorithm.denominator == 'kept':
     counted = counted * keep
   total = sharding.sum_over_hosts({'all': counted.sum()})['all']
-  return Credit(rewards, gain, keep, weight / max(total, 1.0), masked)
+  return Credit(gain, keep, weight / max(total, 1.0), masked)

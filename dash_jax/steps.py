@@ -67,7 +67,7 @@ def sft_step(
   )
   total = sharding.sum_over_hosts({'tokens': float(counted.sum())})['tokens']
   ones = np.ones(weight.shape, np.float32)
-  credit = credit_lib.Credit(ones, ones, ones > 0, weight / total, masked=0)
+  credit = credit_lib.Credit(ones, ones > 0, weight / total, masked=0)
   state, values = updates.learn(parts, phase, room, state, rows, credit)
   end = time.perf_counter()
   return state, values | {
@@ -99,23 +99,18 @@ def rl_step(
     reference = learner.completion_logprobs(
       parts.model, lora.join(ref_params, state.frozen), rows, phase.decoding
     )
-  credit = credit_lib.assign(
-    config,
-    credit_lib.shape_rewards(
-      config,
-      rewards,
-      rows,
-      reference if config.algorithm.kl_in == 'reward' else None,
-      scale,
-    ),
-    rows,
+  in_reward = config.algorithm.kl_in == 'reward'
+  shaped, kl = credit_lib.shape_rewards(
+    config, rewards, rows, reference if in_reward else None, scale
   )
+  credit = credit_lib.assign(config, shaped, rows)
   keep = credit.keep
   sums = sharding.sum_over_hosts(
     {
       'rows': keep.size,
       'kept_rows': keep.sum(),
       'masked_rows': credit.masked,
+      'kl': kl,
       'reward': rewards.sum(),
       'right': (rewards == 1).sum(),
       'tokens': rows.lengths.sum(),
@@ -142,6 +137,8 @@ def rl_step(
     'learn_s': learned_at - scored_at,
     'step_s': learned_at - start,
   }
+  if phase.needs_reference_rows and in_reward:
+    values['kl'] = sums['kl'] / max(sums['tokens'], 1.0)
   if config.algorithm.refill_rounds:
     values['sampling_rounds'] = num_rounds
   return state, values | seconds | _summarize(sums, seconds)

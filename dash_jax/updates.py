@@ -167,12 +167,11 @@ def _prepare(parts, phase, room, state, old, rows, credit, reference, part):
     old = losses.gspo_old_logprobs(now, old, rows.lengths)
   elif phase.objective.loss == 'dpo':
     gain, _ = losses.dpo_advantages(
-      credit.rewards[part],
+      credit.gain[part],
       _find_logprobs(parts, phase, state, rows),
       reference[part],
       parts.config.algorithm.dpo_beta,
     )
-    keep = gain != 0
   # Each part is a batch of its own, with its share of the denominator.
   weight = credit.weight[part] * phase.updates_a_pass
   pack = functools.partial(

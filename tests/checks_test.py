@@ -129,6 +129,11 @@ BAD = [
   ({'algorithm__num_updates': 3}, 'algorithm.num_updates', 'the 32 groups'),
   ({'algorithm__num_epochs': 0}, 'algorithm.num_epochs', 'at least 1'),
   ({'algorithm__clip_dual': 0.5}, 'algorithm.clip_dual', 'above 1'),
+  (
+    {'algorithm__loss': 'dpo', 'algorithm__mask_truncated': True},
+    'algorithm.mask_truncated',
+    'take False',
+  ),
   ({'algorithm__dpo_beta': 0.0}, 'algorithm.dpo_beta', 'above 0'),
   ({'algorithm__kl_in': 'both'}, 'algorithm.kl_in', "'reward'"),
   ({'algorithm__kl_estimator': 'k4'}, 'algorithm.kl_estimator', "'k3'"),

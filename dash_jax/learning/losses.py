@@ -139,17 +139,26 @@ def gspo_old_logprobs(
   return (logprobs - log_s[..., None]).astype(np.float32)
 
 
+def find_pairs(rewards: np.ndarray) -> np.ndarray:
+  """Returns i8[Q, G]: 1 on a group's best row, -1 on its worst (the first of
+  several), 0 on others and where a group agrees."""
+  pairs = np.zeros(rewards.shape, np.int8)
+  groups = np.flatnonzero((rewards != rewards[:, :1]).any(axis=1))
+  pairs[groups, rewards[groups].argmax(axis=1)] = 1
+  pairs[groups, rewards[groups].argmin(axis=1)] = -1
+  return pairs
+
+
 def dpo_advantages(
-  rewards: np.ndarray,
+  pairs: np.ndarray,
   logprobs: np.ndarray,
   ref_logprobs: np.ndarray,
   beta: float,
-) -> tuple[np.ndarray, float]:
+) -> tuple[np.ndarray, np.ndarray]:
   """Returns f32[Q, G], what DPO's loss makes each row's log-probability count,
-  and the mean loss of this process's pairs.
+  and the loss of each pair, f32[Q], 0 where a group has none.
 
-  A pair is a group's best and worst row (the first of several); a group that
-  agrees has none. With m = beta (log pi(best) - log ref(best) - log pi(worst) +
+  With m = beta (log pi(best) - log ref(best) - log pi(worst) +
   log ref(worst)), sums over tokens:
 
       loss = -log sigmoid(m);   A = +-beta sigmoid(-m)
@@ -159,24 +168,16 @@ def dpo_advantages(
   Source: DPO, arXiv 2305.18290, equation 7.
 
   Args:
-    rewards: f32[Q, G].
+    pairs: i8[Q, G], of `find_pairs`.
     logprobs: f32[Q, G, C], of the weights as they are; 0 behind rows.
     ref_logprobs: f32[Q, G, C], of the reference.
     beta: strength of the pull to the reference.
   """
   margins = (logprobs - ref_logprobs).sum(-1, dtype=np.float64)
-  found = np.zeros(rewards.shape, np.float32)
-  total, num = 0.0, 0
-  for q, group in enumerate(rewards):
-    best, worst = group.argmax(), group.argmin()
-    if group[best] == group[worst]:
-      continue
-    m = beta * (margins[q, best] - margins[q, worst])
-    total += np.logaddexp(0.0, -m)
-    num += 1
-    found[q, best] = beta / (1 + np.exp(m))
-    found[q, worst] = -found[q, best]
-  return found, total / max(num, 1)
+  m = beta * (pairs * margins).sum(axis=1)
+  gain = pairs * (beta / (1 + np.exp(m)))[:, None]
+  loss = np.logaddexp(0.0, -m) * pairs.any(axis=1)
+  return gain.astype(np.float32), loss.astype(np.float32)
 
 
 def row_weights(

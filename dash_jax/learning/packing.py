@@ -135,12 +135,17 @@ def fit(
 
 
 def share_out(filled: np.ndarray, room: Room) -> list[tuple[int, int]]:
-  """Returns the shapes of the minibatches that take these lines in turn.
+  """Returns the shapes of the minibatches that take these lines in turn, the
+  same in every process; all must call it.
 
   Args:
-    filled: slots that each line takes, the fullest first.
+    filled: slots that each of this process's lines takes, the fullest first.
     room: of a minibatch.
   """
+  num = int(sharding.max_over_hosts({'lines': len(filled)})['lines'])
+  padded = np.pad(filled, (0, num - len(filled))).tolist()
+  fullest = sharding.max_over_hosts(dict(enumerate(padded)))
+  filled = [int(fullest[i]) for i in range(num)]
   shapes, done = [], 0
   while done < len(filled):
     left = filled[done:]
@@ -186,11 +191,7 @@ def make_minibatches(
   if old_logprobs is None:
     old_logprobs = rollouts.logprobs
   lines, filled = fit(rollouts.prompts.lengths, rollouts.lengths, keep, room)
-  num = int(sharding.max_over_hosts({'lines': len(lines)})['lines'])
-  fullest = sharding.max_over_hosts(
-    dict(enumerate(np.pad(filled, (0, num - len(filled))).tolist()))
-  )
-  shapes = share_out(np.array([fullest[i] for i in range(num)], int), room)
+  shapes = share_out(filled, room)
   return [
     sharding.put_rows(minibatch)
     for minibatch in pack(

@@ -26,14 +26,15 @@ def shallow(tiny):
 
 
 def plain_logprobs(params, config, rollouts, row, temperature=1.0):
-  """Returns f64[n], of the completion of row (question, sample), from its
+  """Returns f64[n] log-probabilities and entropies, of the completion of row (question, sample), from its
   tokens alone."""
   prompts, n = rollouts.prompts, rollouts.lengths[row]
   prompt = prompts.tokens[row[0]][prompts.mask[row[0]]]
   tokens = np.concatenate([prompt, rollouts.tokens[row][:n]])
   logits = plain_llama.forward(params, config, tokens) / temperature
   logprobs = plain_llama.log_softmax(logits)[-n - 1 : -1]
-  return logprobs[np.arange(n), tokens[-n:]]
+  entropies = -(np.exp(logprobs) * logprobs).sum(-1)
+  return logprobs[np.arange(n), tokens[-n:]], entropies
 
 
 def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
@@ -43,22 +44,32 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
   loss, sums = 0.0, dict.fromkeys(('kl', 'entropy', 'clipped', 'gap'), 0.0)
   num_tokens = ROLLOUTS.lengths.sum()
   for row, gain in np.ndenumerate(GAIN.astype(np.float64)):
-    new = plain_logprobs(params, config, ROLLOUTS, row, temperature)
+    new, entropies = plain_logprobs(params, config, ROLLOUTS, row, temperature)
     old = ROLLOUTS.logprobs[row][ROLLOUTS.mask[row]].astype(float)
     if o.loss == 'supervised':
       token_loss, old = -new, new
     else:
       ratio = np.exp(new - old)
       bound = np.clip(ratio, 1 - o.clip_low, 1 + o.clip_high)
-      token_loss = -np.minimum(ratio * gain, bound * gain)
-      sums['clipped'] += (bound * gain < ratio * gain).sum()
+      gained = np.minimum(ratio * gain, bound * gain)
+      clipped = bound * gain < ratio * gain
+      if o.clip_dual and gain < 0:
+        clipped |= gained < o.clip_dual * gain
+        gained = np.maximum(gained, o.clip_dual * gain)
+      token_loss = -gained
+      sums['clipped'] += clipped.sum()
     if o.kl_coef:
-      d = plain_logprobs(ref, config, ROLLOUTS, row, temperature) - new
-      kl = np.exp(d) - 1 - d
+      kept, _ = plain_logprobs(ref, config, ROLLOUTS, row, temperature)
+      d = kept - new
+      kl = np.exp(d) - 1 - d if o.kl_estimator == 'k3' else d**2 / 2
       token_loss = token_loss + o.kl_coef * kl
       sums['kl'] += kl.sum()
     loss += token_loss.mean() / GAIN.size
-    sums['entropy'] -= new.sum()
+    if o.entropy_coef:
+      token_loss = token_loss - o.entropy_coef * entropies
+      sums['entropy'] += entropies.sum()
+    else:
+      sums['entropy'] -= new.sum()
     sums['gap'] += abs(new - old).sum()
   return loss, {name: x / num_tokens for name, x in sums.items()}
 
@@ -67,6 +78,17 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
   ('objective', 'temperature'),
   [
     (losses.Objective(clip_low=0.1, clip_high=0.3, kl_coef=0.2), 0.7),
+    (
+      losses.Objective(
+        clip_low=0.1,
+        clip_high=0.3,
+        clip_dual=1.2,
+        kl_coef=0.2,
+        kl_estimator='k2',
+        entropy_coef=0.3,
+      ),
+      1.3,
+    ),
     (losses.Objective(loss='supervised'), 1.0),
   ],
 )
@@ -121,9 +143,8 @@ def test_on_policy_the_gap_is_zero_and_the_reference_adds_nothing(mesh, tiny):
   params = tiny_rows.draw_params(tiny)
   logprobs = np.zeros_like(ROLLOUTS.logprobs)
   for row in np.ndindex(GAIN.shape):
-    logprobs[row][ROLLOUTS.mask[row]] = plain_logprobs(
-      params, tiny, ROLLOUTS, row, 0.7
-    )
+    found, _ = plain_logprobs(params, tiny, ROLLOUTS, row, 0.7)
+    logprobs[row][ROLLOUTS.mask[row]] = found
   rollouts = jax.tree.map(np.copy, ROLLOUTS)
   rollouts.logprobs[:] = logprobs
   _, metrics = tiny_rows.take_step(
