@@ -108,52 +108,56 @@ def attend_lines(q, k, v, lines):
 
   num = -(-T // size)
 
-  def by_block(x):
-    """[b, T, ..] -> [b, X, size, ..]."""
-    x = jnp.pad(x, [(0, 0), (0, num * size - T)] + [(0, 0)] * (x.ndim - 2))
-    rows, _, *rest = jax.typeof(x).sharding.spec
+  def by_block(x, axis=1):
+    """[.., T, ..] -> [.., X, size, ..]."""
+    behind = [(0, 0)] * x.ndim
+    behind[axis] = (0, num * size - T)
+    layout = list(jax.typeof(x).sharding.spec)
+    layout.insert(axis, None)
     return jnp.reshape(
-      x,
-      (x.shape[0], num, size, *x.shape[2:]),
-      out_sharding=PartitionSpec(rows, None, None, *rest),
+      jnp.pad(x, behind),
+      (*x.shape[:axis], num, size, *x.shape[axis + 1 :]),
+      out_sharding=PartitionSpec(*layout),
     )
 
-  def near(x):
-    """[b, T, ..] -> [b, X, S, ..], each block's slots behind those before it."""
-    x = jnp.pad(by_block(x), [(0, 0), (back, 0)] + [(0, 0)] * (x.ndim - 1))
-    shifted = [x[:, i : i + num] for i in range(back + 1)]
-    return jnp.concatenate(shifted, axis=2)
+  def seen(x, axis=1):
+    """[.., T, ..] -> [.., X, S, ..]: what each block looks at, prompts first."""
+    of_prompts = jnp.expand_dims(jax.lax.slice_in_dim(x, 0, P, axis=axis), axis)
+    shape = list(of_prompts.shape)
+    shape[axis] = num
+    of_prompts = jnp.broadcast_to(of_prompts, shape)
+    before = [(0, 0)] * (x.ndim + 1)
+    before[axis] = (back, 0)
+    x = jnp.pad(by_block(x, axis), before)
+    near = [
+      jax.lax.slice_in_dim(x, i, i + num, axis=axis) for i in range(back + 1)
+    ]
+    return jnp.concatenate([of_prompts, *near], axis=axis + 1)
 
-  rows, prompts = by_block(lines.rows), by_block(lines.prompts)
   slot = jnp.arange(num * size).reshape(num, size, 1)
   behind = slot[:, :1] - back * size + jnp.arange((back + 1) * size)
-  own = (near(lines.rows)[:, :, None] == rows[..., None]) & (
-    rows[..., None] > 0
+  seen_slot = jnp.concatenate(
+    [jnp.broadcast_to(at[:P], (num, 1, P)), behind], axis=-1
   )
-  allowed_own = own & (behind <= slot)
-  allowed_prompt = (
-    (lines.prompts[:, None, None, :P] == prompts[..., None])
-    & (lines.rows[:, None, None, :P] == 0)
-    & (at[:P] <= slot)
+  rows, prompts = by_block(lines.rows)[..., None], by_block(lines.prompts)
+  seen_rows = seen(lines.rows)[:, :, None]
+  is_prompt = jnp.arange(P + (back + 1) * size) < P
+  same = seen(lines.prompts)[:, :, None] == prompts[..., None]
+  own = (seen_rows == rows) & (rows > 0)
+  # bool[b, X, C, S]; X counts the blocks, C the slots of one.
+  allowed = (seen_slot <= slot) & jnp.where(
+    is_prompt, same & (seen_rows == 0), own
   )
-  q, near_k, near_v = by_block(q), near(k), near(v)
-  # X counts the blocks, C the slots of one.
-  scores = jnp.concatenate(
-    [
-      jnp.einsum(
-        'bXCKRH,bSKH->bKRXCS', q, k[:, :P], preferred_element_type=jnp.float32
-      ),
-      jnp.einsum(
-        'bXCKRH,bXSKH->bKRXCS', q, near_k, preferred_element_type=jnp.float32
-      ),
-    ],
-    axis=-1,
+  # Blocks stand behind heads, so that no array of scores is ever transposed.
+  q = jnp.moveaxis(by_block(q), (3, 4), (1, 3))  # [b, K, X, R, C, H]
+  k, v = (seen(jnp.swapaxes(x, 1, 2), axis=2) for x in (k, v))
+  scores = jnp.einsum(
+    'bKXRCH,bKXSH->bKXRCS', q, k, preferred_element_type=jnp.float32
   )
-  allowed = jnp.concatenate([allowed_prompt, allowed_own], axis=-1)
-  scores = jnp.where(allowed[:, None, None], scores, _MASKED)
+  scores += jnp.where(allowed, 0.0, _MASKED)[:, None, :, None]
   weights = jax.nn.softmax(scores).astype(v.dtype)
-  out = jnp.einsum('bKRXCS,bSKH->bXCKRH', weights[..., :P], v[:, :P])
-  out += jnp.einsum('bKRXCS,bXSKH->bXCKRH', weights[..., P:], near_v)
+  out = jnp.einsum('bKXRCS,bKXSH->bKXRCH', weights, v)
+  out = jnp.moveaxis(out, (1, 3), (3, 4))
   b, _, _, *rest = jax.typeof(out).sharding.spec
   return jnp.reshape(
     out,

@@ -30,8 +30,8 @@ from dash_jax.model import lora as lora_lib
 REMAT = ('attention', 'dots', 'layer')
 
 # A stack this short compiles quickly without a loop, and its gradient then
-# takes a quarter less time on CPU (residuals are not copied in and out).
-_UNROLLED_LAYERS = 4
+# takes a fifth less time on CPU (residuals are not copied in and out).
+_UNROLLED_LAYERS = 8
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,9 +64,9 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
       kl = np.exp(d) - 1 - d if o.kl_estimator == 'k3' else d**2 / 2
       token_loss = token_loss + o.kl_coef * kl
       sums['kl'] += kl.sum()
+    token_loss = token_loss - o.entropy_coef * entropies
     loss += token_loss.mean() / GAIN.size
     if o.entropy_coef:
-      token_loss = token_loss - o.entropy_coef * entropies
       sums['entropy'] += entropies.sum()
     else:
       sums['entropy'] -= new.sum()
