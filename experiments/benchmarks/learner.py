@@ -31,7 +31,7 @@ import tempfile
 import jax
 
 from dash_jax import sharding
-from experiments.benchmarks import learner_parts, step, workloads
+from experiments.benchmarks import folders, learner_parts, step, workloads
 from experiments.benchmarks import turns as turns_lib
 
 _SWITCHES = ('static', 'batching', 'defaults')  # of sides/trl_step.py
@@ -68,7 +68,7 @@ def compare(
     if python := pythons['trl']:
       mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
       with jax.set_mesh(mesh):
-        workloads.write_model(pathlib.Path(folder), workload)
+        folders.write_model(pathlib.Path(folder), workload)
       run = [python, str(turns_lib.SIDES / 'trl_step.py')]
       for switch in '', *switches:
         name = f'trl, {switch}' if switch else 'trl'

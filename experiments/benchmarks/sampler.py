@@ -31,7 +31,7 @@ import tempfile
 import jax
 
 from dash_jax import sharding
-from experiments.benchmarks import sampler_parts, step, workloads
+from experiments.benchmarks import folders, sampler_parts, step, workloads
 from experiments.benchmarks import turns as turns_lib
 
 
@@ -65,7 +65,7 @@ def compare(path: str, num_rows: int, turns: int, pythons: dict) -> dict:
   with tempfile.TemporaryDirectory() as folder:
     mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
-      workloads.write_model(pathlib.Path(folder), workload)
+      folders.write_model(pathlib.Path(folder), workload)
     ours = [sys.executable, '-m', 'experiments.benchmarks.sides.ours']
     commands = {'dash_jax': (ours, {})}
     if python := pythons['transformers']:
@@ -98,7 +98,7 @@ def time_transformers(
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / 'workload.json'
     path.write_text(json.dumps(sampler_parts.describe_for_others(call)))
-    workloads.write_config(
+    folders.write_config(
       pathlib.Path(folder),
       call.model.config,
       call.prompt_len + call.max_completion_len,

@@ -10,7 +10,6 @@
 
 import dataclasses
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ import numpy as np
 
 from dash_jax import batches
 from dash_jax.learning import optim
-from dash_jax.model import hf_write, llama
+from dash_jax.model import llama
 from dash_jax.sampling import decoding
 
 # What the step does; a file that asks for something else is refused.
@@ -166,29 +165,6 @@ def make_params(workload: Workload) -> dict:
     llama.abstract_params(config, jnp.float32),
     is_leaf=llama.is_weight,
   )
-
-
-def write_config(
-  folder: pathlib.Path, config: llama.LlamaConfig, max_len: int
-) -> None:
-  """Writes the config.json of a Hugging Face folder.
-
-  Args:
-    folder: where.
-    config: the architecture.
-    max_len: most tokens of a prompt with its completion.
-  """
-  fields = hf_write.make_config(
-    config, dtype='float32', max_len=max_len, bos_id=None, stop_ids=()
-  )
-  (folder / 'config.json').write_text(json.dumps(fields))
-
-
-def write_model(folder: pathlib.Path, workload: Workload) -> None:
-  """Writes the workload's weights as a Hugging Face folder."""
-  config = workload.model.config
-  write_config(folder, config, workload.prompt_len + workload.completion_len)
-  hf_write.write_weights(folder, config, make_params(workload))
 
 
 def count_matmul_params(config: llama.LlamaConfig) -> tuple[int, int]:
