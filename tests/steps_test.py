@@ -40,15 +40,14 @@ def config(mesh, monkeypatch, samplers):
   return config
 
 
-@pytest.mark.parametrize('scale', ['none', 'std'])
 @pytest.mark.parametrize(
-  ('normalizer', 'denominator'),
+  ('normalizer', 'denominator', 'scale'),
   [
-    ('constant', 'sampled'),
-    ('constant', 'kept'),
-    ('sequence', 'kept'),
-    ('token', 'sampled'),
-    ('token', 'kept'),
+    ('constant', 'sampled', 'std'),
+    ('constant', 'kept', 'none'),
+    ('sequence', 'kept', 'std'),
+    ('token', 'sampled', 'none'),
+    ('token', 'kept', 'std'),
   ],
 )
 def test_weights_and_advantages_follow_the_config(
