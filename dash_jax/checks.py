@@ -321,7 +321,8 @@ def _check_sizes(config):
   _require(
     config.optim.warmup_steps < run.rl_steps * run.updates,
     f'optim.warmup_steps={config.optim.warmup_steps}: must be below the'
-    f' {run.rl_steps * run.updates} updates of algorithm.num_samples={algorithm.num_samples}',
+    f' {run.rl_steps * run.updates} updates of'
+    f' algorithm.num_samples={algorithm.num_samples}',
   )
   _require(
     run.minibatch_size == AUTO or run.minibatch_size <= run.batch_size,

@@ -23,9 +23,8 @@ from dash_jax import batches, sharding
 _MOST_SHAPES = 4
 _FEWEST_SLOTS = 256  # of a line, below which a smaller shape saves nothing
 _UNIT = 8
-_ROWS_A_LINE = (
-  2  # or a group, if that is more: others' prompts are looked at too
-)
+# Or a group, if that is more. Few, since a row looks at its line's other prompts.
+_ROWS_A_LINE = 2
 
 
 @dataclasses.dataclass(frozen=True)
