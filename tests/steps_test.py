@@ -67,11 +67,8 @@ def test_weights_and_advantages_follow_the_config(
 
   monkeypatch.setattr(packing, 'make_minibatches', record)
   parts = assemble.build(config, str(tmp_path))
-  (phase,) = phases.phases(config, parts.stop_ids)
   with parts.pool:
-    params = weights.load_params(config, parts.model)
-    state = learner.init_state(params, phase.optimizer)
-    room = updates.make_ready(parts, phase, state, None)
+    phase, state, _, room = make_ready(parts, config)
     _, metrics = steps.take_step(
       parts, phase, room, state, 0, None, write_rollouts=False
     )
@@ -106,6 +103,21 @@ def test_weights_and_advantages_follow_the_config(
   assert metrics['staleness'] == 0
 
 
+def make_ready(parts, config):
+  """Returns the RL phase, its first state, its reference if it needs one, and
+  room for its minibatches."""
+  (phase,) = phases.phases(config, parts.stop_ids)
+  params = weights.load_params(config, parts.model)
+  state = learner.init_state(params, phase.optimizer)
+  reference = jax.tree.map(jnp.copy, params) if phase.needs_reference else None
+  return (
+    phase,
+    state,
+    reference,
+    updates.make_ready(parts, phase, state, reference),
+  )
+
+
 def test_auto_takes_the_most_rows_that_fit():
   """Of a device that has 1000 bytes, a row taking 70 beside 200 for all."""
   tried = []
@@ -128,11 +140,8 @@ def test_auto_learns_as_a_size_does(config, tmp_path):
   """On a machine that has room for the whole step, 'auto' takes all of it."""
   config.optim.minibatch_size = 'auto'
   parts = assemble.build(config, str(tmp_path))
-  (phase,) = phases.phases(config, parts.stop_ids)
   with parts.pool:
-    params = weights.load_params(config, parts.model)
-    state = learner.init_state(params, phase.optimizer)
-    room = updates.make_ready(parts, phase, state, None)
+    *_, room = make_ready(parts, config)
   assert room.shapes[0][0] == 32 // 4
 
 
@@ -167,14 +176,8 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
 
   monkeypatch.setattr(learner, 'update', record)
   parts = assemble.build(config, str(tmp_path))
-  (phase,) = phases.phases(config, parts.stop_ids)
   with parts.pool:
-    params = weights.load_params(config, parts.model)
-    state = learner.init_state(params, phase.optimizer)
-    reference = (
-      jax.tree.map(jnp.copy, params) if phase.needs_reference else None
-    )
-    room = updates.make_ready(parts, phase, state, reference)
+    phase, state, reference, room = make_ready(parts, config)
     state, metrics = steps.take_step(
       parts, phase, room, state, 2, reference, write_rollouts=False
     )
