@@ -111,7 +111,7 @@ def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
   are, the others come in `dtype`, in which alone they are used.
   """
   adapters = model.config.lora
-  base = dataclasses.replace(model.config, lora=None)
+  base = dataclasses.replace(model.config, lora=None, scalar_head=False)
   dtype = jnp.dtype(model.dtype if adapters else model.param_dtype)
   reader, path = find_weights(config)
   key = jax.random.key(config.seed)
@@ -119,9 +119,9 @@ def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
     params = reader.read_weights(path, base, dtype)
   else:
     params = llama.init_params(base, key, dtype)
-  if adapters is None:
+  if base == model.config:
     return params
-  return lora.join(_make_adapters(model, key), params)
+  return lora.join(_make_added(model, key), params)
 
 
 def abstract_params(model: llama.Llama) -> dict:
@@ -206,7 +206,10 @@ def restore_params(
 
 
 @functools.partial(jax.jit, static_argnames='model')
-def _make_adapters(model, key):
+def _make_added(model, key):
+  """Returns the adapters and the scalar head, which no base has."""
   # The other weights are never made: nothing asks for them.
   made = llama.init_params(model.config, key, model.param_dtype)
-  return lora.split(model.config.lora, made)[0]
+  if model.config.lora:
+    return lora.split(model.config.lora, made)[0]
+  return {'layers': {}, 'score': made['score']}

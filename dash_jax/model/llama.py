@@ -63,6 +63,7 @@ class LlamaConfig:
   qk_norm: bool = False  # Qwen3
   rope_scaling: RopeScaling | None = None
   lora: lora_lib.Lora | None = None
+  scalar_head: bool = False  # a critic's, or a reward model's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,8 @@ def weights(config: LlamaConfig) -> dict:
   }
   if not config.tied:
     tree['unembed'] = Weight((D, V), ('embed', 'vocab'), D**-0.5)
+  if config.scalar_head:
+    tree['score'] = Weight((D, 1), ('embed', None), 0.0)
   for target in config.lora.targets if config.lora else ():
     name = lora_lib.TARGETS[target][0]
     held = layers if name in layers else tree

@@ -5,7 +5,8 @@
      layer then computes x w + (x a) b * alpha / rank, in the learner and in the
      sampler: no merged copy is held.
   2. `split` parts a tree of weights into the adapters, which are trained and
-     checkpointed, and the rest, which is frozen; `join` puts them together.
+     checkpointed (with a scalar head, if there is one), and the rest, which is
+     frozen; `join` puts them together.
   3. `find_checksums` tells whether frozen weights are those that adapters were
      trained beside, since no checkpoint holds them.
   4. `merge` adds the adapters to their weights, for an export.
@@ -95,9 +96,9 @@ def split(config: Lora | None, params: dict) -> tuple[dict, dict]:
   trained, frozen = {'layers': {}}, {'layers': {}}
   for name, x in params.items():
     if name != 'layers':
-      (trained if _is_adapter(name) else frozen)[name] = x
+      (trained if _is_trained(name) else frozen)[name] = x
   for name, x in params['layers'].items():
-    (trained if _is_adapter(name) else frozen)['layers'][name] = x
+    (trained if _is_trained(name) else frozen)['layers'][name] = x
   return trained, frozen
 
 
@@ -160,5 +161,5 @@ def find_checksums(params: dict) -> dict[str, int]:
   }
 
 
-def _is_adapter(name: str) -> bool:
-  return name.endswith(('_a', '_b'))
+def _is_trained(name: str) -> bool:
+  return name.endswith(('_a', '_b')) or name == 'score'

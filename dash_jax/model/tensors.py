@@ -32,6 +32,7 @@ _TOP_TENSORS = {
   'embed': ('model.embed_tokens.weight', None),
   'final_norm': ('model.norm.weight', None),
   'unembed': ('lm_head.weight', 1),
+  'score': ('score.weight', 1),  # of a model that classifies
 }
 _LAYER_TENSORS = {
   'attn_norm': ('input_layernorm.weight', None),
