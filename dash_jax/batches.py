@@ -156,6 +156,7 @@ class Minibatch:
     old_logprobs: f32[b, T], that ratios are taken to.
     advantages: f32[b, T].
     weight: f32[b, T], what a token counts in the loss, its denominator included.
+    returns: f32[b, T], what a critic is to say before each token.
   """
 
   lines: Lines
@@ -164,6 +165,7 @@ class Minibatch:
   old_logprobs: jax.Array | np.ndarray
   advantages: jax.Array | np.ndarray
   weight: jax.Array | np.ndarray
+  returns: jax.Array | np.ndarray
 
 
 @pytree
@@ -174,6 +176,9 @@ class TrainState:
     step: i32[], optimizer steps taken.
     params: the weights that are trained, one plain nested dict.
     opt_state: optax state for `params`.
+    kl_scale: f32[], what the KL coefficient is multiplied by.
+    reference: weights as `params`, of the policy that the KL is taken to; None
+      if there is none.
     frozen: the model's other weights, which no step changes; {} unless only
       adapters are trained (model/lora.py joins the two).
   """
@@ -181,4 +186,6 @@ class TrainState:
   step: jax.Array
   params: dict
   opt_state: tuple
+  kl_scale: jax.Array
+  reference: dict | None = None
   frozen: dict = dataclasses.field(default_factory=dict)

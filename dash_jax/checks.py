@@ -15,7 +15,13 @@ import ml_collections
 
 from dash_jax import config as config_lib
 from dash_jax.data import chat, questions
-from dash_jax.learning import advantages, filtering, losses, optim
+from dash_jax.learning import (
+  advantages,
+  filtering,
+  losses,
+  optim,
+  reference,
+)
 from dash_jax.model import kernels, llama, lora, presets
 from dash_jax.rewards import answers
 
@@ -94,6 +100,11 @@ _AT_LEAST = {
   'algorithm.filter_rows': 0,
   'algorithm.refill_rounds': 0,
   'algorithm.overlong_len': 0,
+  'algorithm.kl_target': 0,
+  'algorithm.reference_every': 0,
+  'algorithm.reference_decay': 0,
+  'algorithm.discount': 0,
+  'algorithm.gae_lambda': 0,
   'algorithm.num_epochs': 1,
   'algorithm.num_updates': 1,
   'sampling.batch_size': 1,
@@ -159,7 +170,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     'algorithm.filter': filtering.RULES,
     'algorithm.kl_estimator': losses.KL_ESTIMATORS,
     'algorithm.kl_in': ('loss', 'reward'),
-    'algorithm.kl_schedule': ('constant', 'linear'),
+    'algorithm.kl_schedule': reference.SCHEDULES,
+    'algorithm.reference': reference.MOVES,
     'algorithm.denominator': losses.DENOMINATORS,
     'optim.name': optim.NAMES,
     'optim.moments': optim.MOMENTS,
@@ -306,6 +318,8 @@ def _check_sizes(config):
   )
   run = config_lib.sizes(config)
   _check_filter(algorithm, run)
+  _check_reference(algorithm)
+  _check_critic(algorithm)
   _check_optim(config.optim)
   _require(
     run.rl_steps >= 1,
@@ -376,6 +390,63 @@ def _check_filter(algorithm, run):
   _require(
     algorithm.clip_dual == 0 or algorithm.clip_dual > 1,
     f'algorithm.clip_dual={algorithm.clip_dual}: must be above 1, or 0 for none',
+  )
+
+
+def _check_reference(algorithm):
+  needs = {
+    'kl_target': ('kl_schedule', 'adaptive'),
+    'reference_every': ('reference', 'periodic'),
+    'reference_decay': ('reference', 'ema'),
+  }
+  for field, (chooser, choice) in needs.items():
+    value, chosen = algorithm[field], algorithm[chooser]
+    _require(
+      (value > 0) == (chosen == choice),
+      f'algorithm.{field}={value} with algorithm.{chooser}={chosen!r}:'
+      f' {choice!r} needs it above 0, others take 0',
+    )
+  _require(
+    algorithm.reference_decay < 1,
+    f'algorithm.reference_decay={algorithm.reference_decay}: must be below 1;'
+    " algorithm.reference='frozen' never moves",
+  )
+  _require(
+    algorithm.kl_coef > 0 or algorithm.kl_schedule == 'constant',
+    f'algorithm.kl_schedule={algorithm.kl_schedule!r} changes'
+    ' algorithm.kl_coef=0: set it, or take the schedule constant',
+  )
+  _require(
+    algorithm.kl_coef > 0
+    or algorithm.loss == 'dpo'
+    or algorithm.reference == 'frozen',
+    f'algorithm.reference={algorithm.reference!r} moves a reference policy that'
+    " nothing reads: set algorithm.kl_coef, or take algorithm.loss='dpo'",
+  )
+
+
+def _check_critic(algorithm):
+  for field in ('discount', 'gae_lambda'):
+    _require(
+      algorithm[field] <= 1,
+      f'algorithm.{field}={algorithm[field]}: must be in [0, 1]',
+    )
+  if algorithm.baseline != 'critic':
+    return
+  for field, choices in {
+    'scale': ('none', 'batch'),
+    'loss': ('clip', 'reinforce', 'gspo', 'cispo'),
+    'filter': ('advantage', 'group', 'largest'),
+  }.items():
+    _require(
+      algorithm[field] in choices,
+      f"algorithm.{field}={algorithm[field]!r} with algorithm.baseline='critic':"
+      f' must be one of {", ".join(map(repr, choices))}',
+    )
+  _require(
+    algorithm.value_coef > 0,
+    f'algorithm.value_coef={algorithm.value_coef}: must be above 0, or the critic'
+    ' learns nothing',
   )
 
 

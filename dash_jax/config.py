@@ -120,6 +120,15 @@ def default() -> ml_collections.ConfigDict:
           'kl_estimator': 'k3',
           'kl_in': 'loss',
           'kl_schedule': 'constant',
+          'kl_target': 0.0,  # nats a token, for 'adaptive'
+          # Where the policy that the KL is taken to goes.
+          'reference': 'frozen',
+          'reference_every': 0,  # steps, for 'periodic'
+          'reference_decay': 0.0,  # for 'ema'
+          # Of a critic: what later rewards and later errors count, a token on.
+          'discount': 1.0,
+          'gae_lambda': 1.0,
+          'value_coef': 0.5,
           'entropy_coef': 0.0,
           'num_epochs': 1,  # passes over a step's rows
           'num_updates': 1,  # of the weights in a pass

@@ -1,13 +1,12 @@
 """From scores to what each row counts in the loss.
 
-  1. `shape_rewards` adds to the scores what the config asks for: a penalty on
-     long rows, and on rows that are far from the reference policy.
-  2. `assign` compares rows with others, and chooses those to learn from.
+  1. `shape_rewards` adds to the scores what the config asks for, and `find_kl`
+     says how far tokens are from the reference policy.
+  2. `assign` compares rows with others, or tokens with what a critic expected,
+     and chooses the rows to learn from.
 
 Its arrays are of this process's rows; sums go over all processes.
 """
-
-import dataclasses
 
 import ml_collections
 import numpy as np
@@ -17,60 +16,74 @@ from dash_jax import config as config_lib
 from dash_jax.learning import advantages, filtering, losses
 
 
-@dataclasses.dataclass(frozen=True)
+@batches.pytree
 class Credit:
   """What each row counts.
 
   Attributes:
-    gain: f32[Q, G], advantages; for DPO what `losses.find_pairs` finds.
+    gain: f32[Q, G], advantages; with a critic, a row's mean over its tokens; for
+      DPO what `losses.find_pairs` finds.
     keep: bool[Q, G], the rows to learn from.
     weight: f32[Q, G], what each token of a row counts in the loss, its
       denominator included.
     masked: rows that are left out since they were truncated.
+    by_token: f32[Q, G, C], advantages of tokens, with a critic.
+    returns: f32[Q, G, C], what the critic is to expect.
   """
 
   gain: np.ndarray
   keep: np.ndarray
   weight: np.ndarray
   masked: int
+  by_token: np.ndarray | None = None
+  returns: np.ndarray | None = None
 
 
 def shape_rewards(
   config: ml_collections.ConfigDict,
   rewards: np.ndarray,
   rows: batches.Rollouts,
-  ref_logprobs: np.ndarray | None,
-  kl_scale: float,
-) -> tuple[np.ndarray, float]:
-  """Returns f32[Q, G], the rewards that advantages are made of, and the sum of
-  the KL estimates that were taken away.
-
-      r + overlong penalty - kl_coef * sum over tokens of the KL estimate
-
-  The KL is between the distribution that sampled and the reference.
+) -> np.ndarray:
+  """Returns f32[Q, G], the scores with DAPO's penalty on long rows.
 
   Args:
     config: of the run.
     rewards: f32[Q, G], the scores.
     rows: what was scored.
-    ref_logprobs: f32[Q, G, C], of the reference policy, 0 behind rows; None
-      where algorithm.kl_in is 'loss' or there is no KL.
-    kl_scale: what algorithm.kl_coef is multiplied by.
   """
-  algorithm = config.algorithm
-  shaped = rewards + advantages.overlong_penalty(
-    rows.lengths, config.sampling.max_completion_len, algorithm.overlong_len
+  penalty = advantages.overlong_penalty(
+    rows.lengths,
+    config.sampling.max_completion_len,
+    config.algorithm.overlong_len,
   )
-  total = np.zeros(rewards.shape)
-  if ref_logprobs is not None:
-    kl = losses.estimate_kl(algorithm.kl_estimator, rows.logprobs, ref_logprobs)
-    total = np.where(rows.mask, kl, 0.0).sum(-1)
-    shaped = shaped - kl_scale * algorithm.kl_coef * total
-  return shaped.astype(np.float32), float(total.sum())
+  return (rewards + penalty).astype(np.float32)
+
+
+def find_kl(
+  config: ml_collections.ConfigDict,
+  rows: batches.Rollouts,
+  ref_logprobs: np.ndarray,
+) -> np.ndarray:
+  """Returns f32[Q, G, C], estimates of the KL between the distribution that
+  sampled and the reference, 0 behind rows.
+
+  Args:
+    config: of the run.
+    rows: what was sampled.
+    ref_logprobs: f32[Q, G, C], of the reference policy.
+  """
+  kl = losses.estimate_kl(
+    config.algorithm.kl_estimator, rows.logprobs, ref_logprobs
+  )
+  return np.where(rows.mask, kl, 0.0)
 
 
 def assign(
-  config: ml_collections.ConfigDict, rewards: np.ndarray, rows: batches.Rollouts
+  config: ml_collections.ConfigDict,
+  rewards: np.ndarray,
+  rows: batches.Rollouts,
+  penalty: np.ndarray | None = None,
+  values: np.ndarray | None = None,
 ) -> Credit:
   """Returns what each row counts.
 
@@ -78,29 +91,29 @@ def assign(
     config: of the run.
     rewards: f32[Q, G], shaped.
     rows: what they are of.
+    penalty: f32[Q, G, C], what each token takes away from the reward.
+    values: f32[Q, G, C], of the critic, if algorithm.baseline is one.
   """
   algorithm, sizes = config.algorithm, config_lib.sizes(config)
+  by_token = returns = None
+  if penalty is None:
+    penalty = np.zeros(rows.tokens.shape)
+  total = rewards - penalty.sum(-1)
   if algorithm.loss == 'supervised':
     # Rejection sampling: learn the right answers by heart.
     gain = (rewards >= 1).astype(np.float32)
     keep = gain > 0
   elif algorithm.loss == 'dpo':
-    gain = losses.find_pairs(rewards).astype(np.float32)
+    gain = losses.find_pairs(total).astype(np.float32)
     keep = gain != 0
   else:
-    among = None
-    if algorithm.filter == 'max_variance':
-      num = algorithm.filter_rows // sizes.num_questions
-      among = filtering.most_varied(rewards, num)
-    gain = advantages.find_advantages(
-      rewards,
-      baseline=algorithm.baseline,
-      scale=algorithm.scale,
-      among=among,
-      sum_over_hosts=sharding.sum_over_hosts,
-    )
+    if algorithm.baseline == 'critic':
+      by_token, returns = _ask_critic(config, rewards, penalty, rows, values)
+      gain, size = by_token.sum(-1) / rows.lengths, np.abs(by_token).max(-1)
+    else:
+      gain = size = _compare(config, total)
     keep = filtering.select(
-      gain,
+      size,
       sizes.filter_threshold,
       rule=algorithm.filter,
       most=algorithm.filter_rows * len(rewards) // sizes.num_questions,
@@ -116,5 +129,38 @@ def assign(
     weight, counted = np.ones_like(weight), keep / 2
   if algorithm.denominator == 'kept':
     counted = counted * keep
-  total = sharding.sum_over_hosts({'all': counted.sum()})['all']
-  return Credit(gain, keep, weight / max(total, 1.0), masked)
+  num = sharding.sum_over_hosts({'all': counted.sum()})['all']
+  return Credit(gain, keep, weight / max(num, 1.0), masked, by_token, returns)
+
+
+def _compare(config, rewards):
+  """Returns f32[Q, G], advantages over the other rows of a group."""
+  algorithm, sizes = config.algorithm, config_lib.sizes(config)
+  among = None
+  if algorithm.filter == 'max_variance':
+    num = algorithm.filter_rows // sizes.num_questions
+    among = filtering.most_varied(rewards, num)
+  return advantages.find_advantages(
+    rewards,
+    baseline=algorithm.baseline,
+    scale=algorithm.scale,
+    among=among,
+    sum_over_hosts=sharding.sum_over_hosts,
+  )
+
+
+def _ask_critic(config, rewards, penalty, rows, values):
+  """Returns f32[Q, G, C] twice: advantages of tokens, and returns. A row's reward
+  comes with its last token."""
+  algorithm = config.algorithm
+  is_last = np.arange(rows.tokens.shape[-1]) == rows.lengths[..., None] - 1
+  gains, returns = advantages.estimate_gae(
+    np.where(is_last, rewards[..., None], 0.0) - penalty,
+    values,
+    rows.lengths,
+    discount=algorithm.discount,
+    decay=algorithm.gae_lambda,
+  )
+  if algorithm.scale == 'batch':
+    gains = advantages.standardize(gains, rows.mask, sharding.sum_over_hosts)
+  return gains, returns

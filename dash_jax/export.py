@@ -152,7 +152,9 @@ def _read_config(workdir):
 
 
 def _merge(model, params) -> Exported:
-  config = model.config
+  # A critic is no part of the policy.
+  config = dataclasses.replace(model.config, scalar_head=False)
+  params = {name: x for name, x in params.items() if name != 'score'}
   if config.lora is None:
     return Exported(config, params)
   merged = lora.merge(config.lora, params, model.param_dtype)

@@ -4,7 +4,7 @@ import dataclasses
 
 from dash_jax import assemble
 from dash_jax import config as config_lib
-from dash_jax.learning import losses
+from dash_jax.learning import losses, reference
 from dash_jax.sampling import decoding
 
 
@@ -23,24 +23,23 @@ class Phase:
   optimizer: object
   objective: losses.Objective
   decoding: decoding.Decoding
+  rule: reference.Rule
   updates_a_pass: int = 1
-  kl_decays: bool = False
   reports_cosine: bool = False
-  needs_reference_rows: bool = False  # their log-probabilities by the reference
+  kl_in_reward: bool = False
 
   @property
   def last_step(self) -> int:
     return self.first_step + self.num_steps
 
   @property
+  def needs_reference_rows(self) -> bool:
+    """Whether a step needs its rows' log-probabilities by the reference."""
+    return self.kl_in_reward or self.objective.loss == 'dpo'
+
+  @property
   def needs_reference(self) -> bool:
     return self.needs_reference_rows or self.objective.kl_coef > 0
-
-  def kl_scale(self, step: int) -> float:
-    """Returns what the KL coefficient is multiplied by in a step."""
-    if not self.kl_decays:
-      return 1.0
-    return 1 - (step - self.first_step) / self.num_steps
 
   def is_due(self, taken: int, every_samples: int) -> bool:
     """Returns whether the phase's step number `taken` took its rows across a
@@ -74,6 +73,7 @@ def phases(config, stop_ids: tuple[int, ...]) -> tuple[Phase, ...]:
       config.optim.sft_warmup_steps,
     ),
     objective=losses.Objective(loss='supervised'),
+    rule=reference.Rule(),
     decoding=decoding.make_decoding(1.0),
   )
   rl = Phase(
@@ -100,11 +100,20 @@ def phases(config, stop_ids: tuple[int, ...]) -> tuple[Phase, ...]:
       kl_coef=0.0 if in_reward else algorithm.kl_coef,
       kl_estimator=algorithm.kl_estimator,
       entropy_coef=algorithm.entropy_coef,
+      value_coef=(
+        algorithm.value_coef if algorithm.baseline == 'critic' else 0.0
+      ),
     ),
     updates_a_pass=algorithm.num_updates,
     reports_cosine=algorithm.report_cosine,
-    kl_decays=algorithm.kl_schedule == 'linear',
-    needs_reference_rows=algorithm.loss == 'dpo' or in_reward,
+    rule=reference.Rule(
+      moves=algorithm.reference,
+      every=algorithm.reference_every,
+      decay=algorithm.reference_decay,
+      schedule=algorithm.kl_schedule,
+      target=algorithm.kl_target,
+    ),
+    kl_in_reward=in_reward,
     decoding=decoding.make_decoding(
       config.sampling.temperature,
       config.sampling.top_p,

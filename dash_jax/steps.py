@@ -17,6 +17,7 @@ from dash_jax import config as config_lib
 from dash_jax import credit as credit_lib
 from dash_jax.data import questions
 from dash_jax.learning import learner, losses, packing
+from dash_jax.learning import reference as reference_lib
 from dash_jax.model import lora
 from dash_jax.runs import rollouts
 
@@ -27,7 +28,6 @@ def take_step(
   room: packing.Room,
   state: batches.TrainState,
   step: int,
-  ref_params: dict | None,
   *,
   write_rollouts: bool,
 ) -> tuple[batches.TrainState, dict]:
@@ -39,8 +39,6 @@ def take_step(
     room: of its minibatches, `make_ready`'s.
     state: donated.
     step: its number, over all phases.
-    ref_params: the reference policy, if the loss has a KL term; its adapters,
-      if only these are trained.
     write_rollouts: whether to write what was sampled to the workdir.
 
   Returns:
@@ -48,7 +46,7 @@ def take_step(
   """
   if phase.name == 'sft':
     return sft_step(parts, phase, room, state, step)
-  return rl_step(parts, phase, room, state, step, ref_params, write_rollouts)
+  return rl_step(parts, phase, room, state, step, write_rollouts)
 
 
 def sft_step(
@@ -83,7 +81,6 @@ def rl_step(
   room: packing.Room,
   state: batches.TrainState,
   step: int,
-  ref_params: dict | None,
   write_rollouts: bool,
 ) -> tuple[batches.TrainState, dict]:
   """Takes one on-policy step: sample, score, filter, learn."""
@@ -93,24 +90,31 @@ def rl_step(
   rows, scores = sampled.rows, sampled.scores
   rewards = scores.rewards.reshape(rows.lengths.shape)
   scored_at = time.perf_counter()
-  scale = phase.kl_scale(step)
-  reference = None
+  reference = expected = penalty = None
   if phase.needs_reference_rows:
     reference = learner.completion_logprobs(
-      parts.model, lora.join(ref_params, state.frozen), rows, phase.decoding
+      parts.model,
+      lora.join(state.reference, state.frozen),
+      rows,
+      phase.decoding,
     )
-  in_reward = config.algorithm.kl_in == 'reward'
-  shaped, kl = credit_lib.shape_rewards(
-    config, rewards, rows, reference if in_reward else None, scale
-  )
-  credit = credit_lib.assign(config, shaped, rows)
+  kl = np.zeros(rows.tokens.shape)
+  if phase.kl_in_reward:
+    kl = credit_lib.find_kl(config, rows, reference)
+    penalty = float(state.kl_scale) * config.algorithm.kl_coef * kl
+  if phase.objective.value_coef:
+    expected = learner.completion_values(
+      parts.model, lora.join(state.params, state.frozen), rows
+    )
+  shaped = credit_lib.shape_rewards(config, rewards, rows)
+  credit = credit_lib.assign(config, shaped, rows, penalty, expected)
   keep = credit.keep
   sums = sharding.sum_over_hosts(
     {
       'rows': keep.size,
       'kept_rows': keep.sum(),
       'masked_rows': credit.masked,
-      'kl': kl,
+      'kl': kl.sum(),
       'reward': rewards.sum(),
       'right': (rewards == 1).sum(),
       'tokens': rows.lengths.sum(),
@@ -123,8 +127,11 @@ def rl_step(
     }
   )
   state, values = updates.learn(
-    parts, phase, room, state, rows, credit, ref_params, reference, scale
+    parts, phase, room, state, rows, credit, reference
   )
+  if phase.kl_in_reward:
+    values['kl'] = sums['kl'] / max(sums['tokens'], 1.0)
+  state, more = _move_reference(phase, state, step, values['kl'])
   learned_at = time.perf_counter()
   if write_rollouts:
     rollouts.write(
@@ -137,11 +144,21 @@ def rl_step(
     'learn_s': learned_at - scored_at,
     'step_s': learned_at - start,
   }
-  if phase.needs_reference_rows and in_reward:
-    values['kl'] = sums['kl'] / max(sums['tokens'], 1.0)
   if config.algorithm.refill_rounds:
     values['sampling_rounds'] = num_rounds
-  return state, values | seconds | _summarize(sums, seconds)
+  return state, values | more | seconds | _summarize(sums, seconds)
+
+
+def _move_reference(phase, state, step, kl):
+  """Returns the state as the next step is to find it, and metrics."""
+  if phase.rule == reference_lib.Rule():
+    return state, {}
+  scale = float(state.kl_scale)
+  state = reference_lib.follow(
+    phase.rule, state,
+    taken=step + 1 - phase.first_step, num_steps=phase.num_steps, kl=kl,
+  )  # fmt: skip
+  return state, {'kl_scale': scale}
 
 
 def _draw(parts, step, num, round_=0):

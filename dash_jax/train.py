@@ -12,11 +12,9 @@ import dataclasses
 import pathlib
 
 import jax
-import jax.numpy as jnp
 
 from dash_jax import (
   assemble,
-  batches,
   phases,
   report,
   sharding,
@@ -25,7 +23,7 @@ from dash_jax import (
   weights,
 )
 from dash_jax import evaluate as evaluate_lib
-from dash_jax.learning import learner
+from dash_jax.learning import learner, reference
 from dash_jax.model import lora
 from dash_jax.runs import checkpoint, compiles, metrics, progress
 
@@ -57,7 +55,7 @@ def train(config, workdir: str) -> bool:
     progress.Progress(shown=is_writer) as bars,
     contextlib.ExitStack() as closing,
   ):
-    state, ref_params = _start(parts, plan, saved)
+    state = _start(parts, plan, saved)
     _compile(parts, plan)
     log = None
     if is_writer:
@@ -66,7 +64,7 @@ def train(config, workdir: str) -> bool:
         metrics.MetricsWriter(workdir, int(state.step))
       )
     with _at_work(saved):
-      finished = _go_on(parts, plan, state, ref_params, stop, saved, bars, log)
+      finished = _go_on(parts, plan, state, stop, saved, bars, log)
       saved.wait()
   if finished and is_writer:
     with _at_work(saved):
@@ -88,7 +86,7 @@ def _at_work(saved):
     ) from error
 
 
-def _go_on(parts, plan, state, ref_params, stop, saved, bars, log) -> bool:
+def _go_on(parts, plan, state, stop, saved, bars, log) -> bool:
   """Takes the steps that are left; returns whether all were taken."""
   config = parts.config
   for phase in plan:
@@ -96,7 +94,7 @@ def _go_on(parts, plan, state, ref_params, stop, saved, bars, log) -> bool:
     if not 0 <= done < phase.num_steps:
       continue
     bar = bars.phase(phase.title, phase.num_steps, done)
-    room = updates.make_ready(parts, phase, state, ref_params)
+    room = updates.make_ready(parts, phase, state)
     if phase.name == 'rl' and not done:
       _evaluate(parts, log, state, 'sft' if phase.first_step else 'rl')
     elif _is_eval_due(parts, phase, done):
@@ -108,7 +106,7 @@ def _go_on(parts, plan, state, ref_params, stop, saved, bars, log) -> bool:
         return False
       taken = step + 1 - phase.first_step
       state, values = steps.take_step(
-        parts, phase, room, state, step, ref_params,
+        parts, phase, room, state, step,
         write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
       )  # fmt: skip
       if log:
@@ -117,7 +115,7 @@ def _go_on(parts, plan, state, ref_params, stop, saved, bars, log) -> bool:
       bar.update(taken, **_show(values))
       is_last = step + 1 == phase.last_step
       if is_last and phase is not plan[-1]:
-        state, ref_params = _enter_rl(parts, plan[-1], state)
+        state = _enter_rl(plan[-1], state)
       if is_last or phase.is_due(taken, config.checkpoint.every_samples):
         _save(saved, state)
       if _is_eval_due(parts, phase, taken):
@@ -134,58 +132,41 @@ def _compile(parts, plan):
 
 
 def _start(parts, plan, saved):
-  """Returns the newest state, or a new one, and the reference policy."""
+  """Returns the newest state, or a new one."""
   first, last = plan[0], plan[-1]
-  abstract = learner.abstract_state(parts.model, first.optimizer)
   adapters = parts.model.config.lora
-  state = saved.restore(abstract)
-  if state is None:
+  step = saved.latest_step()
+  if step is None:
     params = weights.load_params(parts.config, parts.model)
     state = learner.init_state(params, first.optimizer, adapters)
     weights.check_frozen(parts.config, state.frozen, parts.workdir, keep=True)
-    if first.name == 'rl':
-      return state, _freeze(parts, first, state)
-    return state, None
+    return _begin_reference(first, state)
+  state = saved.restore(
+    learner.abstract_state(
+      parts.model,
+      first.optimizer,
+      has_reference=last.needs_reference and step >= last.first_step,
+    )
+  )
   if adapters:
     # No checkpoint holds what is frozen: it is read where it was read before.
     params = weights.load_params(parts.config, parts.model)
     _, frozen = lora.split(adapters, params)
     weights.check_frozen(parts.config, frozen, parts.workdir)
     state = dataclasses.replace(state, frozen=frozen)
-  if not last.needs_reference or int(state.step) < last.first_step:
-    return state, None
-  reference = checkpoint.restore_params(_reference(parts), abstract.params)
-  if reference is None:
-    raise ValueError(
-      f'{_reference(parts)} has no reference policy, which'
-      ' algorithm.kl_coef or algorithm.loss needs: a workdir is copied whole'
-    )
-  return state, reference[0]
+  return state
 
 
-def _enter_rl(parts, phase, state):
-  """Returns the state with a fresh optimizer, and the reference policy."""
+def _enter_rl(phase, state):
+  """Returns the state with a fresh optimizer, and a reference if it needs one."""
   optimizer = jax.jit(phase.optimizer.init)(state.params)
-  state = dataclasses.replace(state, opt_state=optimizer)
-  return state, _freeze(parts, phase, state)
+  return _begin_reference(
+    phase, dataclasses.replace(state, opt_state=optimizer)
+  )
 
 
-def _freeze(parts, phase, state):
-  """Returns the reference policy, if the loss has one: the trained weights that
-  RL starts from, kept on disk for a resumed run."""
-  if not phase.needs_reference:
-    return None
-  # A copy: the update donates the state's own weights.
-  ref_params = jax.tree.map(jnp.copy, state.params)
-  with checkpoint.Checkpoints(_reference(parts), keep=1) as reference:
-    if reference.latest_step() is None:
-      frozen = batches.TrainState(state.step, ref_params, opt_state=())
-      reference.save(int(state.step), frozen)
-  return ref_params
-
-
-def _reference(parts):
-  return parts.workdir / 'reference'
+def _begin_reference(phase, state):
+  return reference.begin(state) if phase.needs_reference else state
 
 
 def _save(saved, state):

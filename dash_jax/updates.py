@@ -27,11 +27,10 @@ def make_ready(
   parts: assemble.Parts,
   phase: phases.Phase,
   state: batches.TrainState,
-  ref_params: dict | None,
 ) -> packing.Room:
   """Compiles the learner of a phase for every shape of its minibatches, and
   returns these; 'auto' takes the largest that fit."""
-  arguments = (ref_params, phase.decoding, _dropout_key(parts))
+  arguments = (phase.decoding, _dropout_key(parts))
   program = {'model': parts.model, 'objective': phase.objective}
 
   def make_room(minibatch_size):
@@ -102,9 +101,7 @@ def learn(
   state: batches.TrainState,
   rows: batches.Rollouts,
   credit: credit_lib.Credit,
-  ref_params: dict | None = None,
   reference: np.ndarray | None = None,
-  kl_scale: float = 1.0,
 ) -> tuple[batches.TrainState, dict]:
   """Changes the weights as often as the phase says.
 
@@ -115,9 +112,7 @@ def learn(
     state: donated.
     rows: Q questions with G rows each, NumPy.
     credit: what they count.
-    ref_params: the reference policy, if the loss has a KL term.
     reference: f32[Q, G, C], log-probabilities of the reference policy, for DPO.
-    kl_scale: what the KL coefficient is multiplied by.
 
   Returns:
     The new state, and the learner's metrics on the host: means over the changes.
@@ -135,12 +130,7 @@ def learn(
     )
     minibatches = pack(keep=keep)
     key = _dropout_key(parts)
-    arguments = (
-      ref_params,
-      phase.decoding,
-      jax.random.fold_in(key, i) if i else key,
-      kl_scale,
-    )
+    arguments = (phase.decoding, jax.random.fold_in(key, i) if i else key)
     more = {}
     if phase.reports_cosine:
       _, ours = learner.sum_gradients(state, minibatches, *arguments, **program)
@@ -152,33 +142,34 @@ def learn(
       optimizer=phase.optimizer, is_last=i + 1 == phase.updates,
     )  # fmt: skip
     taken.append(jax.device_get(values) | more)
-  return state, {k: float(np.mean([v[k] for v in taken])) for k in taken[0]}
+  means = {k: float(np.mean([v[k] for v in taken])) for k in taken[0]}
+  if not phase.objective.value_coef:
+    del means['value_loss']
+  return state, means
 
 
 def _prepare(parts, phase, room, state, old, rows, credit, reference, part):
   """Returns what packs some questions' rows for one change of the weights, given
   which of them to keep, and those to keep."""
-  rows, gain, keep = jax.tree.map(
-    lambda x: x[part], (rows, credit.gain, credit.keep)
-  )
-  old = old[part]
+  rows, credit, old = jax.tree.map(lambda x: x[part], (rows, credit, old))
+  gain = credit.gain if credit.by_token is None else credit.by_token
   if phase.objective.loss == 'gspo':
     now = _find_logprobs(parts, phase, state, rows)
     old = losses.gspo_old_logprobs(now, old, rows.lengths)
   elif phase.objective.loss == 'dpo':
     gain, _ = losses.dpo_advantages(
-      credit.gain[part],
+      gain,
       _find_logprobs(parts, phase, state, rows),
       reference[part],
       parts.config.algorithm.dpo_beta,
     )
   # Each part is a batch of its own, with its share of the denominator.
-  weight = credit.weight[part] * phase.updates_a_pass
+  weight = credit.weight * phase.updates_a_pass
   pack = functools.partial(
     packing.make_minibatches, rows, gain,
-    weight=weight, room=room, old_logprobs=old,
+    weight=weight, room=room, old_logprobs=old, returns=credit.returns,
   )  # fmt: skip
-  return pack, keep
+  return pack, credit.keep
 
 
 def _find_logprobs(parts, phase, state, rows):

@@ -65,6 +65,8 @@ def model_config(config: ml_collections.ConfigDict) -> llama.LlamaConfig:
       _compare(config.model, found, presets.PRESETS[config.model.preset])
   else:
     found = presets.PRESETS[config.model.preset]
+  if config.algorithm.baseline == 'critic':
+    found = dataclasses.replace(found, scalar_head=True)
   if not config.lora.rank:
     return found
   targets = tuple(config.lora.targets.split(','))

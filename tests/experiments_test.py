@@ -244,7 +244,6 @@ def test_programs_build_on_eight_devices(name):
       ),
       state,
       [minibatch],
-      None,
       how,
     )
   assert metrics['loss'].shape == ()

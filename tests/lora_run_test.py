@@ -19,7 +19,7 @@ from dash_jax.runs import checkpoint, jsonl
 @pytest.fixture(scope='module')
 def run():
   """One device, and the config of a run with adapters on all linear layers, a
-  KL term and dropout: two supervised steps and three of RL."""
+  critic, a KL term and dropout: two supervised steps and three of RL."""
   with pytest.MonkeyPatch.context() as patched:
     quickstart = presets.PRESETS['quickstart']
     patched.setitem(presets.PRESETS, 'quickstart', quickstart)
@@ -31,6 +31,8 @@ def run():
     config.optim.learning_rate = 1e-2
     config.optim.sft_learning_rate = 1e-2
     config.algorithm.kl_coef = 0.1
+    config.algorithm.baseline = 'critic'
+    config.algorithm.scale = 'none'
     config.algorithm.num_samples = 96
     config.checkpoint.every_samples = 32
     config.checkpoint.keep = 9
@@ -82,7 +84,8 @@ def test_a_checkpoint_holds_the_adapters_alone(run, workdir):
   model = weights.make_model(run).config
   trained, _ = lora.split(model.lora, restore(run, workdir))
   once = sorted(x.shape for x in jax.tree.leaves(trained))
-  assert sorted(shapes) == sorted(3 * once)
+  # The weights, two moments of each, and the reference's.
+  assert sorted(shapes) == sorted(4 * once)
 
 
 def test_a_resumed_run_ends_the_same(run, workdir, tmp_path):

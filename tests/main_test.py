@@ -13,7 +13,14 @@ import tiny_run
 from dash_jax.runs import jsonl, metrics
 
 STEPS = 7  # 3 of SFT, 4 of RL
-OPTIONS = ('algorithm.sft_steps=3', 'algorithm.kl_coef=0.05')
+OPTIONS = (
+  'algorithm.sft_steps=3',
+  'algorithm.kl_coef=0.05',
+  'algorithm.kl_schedule=adaptive',
+  'algorithm.kl_target=0.01',
+  'algorithm.reference=ema',
+  'algorithm.reference_decay=0.5',
+)
 
 # DESIGN.md, section 3: other people's scripts read these.
 METRIC_KEYS = {
@@ -104,7 +111,7 @@ def test_nothing_compiles_after_the_second_step_of_a_phase(runs):
 
 def test_a_signal_stops_the_run_and_the_same_command_goes_on(runs):
   """To the same numbers, replies and weights, bit for bit, as if nothing had
-  happened; the KL's reference too must be the one RL began with."""
+  happened; the KL's reference moves, and its coefficient."""
   whole, stopped, results, num_steps = runs
   code, output = results['stopped']
   assert code == 75, output
@@ -134,6 +141,11 @@ def test_a_signal_stops_the_run_and_the_same_command_goes_on(runs):
       for w in (whole, stopped)
     ]
   assert len(jax.tree.leaves(states[0])) > 20
+  *_, before, last = metrics.read(whole / 'metrics.jsonl')
+  assert last['kl_scale'] != before['kl_scale']
+  policy, rest = states[0]
+  moved = rest['reference']['embed'] - policy['embed']
+  assert 0 < np.abs(moved).max() < 0.1
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 

@@ -49,6 +49,12 @@ def _softmax(x):
 
 def forward(params, config, tokens):
   """Returns f64[n, V], the logits after each of a row's n tokens."""
+  x, p = hidden(params, config, tokens)
+  return x @ (p['embed'].T if config.tied else p['unembed'])
+
+
+def hidden(params, config, tokens):
+  """Returns f64[n, D], what logits are made of, and the top weights in f64."""
   p = {
     name: np.asarray(value, np.float64)
     for name, value in params.items()
@@ -76,8 +82,7 @@ def forward(params, config, tokens):
     y = _norm(x, w['mlp_norm'], config.norm_eps)
     gate = y @ w['w_gate']
     x = x + (gate / (1 + np.exp(-gate)) * (y @ w['w_up'])) @ w['w_down']
-  x = _norm(x, p['final_norm'], config.norm_eps)
-  return x @ (p['embed'].T if config.tied else p['unembed'])
+  return _norm(x, p['final_norm'], config.norm_eps), p
 
 
 def log_softmax(logits):

@@ -1,13 +1,12 @@
 """What a step makes of its config on the way from rewards to the learner."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
 
 from dash_jax import assemble, batches, checks, phases, steps, updates, weights
-from dash_jax.learning import learner, packing
+from dash_jax.learning import learner, packing, reference
 from dash_jax.model import presets
 from dash_jax.rewards import workers
 
@@ -68,9 +67,9 @@ def test_weights_and_advantages_follow_the_config(
   monkeypatch.setattr(packing, 'make_minibatches', record)
   parts = assemble.build(config, str(tmp_path))
   with parts.pool:
-    phase, state, _, room = make_ready(parts, config)
+    phase, state, room = make_ready(parts, config)
     _, metrics = steps.take_step(
-      parts, phase, room, state, 0, None, write_rollouts=False
+      parts, phase, room, state, 0, write_rollouts=False
     )
     rows = seen['rows']
     texts = [
@@ -104,18 +103,13 @@ def test_weights_and_advantages_follow_the_config(
 
 
 def make_ready(parts, config):
-  """Returns the RL phase, its first state, its reference if it needs one, and
-  room for its minibatches."""
+  """Returns the RL phase, its first state, and room for its minibatches."""
   (phase,) = phases.phases(config, parts.stop_ids)
   params = weights.load_params(config, parts.model)
   state = learner.init_state(params, phase.optimizer)
-  reference = jax.tree.map(jnp.copy, params) if phase.needs_reference else None
-  return (
-    phase,
-    state,
-    reference,
-    updates.make_ready(parts, phase, state, reference),
-  )
+  if phase.needs_reference:
+    state = reference.begin(state)
+  return phase, state, updates.make_ready(parts, phase, state)
 
 
 def test_auto_takes_the_most_rows_that_fit():
@@ -156,6 +150,14 @@ VARIANTS = {
   'pods': {'filter': 'max_variance', 'filter_rows': 16},
   'largest': {'filter': 'largest', 'filter_rows': 5, 'report_cosine': True},
   'refill': {'refill_rounds': 3, 'entropy_coef': 0.01},
+  'critic': {'baseline': 'critic', 'scale': 'batch'},
+  'moving': {
+    'kl_coef': 0.1,
+    'kl_schedule': 'adaptive',
+    'kl_target': 1.0,
+    'reference': 'periodic',
+    'reference_every': 3,
+  },
 }
 
 
@@ -166,20 +168,21 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
   for field, value in VARIANTS[name].items():
     config.algorithm[field] = value
   checks.check(config)
-  updates_taken, learned = [], []
+  updates_taken, learned, seen = [], [], []
   update = learner.update
 
   def record(state, minibatches, *args, **options):
     updates_taken.append(options['is_last'])
     learned.append(sum((m.weight > 0).sum() for m in minibatches))
+    seen.extend(jax.device_get(minibatches))
     return update(state, minibatches, *args, **options)
 
   monkeypatch.setattr(learner, 'update', record)
   parts = assemble.build(config, str(tmp_path))
   with parts.pool:
-    phase, state, reference, room = make_ready(parts, config)
+    phase, state, room = make_ready(parts, config)
     state, metrics = steps.take_step(
-      parts, phase, room, state, 2, reference, write_rollouts=False
+      parts, phase, room, state, 2, write_rollouts=False
     )
   algorithm = config.algorithm
   num = algorithm.num_epochs * algorithm.num_updates
@@ -189,9 +192,24 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
   assert metrics['grad_norm'] > 0
   kept, truncated = metrics['kept_rows'], metrics['truncated_fraction']
   if name == 'kl':
-    # The weights are the reference, and half of the run's 4 steps are taken.
-    assert phase.kl_scale(2) == 0.5
+    # The weights were the reference, and of the run's 4 steps 3 are taken.
+    assert metrics['kl_scale'] == 1
+    assert state.kl_scale == 0.25
     assert metrics['kl'] < 1e-9
+  elif name == 'critic':
+    # Nothing is expected yet, so what is missing is the reward.
+    assert metrics['value_loss'] == pytest.approx(
+      np.mean(learned_returns(seen) ** 2) / 2, rel=1e-4
+    )
+    assert np.abs(state.params['score']).max() > 0
+  elif name == 'moving':
+    for after, at in zip(
+      *(jax.tree.leaves(x) for x in (state.params, state.reference)),
+      strict=True,
+    ):
+      np.testing.assert_array_equal(after, at)
+    # The policy was the reference, of which nothing is wanted but 1 nat.
+    assert state.kl_scale == np.float32(1 - 0.1 * 0.2)
   elif name == 'masked':
     assert metrics['masked_rows'] > 0
     assert kept <= 32 * (1 - truncated)
@@ -211,6 +229,11 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
   elif name == 'ppo_mini':
     # Each pass learns from every kept row once.
     assert sum(learned[:4]) == sum(learned[4:])
+
+
+def learned_returns(minibatches):
+  """Returns f32[tokens], what a critic was to expect."""
+  return np.concatenate([m.returns[m.lines.mask] for m in minibatches])
 
 
 def test_refilled_groups_take_the_places_of_those_that_agree():

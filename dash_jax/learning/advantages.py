@@ -1,10 +1,14 @@
-"""How much better a row is than others: rewards to advantages."""
+"""How much better a row is than expected: rewards to advantages.
+
+`find_advantages` compares rows with each other, `estimate_gae` each token with
+what a critic expected.
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 
-BASELINES = ('group_mean', 'leave_one_out', 'none')
+BASELINES = ('group_mean', 'leave_one_out', 'none', 'critic')
 SCALES = ('std', 'none', 'mean', 'batch')
 
 # Keeps the division finite; the paper's value.
@@ -44,7 +48,7 @@ def find_advantages(
 
   Args:
     rewards: f32[Q, G], this process's.
-    baseline: of BASELINES.
+    baseline: of BASELINES, but for 'critic'.
     scale: of SCALES.
     among: bool[Q, G], rows that count; others get 0. None is all.
     sum_over_hosts: adds up each value over the processes.
@@ -79,15 +83,73 @@ def find_advantages(
   elif scale == 'mean':
     x = x / np.where(mean(r) > 0, mean(r), 1.0)
   elif scale == 'batch':
-    kept = x[among]
-    sums = sum_over_hosts(
-      {'n': kept.size, 'x': kept.sum(), 'xx': (kept**2).sum()}
-    )
-    num = max(sums['n'], 1)
-    centre = sums['x'] / num if baseline == 'none' else 0.0
-    variance = max(sums['xx'] / num - centre**2, 0.0)
-    x = (x - centre) / (np.sqrt(variance) + _EPSILON)
+    x = standardize(x, among, sum_over_hosts, centred=baseline != 'none')
   return np.where(among, x, 0.0).astype(np.float32)
+
+
+def standardize(
+  x: np.ndarray,
+  among: np.ndarray,
+  sum_over_hosts: Callable[[dict], dict] = lambda sums: sums,
+  *,
+  centred: bool = False,
+) -> np.ndarray:
+  """Returns f32[..], (x - mean) / (std + 1e-4), over all that count in all processes; 0
+  elsewhere.
+
+  Args:
+    x: f[..].
+    among: bool[..], what counts.
+    sum_over_hosts: adds up each value over the processes.
+    centred: whether the mean is 0 as it is.
+  """
+  kept = x[among].astype(np.float64)
+  sums = sum_over_hosts(
+    {'n': kept.size, 'x': kept.sum(), 'xx': (kept**2).sum()}
+  )
+  num = max(sums['n'], 1)
+  centre = 0.0 if centred else sums['x'] / num
+  variance = max(sums['xx'] / num - centre**2, 0.0)
+  x = (x - centre) / (np.sqrt(variance) + _EPSILON)
+  return np.where(among, x, 0.0).astype(np.float32)
+
+
+def estimate_gae(
+  rewards: np.ndarray,
+  values: np.ndarray,
+  lengths: np.ndarray,
+  *,
+  discount: float,
+  decay: float,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns f32[Q, G, C] twice: the advantages of tokens, and the returns that a
+  critic learns to expect before them; 0 behind a row's end.
+
+      delta_t  = r_t + discount V_{t+1} - V_t,  with V = 0 behind the end
+      A_t      = delta_t + discount decay A_{t+1}
+      return_t = A_t + V_t
+
+  With discount = decay = 1 a token's return is the sum of the rewards from it
+  on, whatever the critic says. A truncated row ends as others do.
+
+  Source: GAE, arXiv 1506.02438, equation 16; PPO, arXiv 1707.06347.
+
+  Args:
+    rewards: f32[Q, G, C], of each token.
+    values: f32[Q, G, C], V_t, before each token.
+    lengths: i32[Q, G].
+    discount: gamma.
+    decay: lambda.
+  """
+  mask = np.arange(rewards.shape[-1]) < lengths[..., None]
+  r, v = (np.where(mask, x, 0.0).astype(np.float64) for x in (rewards, values))
+  gains, after, next_value = np.zeros_like(r), 0.0, 0.0
+  for t in range(r.shape[-1] - 1, -1, -1):
+    delta = r[..., t] + discount * next_value - v[..., t]
+    after = np.where(mask[..., t], delta + discount * decay * after, 0.0)
+    gains[..., t], next_value = after, v[..., t]
+  returns = np.where(mask, gains + v, 0.0)
+  return gains.astype(np.float32), returns.astype(np.float32)
 
 
 def overlong_penalty(

@@ -40,11 +40,14 @@ def init_state(
     step=jnp.int32(0),
     params=trained,
     opt_state=jax.jit(optimizer.init)(trained),
+    kl_scale=jnp.float32(1),
     frozen=frozen,
   )
 
 
-def abstract_state(model: llama.Llama, optimizer) -> batches.TrainState:
+def abstract_state(
+  model: llama.Llama, optimizer, *, has_reference: bool = False
+) -> batches.TrainState:
   """Returns the state's shapes and layouts, for a checkpoint to fill; it holds
   nothing that is frozen."""
   params = llama.abstract_params(model.config, model.param_dtype)
@@ -59,8 +62,13 @@ def abstract_state(model: llama.Llama, optimizer) -> batches.TrainState:
     )
 
   opt_state = jax.tree.map(place, jax.eval_shape(optimizer.init, params))
-  step = place(jax.ShapeDtypeStruct((), jnp.int32))
-  return batches.TrainState(step, params, opt_state)
+  return batches.TrainState(
+    step=place(jax.ShapeDtypeStruct((), jnp.int32)),
+    params=params,
+    opt_state=opt_state,
+    kl_scale=place(jax.ShapeDtypeStruct((), jnp.float32)),
+    reference=params if has_reference else None,
+  )
 
 
 def completion_logprobs(
@@ -80,28 +88,34 @@ def completion_logprobs(
     decoding: the distribution the rows were sampled from.
     dropout_key: noise of the adapters' dropout; None drops nothing.
   """
+  return _read_rows(
+    lambda m: _logprobs(model, params, m, decoding, dropout_key), rollouts
+  )
+
+
+def completion_values(
+  model: llama.Llama, params: dict, rollouts: batches.Rollouts
+) -> np.ndarray:
+  """Returns f32[Q, G, C], what the scalar head says before each token of the
+  completions; 0 behind a row's end.
+
+  Args: as `completion_logprobs`'s.
+  """
+  return _read_rows(lambda m: _values(model, params, m), rollouts)
+
+
+def _read_rows(read, rollouts):
+  """Returns f32[Q, G, C] of what `read` finds in packed minibatches."""
   Q, G, C = rollouts.tokens.shape
   P = rollouts.prompts.tokens.shape[1]
   num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
   room = packing.make_room(num_shards * G, G, P, C)
   # One shape, so that nothing compiles after the first call.
   room = dataclasses.replace(room, shapes=room.shapes[:1])
-  keep = np.ones((Q, G), bool)
-  lines, filled = packing.fit(
-    rollouts.prompts.lengths, rollouts.lengths, keep, room
-  )
-  shapes = packing.share_out(filled, room)
-  zeros = np.zeros((Q, G), np.float32)
-  packed = packing.pack(
-    rollouts, zeros, zeros, lines, shapes, room, rollouts.logprobs
-  )
-  found = [
-    sharding.local_rows(
-      _logprobs(model, params, sharding.put_rows(m), decoding, dropout_key)
-    )
-    for m in packed
-  ]
-  return packing.unpack(found, lines, rollouts)
+  laid_out = packing.lay_out(rollouts, np.ones((Q, G), bool), room)
+  packed = packing.pack(rollouts, laid_out, room, {})
+  found = [sharding.local_rows(read(sharding.put_rows(m))) for m in packed]
+  return packing.unpack(found, laid_out.lines, rollouts)
 
 
 def minibatch_logprobs(model, params, minibatch, decoding, dropout_key=None):
@@ -121,6 +135,12 @@ def minibatch_logprobs(model, params, minibatch, decoding, dropout_key=None):
 
 
 _logprobs = jax.jit(minibatch_logprobs, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _values(model, params, minibatch):
+  x, head = _read(model, params, minibatch, None)
+  return layers.read_score(head, x)
 
 
 def _read(model, params, minibatch, dropout_key):
@@ -180,6 +200,7 @@ def minibatch_loss(
     'old': minibatch.old_logprobs,
     'advantages': minibatch.advantages,
     'weight': minibatch.weight,
+    'returns': minibatch.returns,
   }
   if objective.kl_coef:
     values['ref'] = minibatch_logprobs(
@@ -222,6 +243,11 @@ def _sum_losses(config, objective, x, weights, values, shared):
   if objective.entropy_coef:
     entropy = decoding_lib.token_entropy(logits, values['slots'], decoding)
     loss = loss - objective.entropy_coef * entropy
+  value_loss = jnp.zeros_like(logprobs)
+  if objective.value_coef:
+    error = layers.read_score(weights, x) - values['returns']
+    value_loss = error**2 / 2
+    loss = loss + objective.value_coef * value_loss
 
   def total(x):
     return jnp.sum(jnp.where(mask, x, 0.0))
@@ -235,20 +261,19 @@ def _sum_losses(config, objective, x, weights, values, shared):
     'entropy': total(entropy),
     'clipped': total(clipped.astype(jnp.float32)),
     'gap': total(gap),
+    'value_loss': total(value_loss),
   }
 
 
 _AT_ONCE = 8  # minibatches that one call has room for
-_SUMS = ('tokens', 'kl', 'entropy', 'clipped', 'gap')
+_SUMS = ('tokens', 'kl', 'entropy', 'clipped', 'gap', 'value_loss')
 
 
 def update(
   state: batches.TrainState,
   minibatches: list[batches.Minibatch],
-  ref_params: dict | None,
   decoding: decoding_lib.Decoding,
   dropout_key: jax.Array | None = None,
-  kl_scale: float = 1.0,
   *,
   model: llama.Llama,
   optimizer: optax.GradientTransformation,
@@ -260,12 +285,9 @@ def update(
   Args:
     state: donated.
     minibatches: on the mesh; none leaves the gradient 0.
-    ref_params: the reference policy, of the weights that are trained; None when
-      objective.kl_coef is 0.
     decoding: the distribution the rows were sampled from.
     dropout_key: noise of the run, needed if adapters have dropout; a step uses
       of it what belongs to its number.
-    kl_scale: what objective.kl_coef is multiplied by.
     model, optimizer, objective: parts of the programs.
     is_last: whether the step ends with it, and the state's number goes up.
 
@@ -274,19 +296,16 @@ def update(
     Carlo: mean of -logprob over trained tokens), clip_fraction, logprob_gap.
   """
   totals = sum_gradients(
-    state, minibatches, ref_params, decoding, dropout_key, kl_scale,
-    model=model, objective=objective,
-  )  # fmt: skip
+    state, minibatches, decoding, dropout_key, model=model, objective=objective
+  )
   return _apply(state, totals, is_last, optimizer=optimizer)
 
 
 def sum_gradients(
   state: batches.TrainState,
   minibatches: list[batches.Minibatch],
-  ref_params: dict | None,
   decoding: decoding_lib.Decoding,
   dropout_key: jax.Array | None = None,
-  kl_scale: float = 1.0,
   *,
   model: llama.Llama,
   objective: losses.Objective,
@@ -300,8 +319,8 @@ def sum_gradients(
   totals, done = _zeros(state.params), 0
   for stacked, num in _stack(minibatches):
     totals = _accumulate(
-      totals, state, stacked, np.int32(num), np.int32(done), ref_params,
-      decoding, key, np.float32(kl_scale), model=model, objective=objective,
+      totals, state, stacked, np.int32(num), np.int32(done), decoding, key,
+      model=model, objective=objective,
     )  # fmt: skip
     done += num
   return totals
@@ -325,7 +344,6 @@ def _stack(minibatches):
 def measure(
   state: batches.TrainState,
   minibatch: batches.Minibatch,
-  ref_params: dict | None,
   decoding: decoding_lib.Decoding,
   dropout_key: jax.Array | None = None,
   *,
@@ -344,8 +362,7 @@ def measure(
   ((stacked, num),) = _stack([minibatch])
   lowered = _accumulate.lower(
     jax.eval_shape(_zeros, state.params), state, stacked, np.int32(num),
-    np.int32(0), ref_params, decoding,
-    _step_key(model, dropout_key, state.step), np.float32(1),
+    np.int32(0), decoding, _step_key(model, dropout_key, state.step),
     model=model, objective=objective,
   )  # fmt: skip
   memory = lowered.compile().memory_analysis()
@@ -380,8 +397,8 @@ def _zeros(params):
   donate_argnames=('totals',),
 )
 def _accumulate(
-  totals, state, minibatches, num, first, ref_params, decoding, step_key,
-  kl_scale, *, model, objective,
+  totals, state, minibatches, num, first, decoding, step_key, *, model,
+  objective,
 ):  # fmt: skip
   """Returns ((loss, sums), gradient), those of the first `num` minibatches, which
   are stacked, added to `totals`, which are donated.
@@ -398,8 +415,8 @@ def _accumulate(
       step_key if step_key is None else jax.random.fold_in(step_key, first + i)
     )
     found = differentiate(
-      state.params, model, minibatch, ref_params, decoding, objective,
-      state.frozen, key, kl_scale,
+      state.params, model, minibatch, state.reference, decoding, objective,
+      state.frozen, key, state.kl_scale,
     )  # fmt: skip
     return jax.tree.map(lambda a, b: a + b.astype(a.dtype), totals, found)
 
@@ -421,6 +438,8 @@ def _apply(state, totals, is_last, *, optimizer):
       state.params, updates, jax.random.fold_in(jax.random.key(1), state.step)
     ),
     opt_state=opt_state,
+    kl_scale=state.kl_scale,
+    reference=state.reference,
     frozen=state.frozen,
   )
   tokens = jnp.maximum(sums['tokens'], 1.0)
@@ -431,5 +450,6 @@ def _apply(state, totals, is_last, *, optimizer):
     'entropy': sums['entropy'] / tokens,
     'clip_fraction': sums['clipped'] / tokens,
     'logprob_gap': sums['gap'] / tokens,
+    'value_loss': sums['value_loss'] / tokens,
   }
   return new_state, metrics

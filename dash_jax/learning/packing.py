@@ -2,9 +2,9 @@
 
   1. `make_room` sizes a minibatch: lines of T slots, and a short ladder of
      smaller shapes for what is left at the end.
-  2. `fit` lays the kept rows of each question, behind their prompt, into lines:
-     first-fit decreasing. A question that does not fit a line is parted, and
-     each part has the prompt again.
+  2. `lay_out` puts the kept rows of each question, behind their prompt, into
+     lines: first-fit decreasing. A question that does not fit a line is parted,
+     and each part has the prompt again.
   3. `pack` writes the lines as arrays, in minibatches. The learner runs as many
      as there are, so its cost follows the tokens that are kept.
 
@@ -48,6 +48,19 @@ class Room:
 Row = tuple[int, int]
 
 
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where rows go.
+
+  Attributes:
+    lines: of `fit`.
+    shapes: of `share_out`; they may have room for more lines.
+  """
+
+  lines: list[list[list[Row]]]
+  shapes: list[tuple[int, int]]
+
+
 def make_room(
   minibatch_size: int,
   group_size: int,
@@ -86,6 +99,18 @@ def make_room(
     prompt_slots=2 * prompts * max_prompt_len,
     max_completion_len=max_completion_len,
   )
+
+
+def lay_out(rollouts: batches.Rollouts, keep: np.ndarray, room: Room) -> Layout:
+  """Returns where the rows to keep go; every process must call it.
+
+  Args:
+    rollouts: Q questions with G rows each, NumPy.
+    keep: bool[Q, G].
+    room: of a minibatch.
+  """
+  lines, filled = fit(rollouts.prompts.lengths, rollouts.lengths, keep, room)
+  return Layout(lines, share_out(filled, room))
 
 
 def fit(
@@ -174,6 +199,7 @@ def make_minibatches(
   weight: np.ndarray,
   room: Room,
   old_logprobs: np.ndarray | None = None,
+  returns: np.ndarray | None = None,
 ) -> list[batches.Minibatch]:
   """Packs the rows to keep and puts them on the mesh in use.
 
@@ -182,51 +208,49 @@ def make_minibatches(
 
   Args:
     rollouts: Q questions with G rows each, NumPy.
-    advantages: f32[Q, G].
+    advantages: f32[Q, G], or f32[Q, G, C] of each token.
     keep: bool[Q, G].
     weight: f32[Q, G], what each token of a row counts in the loss.
     room: of a minibatch.
     old_logprobs: f32[Q, G, C], that ratios are taken to, if not those of
       `rollouts`.
+    returns: f32[Q, G, C], of a critic, if there is one.
   """
-  if old_logprobs is None:
-    old_logprobs = rollouts.logprobs
-  lines, filled = fit(rollouts.prompts.lengths, rollouts.lengths, keep, room)
-  shapes = share_out(filled, room)
-  return [
-    sharding.put_rows(minibatch)
-    for minibatch in pack(
-      rollouts, advantages, weight, lines, shapes, room, old_logprobs
-    )
-  ]
+  values = {
+    'logprobs': rollouts.logprobs,
+    'old_logprobs': rollouts.logprobs,
+    'advantages': advantages,
+    'weight': weight,
+  }
+  if old_logprobs is not None:
+    values['old_logprobs'] = old_logprobs
+  if returns is not None:
+    values['returns'] = returns
+  packed = pack(rollouts, lay_out(rollouts, keep, room), room, values)
+  return [sharding.put_rows(minibatch) for minibatch in packed]
 
 
 def pack(
   rollouts: batches.Rollouts,
-  advantages: np.ndarray,
-  weight: np.ndarray,
-  lines: list,
-  shapes: list[tuple[int, int]],
+  layout: Layout,
   room: Room,
-  old_logprobs: np.ndarray,
+  values: dict[str, np.ndarray],
 ) -> list[batches.Minibatch]:
-  """Writes lines as arrays, in minibatches of these shapes.
+  """Writes rows as arrays, in minibatches.
 
   Args:
     rollouts: Q questions with G rows each, NumPy.
-    advantages: f32[Q, G].
-    weight: f32[Q, G], what each token of a row counts in the loss.
-    lines: of `fit`; there may be fewer than the shapes have room for.
-    shapes: of `share_out`.
+    layout: where they go.
     room: of a minibatch.
-    old_logprobs: f32[Q, G, C].
+    values: fields of `batches.Minibatch` by name, f32[Q, G, C], or f32[Q, G]
+      where all tokens of a row have the same; others stay 0.
   """
   made, done = [], 0
-  for shape in shapes:
+  for shape in layout.shapes:
     minibatch = _make_filler(shape, room)
-    for line, parts in enumerate(lines[done : done + shape[0]]):
+    for line, parts in enumerate(layout.lines[done : done + shape[0]]):
       one = jax.tree.map(lambda x: x[line], minibatch)  # noqa: B023
-      _write_line(one, rollouts, advantages, weight, parts, old_logprobs)
+      _write_line(one, rollouts, parts, values)
     made.append(minibatch)
     done += shape[0]
   return made
@@ -253,14 +277,17 @@ def _make_filler(shape, room):
     old_logprobs=zeros(np.float32),
     advantages=zeros(np.float32),
     weight=zeros(np.float32),
+    returns=zeros(np.float32),
   )
 
 
-def _write_line(minibatch, rollouts, advantages, weight, parts, old_logprobs):
+def _write_line(minibatch, rollouts, parts, values):
   """Writes the parts of one line: their prompts, then their completions.
 
   Args:
     minibatch: NumPy views [T] of a line.
+    rollouts, values: as `pack`'s.
+    parts: of `Layout.lines`.
   """
   lines, end = minibatch.lines, 0
   last = []  # the last slot of each prompt
@@ -286,10 +313,8 @@ def _write_line(minibatch, rollouts, advantages, weight, parts, old_logprobs):
       lines.sources[at] = np.arange(end - 1, end + n - 1)
       lines.sources[end] = last[i]
       minibatch.slots[at] = np.arange(n)
-      minibatch.logprobs[at] = rollouts.logprobs[row][:n]
-      minibatch.old_logprobs[at] = old_logprobs[row][:n]
-      minibatch.advantages[at] = advantages[row]
-      minibatch.weight[at] = weight[row]
+      for name, x in values.items():
+        getattr(minibatch, name)[at] = x[row][:n] if x.ndim > 2 else x[row]
       end += n
 
 

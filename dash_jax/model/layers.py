@@ -199,6 +199,12 @@ def embed(table, tokens, dtype):
   return reshard(x.astype(dtype), sharding.SAMPLE.spec(*rows, None))
 
 
+def read_score(w, x):
+  """Returns f32[...], the scalar head of the normed residual stream [..., D]."""
+  # X is the head's one output.
+  return contract('...D,DX->...X', x, w['score'], out_dtype=jnp.float32)[..., 0]
+
+
 def unembed(config, w, x, key=None):
   """Returns f32[..., V], the logits of the residual stream [..., D].
 

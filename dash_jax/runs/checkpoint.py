@@ -170,7 +170,13 @@ def _open(folder, options):
 def _split(state):
   """Returns a state as two items, so that weights can be read alone."""
   # Not dataclasses.asdict: it would copy arrays and open optax's tuples.
-  rest = {'step': state.step, 'opt_state': state.opt_state}
+  rest = {
+    'step': state.step,
+    'opt_state': state.opt_state,
+    'kl_scale': state.kl_scale,
+  }
+  if state.reference is not None:
+    rest['reference'] = state.reference
   return {'params': state.params, 'rest': rest}
 
 

@@ -109,7 +109,6 @@ def _compare_filtered(model, rows, settings) -> dict:
     state, _ = learner.update(
       state,
       minibatches,
-      None,
       settings,
       model=model,
       optimizer=keep_gradient,

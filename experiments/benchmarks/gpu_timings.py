@@ -264,7 +264,6 @@ def time_learner(
       state, values = learner.update(
         state,
         minibatches[:num_minibatches],
-        None,
         decoding.make_decoding(1.0),
         model=model,
         optimizer=optimizer,

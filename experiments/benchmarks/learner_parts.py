@@ -203,7 +203,6 @@ def measure_memory() -> dict:
         num_bytes = learner.measure(
           state,
           minibatch,
-          None,
           decoding.make_decoding(1.0),
           model=model,
           objective=losses.Objective(),

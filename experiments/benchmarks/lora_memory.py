@@ -39,7 +39,6 @@ def measure(preset: str, rank: int) -> dict:
   state, _ = learner.update(
     state,
     minibatches,
-    None,
     decoding.make_decoding(1.0),
     model=model,
     optimizer=optimizer,

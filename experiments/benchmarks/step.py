@@ -163,7 +163,6 @@ def learn(
   state, values = learner.update(
     state,
     minibatches,
-    None,
     workload.decoding,
     model=workload.model,
     optimizer=optimizer,
@@ -181,7 +180,6 @@ def compile_learner(
   learner.sum_gradients(
     state,
     packing.make_empty(_make_room(workload, minibatch_size)),
-    None,
     workload.decoding,
     model=workload.model,
     objective=_objective(workload),

@@ -153,7 +153,6 @@ def take_step(
   state, _ = learner.update(
     learner.init_state(params, optimizer),
     pack(rows, old),
-    None,
     _PLAIN,
     model=llama.Llama(config),
     optimizer=optimizer,

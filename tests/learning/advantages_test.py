@@ -101,3 +101,31 @@ def test_the_penalty_grows_over_the_last_tokens():
   found = advantages.overlong_penalty(np.array([[3, 6, 7, 8, 10]]), 10, 4)
   np.testing.assert_allclose(found, [[0, 0, -0.25, -0.5, -1]])
   assert (advantages.overlong_penalty(np.array([[10]]), 10, 0) == 0).all()
+
+
+@pytest.mark.parametrize(('discount', 'decay'), [(1, 1), (0.9, 0.8), (0.9, 0)])
+def test_gae_is_the_weighted_sum_of_later_errors(discount, decay):
+  """Each token by the definition, A_t = sum over l of (discount decay)^l
+  delta_{t+l}, one row at a time."""
+  rng = np.random.default_rng(0)
+  lengths = np.array([[1, 4, 6], [3, 6, 2]])
+  rewards, values = rng.normal(size=(2, 2, 3, 6))
+  gains, returns = advantages.estimate_gae(
+    rewards, values, lengths, discount=discount, decay=decay
+  )
+  for row, n in np.ndenumerate(lengths):
+    r, v = rewards[row][:n], np.append(values[row][:n], 0.0)
+    delta = r + discount * v[1:] - v[:-1]
+    for t in range(n):
+      expected = sum(
+        (discount * decay) ** (i - t) * delta[i] for i in range(t, n)
+      )
+      assert gains[row][t] == pytest.approx(expected, abs=1e-6)
+      assert returns[row][t] == pytest.approx(expected + v[t], abs=1e-6)
+    assert not gains[row][n:].any()
+    assert not returns[row][n:].any()
+  if discount == decay == 1:
+    # The sum of the rewards to come, whatever the critic says.
+    np.testing.assert_allclose(
+      returns[1, 1], rewards[1, 1][::-1].cumsum()[::-1], atol=1e-6
+    )

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import plain_llama
@@ -13,10 +14,13 @@ import tiny_rows
 from dash_jax import sharding
 from dash_jax.learning import learner, losses, optim
 from dash_jax.model import llama
+from dash_jax.sampling import decoding
 
 MESHES = ((1, 2, 4), (1, 4, 2), (1, 8, 1), (2, 2, 2))
 ROLLOUTS = tiny_rows.draw_rollouts()
 GAIN = np.random.default_rng(2).normal(size=(4, 2)).astype(np.float32)
+RETURNS = np.random.default_rng(3).normal(size=(4, 2, tiny_rows.C))
+RETURNS = RETURNS.astype(np.float32)
 
 
 @pytest.fixture
@@ -37,11 +41,21 @@ def plain_logprobs(params, config, rollouts, row, temperature=1.0):
   return logprobs[np.arange(n), tokens[-n:]], entropies
 
 
+def plain_values(params, config, row):
+  """Returns f64[n], what the scalar head says before each token."""
+  prompts, n = ROLLOUTS.prompts, ROLLOUTS.lengths[row]
+  prompt = prompts.tokens[row[0]][prompts.mask[row[0]]]
+  tokens = np.concatenate([prompt, ROLLOUTS.tokens[row][:n]])
+  x, top = plain_llama.hidden(params, config, tokens)
+  return (x @ top['score'])[-n - 1 : -1, 0]
+
+
 def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
   """Returns the loss and metrics of ROLLOUTS under GAIN, all rows counted once:
   a mean over rows of means over their tokens."""
   o = objective or losses.Objective()
-  loss, sums = 0.0, dict.fromkeys(('kl', 'entropy', 'clipped', 'gap'), 0.0)
+  names = ('kl', 'entropy', 'clipped', 'gap', 'value_loss')
+  loss, sums = 0.0, dict.fromkeys(names, 0.0)
   num_tokens = ROLLOUTS.lengths.sum()
   for row, gain in np.ndenumerate(GAIN.astype(np.float64)):
     new, entropies = plain_logprobs(params, config, ROLLOUTS, row, temperature)
@@ -65,6 +79,10 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
       token_loss = token_loss + o.kl_coef * kl
       sums['kl'] += kl.sum()
     token_loss = token_loss - o.entropy_coef * entropies
+    if o.value_coef:
+      error = plain_values(params, config, row) - RETURNS[row][: len(new)]
+      token_loss = token_loss + o.value_coef * error**2 / 2
+      sums['value_loss'] += (error**2 / 2).sum()
     loss += token_loss.mean() / GAIN.size
     if o.entropy_coef:
       sums['entropy'] += entropies.sum()
@@ -90,14 +108,19 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
       1.3,
     ),
     (losses.Objective(loss='supervised'), 1.0),
+    (losses.Objective(value_coef=0.7), 1.0),
   ],
 )
 def test_a_step_equals_plain_numpy(mesh, tiny, objective, temperature):
   """Loss and metrics against the formulas; the gradient against the loss's own
   differences along random directions, for which no derivative was written."""
+  tiny = dataclasses.replace(tiny, scalar_head=objective.value_coef > 0)
   params, ref = (tiny_rows.draw_params(tiny, seed) for seed in (1, 2))
+  if tiny.scalar_head:  # it starts at 0, where no gradient goes on
+    params['score'] = np.random.default_rng(4).normal(size=(32, 1))
+    params['score'] = params['score'].astype(np.float32)
   state, metrics = tiny_rows.take_step(
-    tiny, params, tiny_rows.cut(ROLLOUTS, GAIN),
+    tiny, params, tiny_rows.cut(ROLLOUTS, GAIN, returns=RETURNS),
     ref_params=ref if objective.kl_coef else None,
     objective=objective, temperature=temperature,
   )  # fmt: skip
@@ -113,14 +136,23 @@ def test_a_step_equals_plain_numpy(mesh, tiny, objective, temperature):
   assert metrics['entropy'] == pytest.approx(expected['entropy'], abs=1e-5)
   assert metrics['clip_fraction'] == pytest.approx(expected['clipped'])
   assert metrics['logprob_gap'] == pytest.approx(expected['gap'], abs=1e-5)
-  if objective.loss != 'supervised':
+  assert metrics['value_loss'] == pytest.approx(
+    expected['value_loss'], abs=1e-5
+  )
+  if objective.kl_coef:
     assert 0.1 < metrics['clip_fraction'] < 0.9
     assert metrics['kl'] > 0.01
+  norm = check_slopes(params, state, lambda params: plain(params)[0])
+  assert metrics['grad_norm'] == pytest.approx(norm, rel=1e-4)
+
+
+def check_slopes(params, state, loss):
+  """Checks the gradient that a step took away against a loss's differences along
+  random directions, and returns its norm."""
   gradient = jax.tree.map(
     lambda a, b: a.astype(np.float64) - b, params, jax.device_get(state.params)
   )
   norm = np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(gradient)))
-  assert metrics['grad_norm'] == pytest.approx(norm, rel=1e-4)
   rng = np.random.default_rng(5)
   for _ in range(3):
     direction = jax.tree.map(lambda g: rng.normal(size=g.shape), gradient)
@@ -131,10 +163,147 @@ def test_a_step_equals_plain_numpy(mesh, tiny, objective, temperature):
       )
     )
     after, before = (
-      plain(jax.tree.map(lambda p, d: p + e * d, params, direction))[0]  # noqa: B023
+      loss(jax.tree.map(lambda p, d: p + e * d, params, direction))  # noqa: B023
       for e in (1e-6, -1e-6)
     )
     assert slope == pytest.approx((after - before) / 2e-6, abs=2e-4 * norm)
+  return norm
+
+
+def plain_rows(params, config):
+  """Returns by row f64[n], log-probabilities of its completion."""
+  return {
+    row: plain_logprobs(params, config, ROLLOUTS, row)[0]
+    for row in np.ndindex(GAIN.shape)
+  }
+
+
+def plain_loss(name, now, old, ref, at):
+  """Returns the loss of ROLLOUTS under GAIN, as its paper has it.
+
+  Args:
+    name: of losses.LOSSES.
+    now, old, ref: log-probabilities by row.
+    at: as `now`, but held where a loss does not differentiate.
+  """
+  found = 0.0
+  if name == 'dpo':
+    for q in range(len(GAIN)):
+      best, worst = ((q, i(GAIN[q])) for i in (np.argmax, np.argmin))
+      m = 2.0 * sum(
+        sign * (now[row].sum() - ref[row].sum())
+        for sign, row in ((1, best), (-1, worst))
+      )
+      found += np.log(1 + np.exp(-m)) / len(GAIN)
+    return found
+  for row, gain in np.ndenumerate(GAIN.astype(np.float64)):
+    if name == 'gspo':
+      ratio = np.exp((now[row] - old[row]).mean())
+      bound = np.clip(ratio, 0.9, 1.1)
+      found -= min(ratio * gain, bound * gain) / GAIN.size
+    else:
+      weight = 1.0
+      if name == 'cispo':
+        weight = np.clip(np.exp(at[row] - old[row]), 0.9, 1.1)
+      found -= (weight * gain * now[row]).mean() / GAIN.size
+  return found
+
+
+FAMILIES = {
+  'llama2': {'num_kv_heads': 8},
+  'llama3': {'rope_scaling': llama.RopeScaling(4.0, original_max_len=8)},
+  'smollm2': {'tied': True},
+  'qwen2': {'qkv_bias': True, 'tied': True},
+  'qwen3': {'qk_norm': True, 'head_dim': 4},
+}
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_packed_rows_have_the_gradient_of_rows_apart(mesh, shallow, family):
+  """Groups of four behind one prompt in lines of their own, and every row with
+  its prompt in front as `Llama.__call__` runs it."""
+  config = dataclasses.replace(shallow, **FAMILIES[family])
+  model = llama.Llama(config)
+  params = tiny_rows.draw_params(config)
+  for name in ('bq', 'bk', 'bv'):  # they start at 0
+    if name in params['layers']:
+      noise = np.random.default_rng(6).normal(size=params['layers'][name].shape)
+      params['layers'][name] = noise.astype(np.float32)
+  rollouts = tiny_rows.draw_rollouts(2, 4)
+  gain = np.random.default_rng(7).normal(size=(2, 4)).astype(np.float32)
+  state, _ = tiny_rows.take_step(
+    config, params, tiny_rows.cut(rollouts, gain),
+    objective=losses.Objective(loss='reinforce'),
+  )  # fmt: skip
+  prompts, n = rollouts.prompts, rollouts.lengths
+  tokens = np.zeros((2, 4, tiny_rows.P + tiny_rows.C), np.int32)
+  weight = np.zeros(tokens.shape, np.float32)
+  for q, g in np.ndindex(2, 4):
+    first, last = prompts.lengths[q], prompts.lengths[q] + n[q, g]
+    tokens[q, g, :first] = prompts.tokens[q][prompts.mask[q]]
+    tokens[q, g, first:last] = rollouts.tokens[q, g][: n[q, g]]
+    weight[q, g, first:last] = gain[q, g] / n[q, g] / 8
+  tokens, weight = tokens.reshape(8, -1), weight.reshape(8, -1)
+  ends = (prompts.lengths[:, None] + n).reshape(-1, 1)
+
+  @jax.jit
+  @jax.grad
+  def differentiate(params):
+    mask = np.arange(tokens.shape[1]) < ends
+    x = model.apply({'params': params}, tokens, mask)
+    logits = model.apply({'params': params}, x[:, :-1], method='logits')
+    logprobs = jnp.take_along_axis(
+      jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1
+    )
+    return -(logprobs[..., 0] * weight[:, 1:]).sum()
+
+  apart = jax.device_get(differentiate(tiny_rows.put_params(config, params)))
+  packed = jax.tree.map(
+    lambda a, b: a - b, params, jax.device_get(state.params)
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), packed, apart
+  )
+  assert min(np.abs(x).max() for x in jax.tree.leaves(apart)) > 1e-3
+
+
+@pytest.mark.parametrize('name', ['reinforce', 'cispo', 'gspo', 'dpo'])
+def test_other_losses_have_the_gradients_of_their_papers(mesh, shallow, name):
+  """Through the whole model, and for losses of whole rows through what `updates`
+  does before it."""
+  params, ref = (tiny_rows.draw_params(shallow, seed) for seed in (1, 2))
+  model, settings = llama.Llama(shallow), decoding.make_decoding(1.0)
+  now, kept = (
+    learner.completion_logprobs(
+      model, tiny_rows.put_params(shallow, p), ROLLOUTS, settings
+    )
+    for p in (params, ref)
+  )
+  minibatches = tiny_rows.cut(ROLLOUTS, GAIN)
+  if name == 'gspo':
+    old = losses.gspo_old_logprobs(now, ROLLOUTS.logprobs, ROLLOUTS.lengths)
+    minibatches = tiny_rows.cut(ROLLOUTS, GAIN, old_logprobs=old)
+  elif name == 'dpo':
+    gain, _ = losses.dpo_advantages(losses.find_pairs(GAIN), now, kept, 2.0)
+    ones = np.ones(GAIN.shape, np.float32)
+    minibatches = tiny_rows.pack(
+      ROLLOUTS, gain, ones > 0, ones / len(GAIN), size=4
+    )
+  state, metrics = tiny_rows.take_step(
+    shallow, params, minibatches,
+    objective=losses.Objective(loss=name, clip_low=0.1, clip_high=0.1),
+  )  # fmt: skip
+  if name in ('cispo', 'gspo'):
+    assert 0.1 < metrics['clip_fraction'] < 0.9
+  old = {
+    row: ROLLOUTS.logprobs[row][ROLLOUTS.mask[row]] for row in np.ndindex(4, 2)
+  }
+  at, before = (plain_rows(p, shallow) for p in (params, ref))
+  check_slopes(
+    params,
+    state,
+    lambda p: plain_loss(name, plain_rows(p, shallow), old, before, at),
+  )
 
 
 def test_on_policy_the_gap_is_zero_and_the_reference_adds_nothing(mesh, tiny):

@@ -1,5 +1,7 @@
 """Rows for the learner's tests, and one optimizer step on them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,26 +56,30 @@ def put_params(config, params) -> dict:
   )
 
 
-def cut(rollouts, gain, *, keep=None, denominator='sampled', size=4):
+def cut(rollouts, gain, *, keep=None, denominator='sampled', size=4, **more):
   """Returns the minibatches of a step, as the training loop makes them."""
   if keep is None:
     keep = np.ones(gain.shape, bool)
   weight, counted = losses.row_weights('sequence', rollouts.lengths, C)
   if denominator == 'kept':
     counted = counted * keep
-  return pack(rollouts, gain, keep, weight / max(counted.sum(), 1), size)
+  weight = weight / max(counted.sum(), 1)
+  return pack(rollouts, gain, keep, weight, size, **more)
 
 
-def pack(rollouts, gain, keep, weight, size):
-  """Returns minibatches with room for `size` full rows, on the host."""
+def pack(rollouts, gain, keep, weight, size, **more):
+  """Returns minibatches with room for `size` full rows, on the host; `more` are
+  further fields of theirs, f32[Q, G, C]."""
   _, G, num_slots = rollouts.tokens.shape
   room = packing.make_room(size, G, rollouts.prompts.tokens.shape[1], num_slots)
-  lines, filled = packing.fit(
-    rollouts.prompts.lengths, rollouts.lengths, keep, room
-  )
-  shapes = packing.share_out(filled, room)
+  values = {
+    'logprobs': rollouts.logprobs,
+    'old_logprobs': rollouts.logprobs,
+    'advantages': gain,
+    'weight': weight,
+  } | more
   return packing.pack(
-    rollouts, gain, weight, lines, shapes, room, rollouts.logprobs
+    rollouts, packing.lay_out(rollouts, keep, room), room, values
   )
 
 
@@ -85,11 +91,10 @@ def take_step(
   """Returns the state after one step from host weights, and its metrics."""
   state = learner.init_state(put_params(config, params), optimizer)
   if ref_params is not None:
-    ref_params = put_params(config, ref_params)
+    state = dataclasses.replace(state, reference=put_params(config, ref_params))
   state, metrics = learner.update(
     state,
     [sharding.put_rows(minibatch) for minibatch in minibatches],
-    ref_params,
     decoding.make_decoding(temperature),
     model=llama.Llama(config),
     optimizer=optimizer,

@@ -178,7 +178,6 @@ def test_a_step_trains_and_remembers_the_adapters_alone(mesh, minibatches):
   state, metrics = learner.update(
     state,
     minibatches,
-    None,
     decoding.make_decoding(1.0),
     model=llama.Llama(CONFIG),
     optimizer=optimizer,
@@ -212,7 +211,6 @@ def test_a_mesh_takes_the_step_of_one_device():
       state, metrics = learner.update(
         learner.init_state(put(draw_params()), optimizer, LORA),
         minibatches,
-        None,
         decoding.make_decoding(1.0),
         model=llama.Llama(CONFIG),
         optimizer=optimizer,
@@ -321,7 +319,6 @@ def test_a_steps_dropout_follows_its_key(mesh, minibatches):
     state, _ = learner.update(
       learner.init_state(put(draw_params()), optimizer, adapters),
       minibatches,
-      None,
       decoding.make_decoding(1.0),
       jax.random.key(seed),
       model=llama.Llama(dataclasses.replace(BASE, lora=adapters)),
@@ -403,9 +400,10 @@ def test_dropout_differs_by_step_and_minibatch_and_spares_the_reference(
   losses_ = []
   for rows in (one, one, one * 2):
     state, metrics = learner.update(
-      dataclasses.replace(state, step=state.step * (len(rows) == 1)),
+      dataclasses.replace(
+        state, step=state.step * (len(rows) == 1), reference=reference
+      ),
       rows,
-      reference,
       decoding.make_decoding(1.0),
       jax.random.key(0),
       model=model,

@@ -30,7 +30,10 @@ def _state(scale=1.0):
   opt_state = optimizer.init(params)
   _, opt_state = optimizer.update(params, opt_state, params)
   return batches.TrainState(
-    step=jnp.int32(3), params=params, opt_state=opt_state
+    step=jnp.int32(3),
+    params=params,
+    opt_state=opt_state,
+    kl_scale=jnp.float32(0.5),
   )
 
 
@@ -97,7 +100,10 @@ def test_saved_arrays_may_be_donated(tmp_path):
   negate = jax.jit(lambda x: -x, donate_argnums=0)
   weight = jnp.arange(1 << 20)
   state = batches.TrainState(
-    step=jnp.int32(0), params={'w': weight}, opt_state=()
+    step=jnp.int32(0),
+    params={'w': weight},
+    opt_state=(),
+    kl_scale=jnp.float32(1),
   )
   abstract = _abstract(state)
   with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
@@ -164,7 +170,7 @@ _KILLED = textwrap.dedent("""
     w = jax.random.normal(jax.random.key(seed), (1024, 4096))
     return batches.TrainState(
       step=jnp.int32(seed), params={'w': jax.device_put(w, sharding)},
-      opt_state=())
+      opt_state=(), kl_scale=jnp.float32(1))
 
   folder = pathlib.Path(sys.argv[1]) / 'checkpoints'
   checkpoints = checkpoint.Checkpoints(sys.argv[1], keep=2)
@@ -203,7 +209,10 @@ def test_kill_during_a_save_leaves_the_step_before(tmp_path):
   assert any(p.name.startswith('2') for p in folder.iterdir())
   expected = jax.random.normal(jax.random.key(1), (1024, 4096))
   state = batches.TrainState(
-    step=jnp.int32(1), params={'w': expected}, opt_state=()
+    step=jnp.int32(1),
+    params={'w': expected},
+    opt_state=(),
+    kl_scale=jnp.float32(1),
   )
   with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
     assert checkpoints.latest_step() == 1

@@ -1,0 +1,213 @@
+"""Every algorithm on the quickstart's questions, from one start, in one table.
+
+    python -m experiments.algorithms --out=DIR [--seeds=0,1,2] [--only=NAME,..]
+
+  1. A seed's start is the quickstart's supervised phase; it is exported, and its
+     tokenizer kept.
+  2. Each of ALGORITHMS goes on from there with the quickstart's 10,240 samples,
+     by `python -m dash_jax.main` and the fields that are named with it.
+  3. The table has greedy accuracy on the held-out questions before and after,
+     for each seed, and the mean gain with Student's 95% interval over seeds.
+
+The same command skips what is finished and goes on with what is not.
+"""
+
+import argparse
+import json
+import pathlib
+import shlex
+import statistics
+import subprocess
+import sys
+
+from dash_jax.runs import metrics
+
+_CONFIG = 'experiments/quickstart.py'
+
+# Student's t, 97.5%, by the number of seeds.
+_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+# Fields of `algorithm`, or of another section with its name.
+ALGORITHMS = {
+  'DASH': {},
+  'GRPO a question a step': {'name': 'grpo'},
+  'Dr. GRPO': {'scale': 'none'},
+  'RLOO': {'baseline': 'leave_one_out', 'scale': 'none'},
+  'REINFORCE': {'baseline': 'none', 'scale': 'none', 'loss': 'reinforce'},
+  'REINFORCE++': {'baseline': 'none', 'scale': 'batch'},
+  'MaxRL': {'scale': 'mean'},
+  'DAPO': {
+    'clip_high': 0.28,
+    'normalizer': 'token',
+    'refill_rounds': 3,
+    'overlong_len': 4,
+  },
+  'GSPO': {'loss': 'gspo', 'normalizer': 'sequence', 'num_updates': 2},
+  'CISPO': {'loss': 'cispo', 'normalizer': 'token', 'num_updates': 2},
+  'PPO with a critic': {'baseline': 'critic', 'scale': 'batch'},
+  'PPO-Multi': {'num_epochs': 3},
+  'PPO-Mini': {'num_updates': 8},
+  'dual clip': {'clip_dual': 3.0, 'num_epochs': 2},
+  'truncated importance sampling': {'importance_cap': 2.0},
+  'KL k3 in the loss': {'kl_coef': 0.04},
+  'KL k2 falling': {
+    'kl_coef': 0.04,
+    'kl_estimator': 'k2',
+    'kl_schedule': 'linear',
+  },
+  'KL k1 in the reward': {
+    'kl_coef': 0.01,
+    'kl_in': 'reward',
+    'kl_estimator': 'k1',
+  },
+  'KL adaptive': {
+    'kl_coef': 0.04,
+    'kl_schedule': 'adaptive',
+    'kl_target': 0.05,
+  },
+  'KL to a periodic reference': {
+    'kl_coef': 0.04,
+    'reference': 'periodic',
+    'reference_every': 10,
+  },
+  'KL to an averaged reference': {
+    'kl_coef': 0.04,
+    'reference': 'ema',
+    'reference_decay': 0.9,
+  },
+  'entropy bonus': {'entropy_coef': 0.001},
+  'filter: group': {'filter': 'group'},
+  'filter: largest 64': {'filter': 'largest', 'filter_rows': 64},
+  'PODS 4 of 8': {'filter': 'max_variance', 'filter_rows': 128},
+  'truncated rows masked': {'mask_truncated': True},
+  'DPO of best and worst': {'loss': 'dpo', 'dpo_beta': 0.5},
+  'rejection sampling': {'loss': 'supervised', 'normalizer': 'token'},
+}
+
+
+def make_options(fields: dict) -> list[str]:
+  """Returns flags for fields of `algorithm`, or of SECTION where a name is
+  'SECTION.field'."""
+  return [
+    f'--config.{name if "." in name else f"algorithm.{name}"}={value}'
+    for name, value in fields.items()
+  ]
+
+
+def summarize(before: list[float], after: list[float]) -> dict:
+  """Returns the mean gain and half of its 95% interval over seeds, in shares.
+
+  Args:
+    before, after: accuracies of the same seeds; of one there is no interval.
+  """
+  gains = [b - a for a, b in zip(before, after, strict=True)]
+  found = {'mean': statistics.mean(gains), 'half': None}
+  if len(gains) > 1:
+    error = statistics.stdev(gains) / len(gains) ** 0.5
+    found['half'] = _T[len(gains)] * error
+  return found
+
+
+def make_table(starts: dict[int, float], found: dict[str, dict]) -> str:
+  """Returns Markdown.
+
+  Args:
+    starts: accuracy before, by seed.
+    found: by algorithm, accuracy after, by seed.
+  """
+  seeds = sorted(starts)
+  lines = [
+    '| | fields | '
+    + ' | '.join(f'seed {seed}' for seed in seeds)
+    + ' | gain, points |',
+    '|---|---|' + '---|' * (len(seeds) + 1),
+    '| start | | '
+    + ' | '.join(f'{starts[seed]:.1%}' for seed in seeds)
+    + ' | |',
+  ]
+  for name, by_seed in found.items():
+    fields = ' '.join(f'`{k}={v}`' for k, v in ALGORITHMS[name].items())
+    cells = [
+      f'{by_seed[seed]:.1%}' if seed in by_seed else '' for seed in seeds
+    ]
+    done = sorted(by_seed)
+    gain = summarize([starts[s] for s in done], [by_seed[s] for s in done])
+    cell = f'{100 * gain["mean"]:+.1f}'
+    if gain['half'] is not None:
+      cell += f' ± {100 * gain["half"]:.1f}'
+    lines.append(f'| {name} | {fields} | {" | ".join(cells)} | {cell} |')
+  return '\n'.join(lines)
+
+
+def _call(module, *options):
+  command = [sys.executable, '-m', module, *options]
+  print('$', shlex.join(command[1:]), flush=True)
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    sys.exit(f'{module} ended with {done.returncode}:\n{done.stderr[-3000:]}')
+
+
+def _train(workdir, seed, options):
+  """Runs to the end, if it has not, and returns the last accuracy."""
+  marker = workdir / 'curves.png'  # a run draws it last
+  if not marker.exists():
+    _call(
+      'dash_jax.main', f'--config={_CONFIG}', f'--workdir={workdir}',
+      f'--config.seed={seed}', *options,
+    )  # fmt: skip
+  return metrics.read(workdir / 'evals.jsonl')[-1]['accuracy']
+
+
+def _make_start(folder, seed):
+  """Returns the accuracy that a seed starts from, and the flags that start
+  there."""
+  workdir, exported = folder / 'start', folder / 'exported'
+  options = make_options({'name': 'sft', 'checkpoint.every_samples': 10**9})
+  accuracy = _train(workdir, seed, options)
+  if not (exported / 'config.json').exists():
+    _call('dash_jax.export', f'--workdir={workdir}', f'--out={exported}')
+  return accuracy, make_options(
+    {
+      'sft_steps': 0,
+      'model.weights': f'hf:{exported}',
+      'data.tokenizer': 'sentencepiece',
+      'data.tokenizer_path': workdir / 'tokenizer.model',
+      'eval.every_samples': 10_240,
+      'checkpoint.every_samples': 10_240,
+      'log.rollouts_every_samples': 10_240,
+    }
+  )
+
+
+def main(argv: list[str] | None = None) -> None:
+  parser = argparse.ArgumentParser(
+    description='Runs every algorithm on the quickstart, and makes a table.'
+  )
+  parser.add_argument('--out', type=pathlib.Path, required=True)
+  parser.add_argument('--seeds', default='0,1,2', help='at most 5')
+  parser.add_argument('--only', default='', help='names, all if left out')
+  args = parser.parse_args(argv)
+  seeds = [int(seed) for seed in args.seeds.split(',')]
+  names = args.only.split(',') if args.only else list(ALGORITHMS)
+  for name in names:
+    if name not in ALGORITHMS:
+      parser.error(f'--only={name}: must be of {", ".join(ALGORITHMS)}')
+  starts, found = {}, {name: {} for name in names}
+  for seed in seeds:
+    folder = args.out / f'seed_{seed}'
+    starts[seed], flags = _make_start(folder, seed)
+    for name in names:
+      workdir = folder / name.lower().replace(' ', '_')
+      options = flags + make_options(ALGORITHMS[name])
+      found[name][seed] = _train(workdir, seed, options)
+      print(f'{name}: {starts[seed]:.1%} -> {found[name][seed]:.1%}')
+  table = make_table(starts, found)
+  print(table)
+  (args.out / 'table.md').write_text(table + '\n', encoding='utf-8')
+  (args.out / 'table.json').write_text(
+    json.dumps({'starts': starts, 'found': found}, indent=1)
+  )
+
+
+if __name__ == '__main__':
+  main()
