@@ -94,8 +94,8 @@ def export(
     out.mkdir(parents=True, exist_ok=True)
     peft.write_adapters(out, model.config, params, **_find_base(config))
   else:
-    written = _merge(model, params)
-    _write_model(config, workdir, out, written)
+    written = merge(model, params)
+    write_model(config, workdir, out, written)
   print(f'step {step} of {workdir} is in {out}')
   return written
 
@@ -151,8 +151,9 @@ def _read_config(workdir):
   return config
 
 
-def _merge(model, params) -> Exported:
-  # A critic is no part of the policy.
+def merge(model: llama.Llama, params: dict) -> Exported:
+  """Returns the policy of a run: its weights without a critic, and with its
+  adapters merged into those that they adapt."""
   config = dataclasses.replace(model.config, scalar_head=False)
   params = {name: x for name, x in params.items() if name != 'score'}
   if config.lora is None:
@@ -163,7 +164,14 @@ def _merge(model, params) -> Exported:
   )
 
 
-def _write_model(config, workdir, out, written):
+def write_model(
+  config: ml_collections.ConfigDict,
+  workdir: pathlib.Path,
+  out: pathlib.Path,
+  written: Exported,
+) -> None:
+  """Writes weights, architecture and a run's tokenizer to `out`, which is made if
+  it is missing."""
   tok = assemble.load_tokenizer(config, workdir)
   said = hf_write.make_config(
     written.config,
