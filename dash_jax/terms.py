@@ -2,7 +2,7 @@
 
     reward = weight        * verifier    `reward.function`, often 0 or 1
            + format_weight * format      1 where a reply states a final answer
-           - length_weight * length      tokens / sampling.max_completion_len
+           + length_weight * length      -tokens / sampling.max_completion_len
            + extra_weight  * extra       `reward.extra`, another function
            + model_weight  * model       the score of a reward model
 
@@ -84,7 +84,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     require(
       section[field] >= 0,
       f'reward.{field}={section[field]}: must be at least 0 (0 leaves the term'
-      ' out; the length counts against a reply as it is)',
+      ' out, and length is below 0 as it is)',
     )
   for name, example in (
     ('extra', "a function, as 'my_module:score'"),
