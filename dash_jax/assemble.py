@@ -435,7 +435,8 @@ def _load_questions(config, split, num):
     data_dir=data.data_dir,
     prompt_field=data.prompt_field,
     answer_field=data.answer_field,
-    solution_field=data.solution_field,
+    # What is held out is judged by answers alone, and may have no others.
+    solution_field=data.solution_field if split == 'train' else '',
   )
 
 

@@ -9,7 +9,7 @@
   2. They are scored by the verifier; a reward of exactly 1 is right.
   3. FOLDER/train.jsonl has `question`, `answer` and `solution`, a right reply: at
      most `--most` different ones a question. test.jsonl has the held-out
-     questions. SFT on them, of whatever model:
+     questions. SFT of any model on the two:
        --config.data.source=jsonl --config.data.path=FOLDER/{split}.jsonl
        --config.data.solution_field=solution
   4. FOLDER/pairs.jsonl has `question`, `chosen` and `rejected`: a right and a
@@ -84,6 +84,7 @@ def choose(
   for q, question in enumerate(sampled.asked[:num_asked]):
     texts = sampled.texts[q * G : (q + 1) * G]
     good = list(dict.fromkeys(texts[g] for g in np.flatnonzero(right[q])))
+    good = [text for text in good if text.strip()]  # nothing can be learned of
     bad = [texts[g] for g in np.flatnonzero(~right[q] & stopped[q])]
     for text in good[:most]:
       solutions.append(_describe(question) | {'solution': text})
