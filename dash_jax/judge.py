@@ -3,7 +3,7 @@
 1. `load` reads a Hugging Face folder: weights with a scalar head, and the
    tokenizer that belongs to them, which need not be the policy's.
 2. Each reply follows its question in the run's `data.template`, with the stop
-   token if it ended, and the row is run at once.
+   token if it ended, and the rows run whole, some at a time.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from dash_jax.model import hf, hub, llama
 _SLOTS_UNIT = (
   32  # rows have a multiple of it, so that few programs are compiled
 )
-_TOKENS_AT_ONCE = 16_384  # of one call, on each shard of rows
+_TOKENS_AT_ONCE = 8_192  # of one call, on each shard of rows
 
 
 @dataclasses.dataclass(frozen=True)

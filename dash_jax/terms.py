@@ -6,8 +6,12 @@
            + extra_weight  * extra       `reward.extra`, another function
            + model_weight  * model       the score of a reward model
 
-The sum is what advantages are taken of. Accuracy, and which replies are right,
-remain the verifier's to say. By default there is the verifier alone.
+The sum is what advantages are taken of; DAPO's penalty on long rows and the KL
+come on top, where they are asked for. Accuracy, and which replies are right, remain
+the verifier's to say. By default there is the verifier alone.
+
+What workers score is 0 where it failed, and all of it where the row took too long;
+length and model are there for every row.
 """
 
 import re
