@@ -89,12 +89,14 @@ def export(
   if restored is None:
     raise ValueError(f'--workdir={workdir}: there is no checkpoint yet')
   params, step = restored
+  params.pop('score', None)  # a critic is no part of the policy
+  policy = dataclasses.replace(model.config, scalar_head=False)
   if adapters:
-    written = Exported(model.config, params)
+    written = Exported(policy, params)
     out.mkdir(parents=True, exist_ok=True)
     peft.write_adapters(out, model.config, params, **_find_base(config))
   else:
-    written = _merge(model, params)
+    written = _merge(policy, params, model.param_dtype)
     _write_model(config, workdir, out, written)
   print(f'step {step} of {workdir} is in {out}')
   return written
@@ -151,13 +153,10 @@ def _read_config(workdir):
   return config
 
 
-def _merge(model, params) -> Exported:
-  # A critic is no part of the policy.
-  config = dataclasses.replace(model.config, scalar_head=False)
-  params = {name: x for name, x in params.items() if name != 'score'}
+def _merge(config, params, dtype) -> Exported:
   if config.lora is None:
     return Exported(config, params)
-  merged = lora.merge(config.lora, params, model.param_dtype)
+  merged = lora.merge(config.lora, params, dtype)
   return Exported(
     dataclasses.replace(config, lora=None), merged, (config, params)
   )
