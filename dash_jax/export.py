@@ -89,12 +89,14 @@ def export(
   if restored is None:
     raise ValueError(f'--workdir={workdir}: there is no checkpoint yet')
   params, step = restored
+  params.pop('score', None)  # a critic is no part of the policy
+  policy = dataclasses.replace(model.config, scalar_head=False)
   if adapters:
-    written = Exported(model.config, params)
+    written = Exported(policy, params)
     out.mkdir(parents=True, exist_ok=True)
     peft.write_adapters(out, model.config, params, **_find_base(config))
   else:
-    written = merge(model, params)
+    written = merge(policy, params, model.param_dtype)
     write_model(config, workdir, out, written)
   print(f'step {step} of {workdir} is in {out}')
   return written
@@ -151,14 +153,12 @@ def _read_config(workdir):
   return config
 
 
-def merge(model: llama.Llama, params: dict) -> Exported:
-  """Returns the policy of a run: its weights without a critic, and with its
-  adapters merged into those that they adapt."""
-  config = dataclasses.replace(model.config, scalar_head=False)
-  params = {name: x for name, x in params.items() if name != 'score'}
+def merge(config: llama.LlamaConfig, params: dict, dtype) -> Exported:
+  """Returns a policy with its adapters, if it has some, merged into the weights
+  that they adapt, in `dtype`."""
   if config.lora is None:
     return Exported(config, params)
-  merged = lora.merge(config.lora, params, model.param_dtype)
+  merged = lora.merge(config.lora, params, dtype)
   return Exported(
     dataclasses.replace(config, lora=None), merged, (config, params)
   )

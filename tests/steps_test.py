@@ -28,7 +28,7 @@ def config(mesh, monkeypatch, samplers):
   make = assemble.make_sampler
 
   def make_once(config, model, **sizes):
-    key = tuple(sizes.items())
+    key = (model.config, *sizes.items())
     if key not in samplers:
       samplers[key] = make(config, model, **sizes)
     return samplers[key]

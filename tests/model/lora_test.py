@@ -396,12 +396,13 @@ def test_dropout_differs_by_step_and_minibatch_and_spares_the_reference(
   optimizer = optax.sgd(0.0)
   one = minibatches[:1]
   state = learner.init_state(put(draw_params()), optimizer, adapters)
-  reference = jax.tree.map(jnp.copy, state.params)
   losses_ = []
   for rows in (one, one, one * 2):
     state, metrics = learner.update(
       dataclasses.replace(
-        state, step=state.step * (len(rows) == 1), reference=reference
+        state,
+        step=state.step * (len(rows) == 1),
+        reference=jax.tree.map(jnp.copy, state.params),
       ),
       rows,
       decoding.make_decoding(1.0),
