@@ -25,6 +25,7 @@ setuptools.setup(
     'orbax-checkpoint',
     'rich',
     'safetensors',
+    'scipy',
     'sentencepiece',
     'tensorboardX',
     'tensorflow-datasets',

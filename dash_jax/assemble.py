@@ -22,7 +22,7 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from dash_jax import batches, checks, scoring, sharding, weights
+from dash_jax import batches, checks, judge, scoring, sharding, terms, weights
 from dash_jax import config as config_lib
 from dash_jax.data import chat, pieces, prompts, questions, tokenizer
 from dash_jax.learning import optim
@@ -88,6 +88,9 @@ class Sampled:
     scores: of the B rows.
     sample_s: seconds until the last reply was there.
     reward_s: seconds from then until the last score was.
+    terms: f32[B] by name, what the rewards are made of; {} if it is the scores
+      alone.
+    weighted: f32[B], the weighted sum of the terms, if there are such.
   """
 
   asked: list[batches.Question]
@@ -96,21 +99,32 @@ class Sampled:
   scores: workers.Scores
   sample_s: float
   reward_s: float
+  terms: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  weighted: np.ndarray | None = None
+
+  @property
+  def rewards(self) -> np.ndarray:
+    """f32[Q, G], what advantages are taken of."""
+    rewards = self.scores.rewards if self.weighted is None else self.weighted
+    return rewards.reshape(self.rows.lengths.shape)
 
   def find_mixed(self) -> np.ndarray:
-    """Returns bool[Q], the groups whose scores do not all agree."""
-    rewards = self.scores.rewards.reshape(self.rows.lengths.shape)
+    """Returns bool[Q], the groups whose rewards do not all agree."""
+    rewards = self.rewards
     return (rewards != rewards[:, :1]).any(axis=1)
 
   def join(self, other: 'Sampled') -> 'Sampled':
-    """Returns as many groups as there are here: those of both whose scores do
+    """Returns as many groups as there are here: those of both whose rewards do
     not agree, and of the others as many as are missing."""
     num, G = self.rows.lengths.shape
     mixed = np.concatenate([self.find_mixed(), other.find_mixed()])
     chosen = np.sort(np.argsort(~mixed, kind='stable')[:num])
     asked = [*self.asked, *other.asked]
     texts = [*self.texts, *other.texts]
-    rewards = np.concatenate([self.scores.rewards, other.scores.rewards])
+
+    def choose(a, b):
+      return np.concatenate([a, b]).reshape(-1, G)[chosen].reshape(-1)
+
     return Sampled(
       asked=[asked[q] for q in chosen],
       rows=jax.tree.map(
@@ -118,12 +132,14 @@ class Sampled:
       ),
       texts=[texts[q * G + g] for q in chosen for g in range(G)],
       scores=workers.Scores(
-        rewards=rewards.reshape(-1, G)[chosen].reshape(-1),
+        rewards=choose(self.scores.rewards, other.scores.rewards),
         timeouts=self.scores.timeouts + other.scores.timeouts,
         errors=self.scores.errors + other.scores.errors,
       ),
       sample_s=self.sample_s + other.sample_s,
       reward_s=self.reward_s + other.reward_s,
+      terms=jax.tree.map(choose, self.terms, other.terms),
+      weighted=jax.tree.map(choose, self.weighted, other.weighted),
     )
 
 
@@ -185,6 +201,37 @@ class Parts:
       sample_s=sampled_at - start,
       reward_s=time.perf_counter() - sampled_at,
     )
+
+  def weigh(self, sampled: Sampled) -> Sampled:
+    """Returns replies with the rewards that `reward` makes of its terms."""
+    section = self.config.reward
+    if terms.is_plain(section):
+      return sampled
+    start = time.perf_counter()
+    rows, scores = sampled.rows, sampled.scores
+    values = {'verifier': scores.rewards} | scores.others
+    values['length'] = terms.measure_length(
+      rows.lengths.reshape(-1), self.encoding.max_completion_len
+    )
+    if section.model:
+      G = rows.lengths.shape[1]
+      values['model'] = self.judge.score(
+        [q.prompt for q in sampled.asked for _ in range(G)],
+        sampled.texts,
+        rows.truncated.reshape(-1).tolist(),
+      )
+    values = {name: values[name] for name in terms.list_weights(section)}
+    return dataclasses.replace(
+      sampled,
+      terms=values,
+      weighted=terms.combine(section, values),
+      reward_s=sampled.reward_s + time.perf_counter() - start,
+    )
+
+  @functools.cached_property
+  def judge(self) -> judge.Judge | None:
+    """The reward model, if `reward` names one; cached."""
+    return judge.load(self.config) if self.config.reward.model else None
 
   @functools.cached_property
   def train_sampler(self) -> sampler.Sampler:
@@ -285,6 +332,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
       kwargs={'style': config.reward.style},
       num_workers=config.reward.num_workers,
       timeout_s=config.reward.timeout_s,
+      others=terms.list_functions(config.reward),
     ),
   )
 
@@ -387,7 +435,8 @@ def _load_questions(config, split, num):
     data_dir=data.data_dir,
     prompt_field=data.prompt_field,
     answer_field=data.answer_field,
-    solution_field=data.solution_field,
+    # What is held out is judged by answers alone, and may have no others.
+    solution_field=data.solution_field if split == 'train' else '',
   )
 
 
@@ -461,6 +510,37 @@ def make_find_end(
     return bisect.bisect_left(range(len(tokens)), True, lo=1, key=holds)
 
   return find_end
+
+
+def make_decoding(
+  config: ml_collections.ConfigDict, stop_ids: tuple[int, ...]
+) -> decoding.Decoding:
+  """Returns the distribution that training samples from."""
+  return decoding.make_decoding(
+    config.sampling.temperature,
+    config.sampling.top_p,
+    config.sampling.top_k,
+    min_p=config.sampling.min_p,
+    min_len=config.sampling.min_completion_len,
+    stop_ids=stop_ids,
+  )
+
+
+def fit_batch_size(
+  config: ml_collections.ConfigDict, unit: int
+) -> ml_collections.ConfigDict:
+  """Returns the config with a sampling.batch_size of whole prompts of a call that
+  training does not make, which changes no token.
+
+  Args:
+    config: of a run.
+    unit: rows of which the size must be a multiple.
+  """
+  config = config.copy_and_resolve_references()
+  at_once = config.sampling.batch_size
+  if at_once != config_lib.AUTO:
+    config.sampling.batch_size = max(at_once // unit, 1) * unit
+  return config
 
 
 def make_sampler(

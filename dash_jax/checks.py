@@ -14,6 +14,7 @@ import re
 import ml_collections
 
 from dash_jax import config as config_lib
+from dash_jax import terms
 from dash_jax.data import chat, questions
 from dash_jax.learning import (
   advantages,
@@ -251,6 +252,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       else 'is trained on the spot: data.tokenizer_path must be empty'
     ),
   )
+  terms.check(config)
   _check_data(config.data)
   _check_sizes(config)
 

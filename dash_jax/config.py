@@ -89,6 +89,14 @@ def default() -> ml_collections.ConfigDict:
           'function': 'dash_jax.rewards.answers:score_one',
           'timeout_s': 5.0,
           'num_workers': 1,
+          # What the parts of a reward count in its sum (terms.py).
+          'weight': 1.0,  # of `function`, the verifier
+          'format_weight': 0.0,
+          'length_weight': 0.0,
+          'extra': '',  # another function, as 'my_module:score'
+          'extra_weight': 0.0,
+          'model': '',  # a reward model: 'hf:FOLDER' or 'hub:ORG/NAME'
+          'model_weight': 0.0,
         }
       ),
       'algorithm': section(

@@ -84,6 +84,7 @@ def assign(
   rows: batches.Rollouts,
   penalty: np.ndarray | None = None,
   values: np.ndarray | None = None,
+  verified: np.ndarray | None = None,
 ) -> Credit:
   """Returns what each row counts.
 
@@ -93,6 +94,8 @@ def assign(
     rows: what they are of.
     penalty: f32[Q, G, C], what each token takes away from the reward.
     values: f32[Q, G, C], of the critic, if algorithm.baseline is one.
+    verified: f32[Q, G], the verifier's scores, shaped, if rewards are made of
+      more than these.
   """
   algorithm, sizes = config.algorithm, config_lib.sizes(config)
   by_token = returns = None
@@ -101,7 +104,8 @@ def assign(
   total = rewards - penalty.sum(-1)
   if algorithm.loss == 'supervised':
     # Rejection sampling: learn the right answers by heart.
-    gain = (rewards >= 1).astype(np.float32)
+    scores = rewards if verified is None else verified
+    gain = (scores >= 1).astype(np.float32)
     keep = gain > 0
   elif algorithm.loss == 'dpo':
     gain = losses.find_pairs(total).astype(np.float32)

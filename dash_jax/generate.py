@@ -33,7 +33,6 @@ import numpy as np
 from absl import flags
 
 from dash_jax import assemble, batches, checks, commands, sharding, weights
-from dash_jax import config as config_lib
 from dash_jax.data import jsonl as data_jsonl
 from dash_jax.runs import jsonl
 from dash_jax.sampling import decoding
@@ -222,16 +221,6 @@ def _make_decoding(config, encoding):
   )
 
 
-def _fit_batch_size(config, unit):
-  """Returns the config with a sampling.batch_size of whole prompts of this call,
-  which changes no token."""
-  config = config.copy_and_resolve_references()
-  at_once = config.sampling.batch_size
-  if at_once != config_lib.AUTO:
-    config.sampling.batch_size = max(at_once // unit, 1) * unit
-  return config
-
-
 def _ask(request):
   return batches.Question(request.prompt, answer='', uid=request.index)
 
@@ -246,7 +235,7 @@ def _sample(config, encoding, model, params, settings, requests, done):
     return
   shards = sharding.num_batch_shards(jax.sharding.get_mesh())
   sampled_by = assemble.make_sampler(
-    _fit_batch_size(config, G * shards),
+    assemble.fit_batch_size(config, G * shards),
     model,
     num_prompts=min(len(left), _MOST_AT_ONCE),
     group_size=G,

@@ -114,13 +114,6 @@ def phases(config, stop_ids: tuple[int, ...]) -> tuple[Phase, ...]:
       target=algorithm.kl_target,
     ),
     kl_in_reward=in_reward,
-    decoding=decoding.make_decoding(
-      config.sampling.temperature,
-      config.sampling.top_p,
-      config.sampling.top_k,
-      min_p=config.sampling.min_p,
-      min_len=config.sampling.min_completion_len,
-      stop_ids=stop_ids,
-    ),
+    decoding=assemble.make_decoding(config, stop_ids),
   )
   return tuple(phase for phase in (sft, rl) if phase.num_steps)

@@ -40,6 +40,7 @@ class Scoring:
     self._turns = []
     self._texts = [''] * len(self._answers)
     self._rewards = np.zeros(len(self._answers), np.float32)
+    self._others = {}
 
   def __enter__(self) -> 'Scoring':
     return self
@@ -60,7 +61,8 @@ class Scoring:
     """
     turns = [turn.result() for turn in self._turns]
     timeouts, errors = (sum(counts) for counts in zip(*turns, strict=True))
-    return self._texts, workers.Scores(self._rewards, timeouts, errors)
+    scores = workers.Scores(self._rewards, timeouts, errors, self._others)
+    return self._texts, scores
 
   def _score_waiting(self) -> tuple[int, int]:
     """Scores all that has come by now, so that no worker waits for the slowest
@@ -83,4 +85,7 @@ class Scoring:
       made.truncated[at].tolist(),
     )
     self._rewards[rows] = scores.rewards
+    for name, values in scores.others.items():
+      whole = self._others.setdefault(name, np.zeros_like(self._rewards))
+      whole[rows] = values
     return scores.timeouts, scores.errors

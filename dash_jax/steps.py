@@ -88,7 +88,8 @@ def rl_step(
   start = time.perf_counter()
   sampled, num_rounds = _sample(parts, phase, state, step)
   rows, scores = sampled.rows, sampled.scores
-  rewards = scores.rewards.reshape(rows.lengths.shape)
+  rewards = sampled.rewards
+  verified = scores.rewards.reshape(rewards.shape)
   scored_at = time.perf_counter()
   reference = expected = penalty = None
   if phase.needs_reference_rows:
@@ -107,7 +108,10 @@ def rl_step(
       parts.model, lora.join(state.params, state.frozen), rows
     )
   shaped = credit_lib.shape_rewards(config, rewards, rows)
-  credit = credit_lib.assign(config, shaped, rows, penalty, expected)
+  credit = credit_lib.assign(
+    config, shaped, rows, penalty, expected,
+    verified=credit_lib.shape_rewards(config, verified, rows),
+  )  # fmt: skip
   keep = credit.keep
   sums = sharding.sum_over_hosts(
     {
@@ -116,7 +120,7 @@ def rl_step(
       'masked_rows': credit.masked,
       'kl': kl.sum(),
       'reward': rewards.sum(),
-      'right': (rewards == 1).sum(),
+      'right': (verified == 1).sum(),
       'tokens': rows.lengths.sum(),
       'trained_tokens': rows.lengths[keep].sum(),
       'truncated': rows.truncated.sum(),
@@ -125,6 +129,7 @@ def rl_step(
       'errors': scores.errors,
       'staleness': (step - rows.policy_step).sum(),
     }
+    | {f'reward_{name}': x.sum() for name, x in sampled.terms.items()}
   )
   state, values = updates.learn(
     parts, phase, room, state, rows, credit, reference
@@ -136,7 +141,7 @@ def rl_step(
   if write_rollouts:
     rollouts.write(
       parts.own_folder, step + 1, sampled.asked, sampled.texts, rows,
-      rewards=rewards, advantages=credit.gain, kept=keep,
+      rewards=rewards, advantages=credit.gain, kept=keep, terms=sampled.terms,
     )  # fmt: skip
   seconds = {
     'sample_s': sampled.sample_s,
@@ -185,7 +190,7 @@ def _sample(parts, phase, state, step):
     # Each round has questions and noise of its own, functions of the seed.
     asked = _draw(parts, step, num, round_=i)
     key = jax.random.fold_in(jax.random.key(config.seed), step)
-    new = parts.sample_and_score(
+    sampled = parts.sample_and_score(
       parts.train_sampler,
       lora.join(state.params, state.frozen),
       asked,
@@ -193,6 +198,7 @@ def _sample(parts, phase, state, step):
       phase.decoding,
       policy_step=step,
     )
+    new = parts.weigh(sampled)
     found = new if found is None else found.join(new)
     missing = float((~found.find_mixed()).sum())
     if not sharding.max_over_hosts({'missing': missing})['missing']:
@@ -218,4 +224,8 @@ def _summarize(sums, seconds):
     'reward_timeouts': int(sums['timeouts']),
     'reward_errors': int(sums['errors']),
     'staleness': sums['staleness'] / num_rows,
+  } | {
+    name: total / num_rows
+    for name, total in sums.items()
+    if name.startswith('reward_')
   }

@@ -127,6 +127,7 @@ def _go_on(parts, plan, state, stop, saved, bars, log) -> bool:
 def _compile(parts, plan):
   """Compiles all that samples, beside the state that it must leave room for."""
   if any(phase.name == 'rl' for phase in plan):
+    _ = parts.judge
     _ = parts.train_sampler
   _ = parts.eval_sampler
 

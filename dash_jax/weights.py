@@ -61,6 +61,11 @@ def model_config(config: ml_collections.ConfigDict) -> llama.LlamaConfig:
   reader, path = find_weights(config)
   if reader:
     found = reader.read_config(path)
+    if found.scalar_head:
+      raise ValueError(
+        f'model.weights={config.model.weights!r} is a reward model, which cannot'
+        ' continue a text: it goes to reward.model'
+      )
     if config.model.preset != checks.AUTO:
       _compare(config.model, found, presets.PRESETS[config.model.preset])
   else:

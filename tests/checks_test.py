@@ -138,6 +138,26 @@ BAD = [
   ({'algorithm__kl_in': 'both'}, 'algorithm.kl_in', "'reward'"),
   ({'algorithm__kl_estimator': 'k4'}, 'algorithm.kl_estimator', "'k3'"),
   ({'algorithm__overlong_len': 65}, 'algorithm.overlong_len', 'at most'),
+  ({'reward__format_weight': -1.0}, 'reward.format_weight', 'at least 0'),
+  ({'reward__extra': 'a:f'}, 'reward.extra', 'a weight above 0, or neither'),
+  ({'reward__extra_weight': 1.0}, 'reward.extra', "'my_module:score'"),
+  ({'reward__model_weight': 1.0}, 'reward.model', "'hf:FOLDER'"),
+  (
+    {'reward__extra': 'score', 'reward__extra_weight': 1.0},
+    'reward.extra',
+    "'my_module:score'",
+  ),
+  (
+    {'reward__model': 'FOLDER', 'reward__model_weight': 1.0},
+    'reward.model',
+    "'hf:FOLDER'",
+  ),
+  ({'reward__weight': 0.0}, 'reward.weight', 'reward.length_weight'),
+  (
+    {'reward__length_weight': 0.1, 'algorithm__scale': 'mean'},
+    'reward.length_weight',
+    "'std'",
+  ),
   ({'optim__minibatch_size': 257}, 'optim.minibatch_size', 'at most 256'),
   (
     {'algorithm__name': 'sft', 'algorithm__sft_steps': 0},

@@ -30,7 +30,10 @@ class _Pool:
       float(f'{text}/{answer}/{cut}' in self.right)
       for text, answer, cut in zip(texts, answers, truncated, strict=True)
     ]
-    return workers.Scores(np.array(rewards, np.float32), len(texts), 1)
+    return workers.Scores(
+      np.array(rewards, np.float32), len(texts), 1,
+      {'length': np.array(list(map(len, texts)), np.float32)},
+    )  # fmt: skip
 
 
 def make_completions():
@@ -55,6 +58,7 @@ def test_rewards_find_their_rows_in_any_order():
     texts, scores = scored.finish()
   assert texts == ['0', '4 5', '8 9 10', '12 13 14 15', '16', '20']
   assert scores.rewards.tolist() == [0, 0, 0, 1, 1, 0]
+  assert scores.others['length'].tolist() == [len(text) for text in texts]
   assert scores.timeouts == 6
   assert 1 <= scores.errors <= 3  # one for each batch that the pool saw
 

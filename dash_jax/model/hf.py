@@ -1,6 +1,7 @@
 """Weights and architecture from a Hugging Face folder.
 
-1. `read_config` reads config.json.
+1. `read_config` reads config.json. A model that classifies sequences has a
+   scalar head in place of an lm_head.
 2. `open_tensors` lists the tensors of model.safetensors, or of the files that
    its index names.
 3. `read_weights` hands them to `tensors.load`.
@@ -17,6 +18,7 @@ import safetensors
 from dash_jax.model import fields, llama, tensors
 
 _ARCHITECTURES = ('llama', 'mistral', 'qwen2', 'qwen3')
+_CLASSIFIER = 'ForSequenceClassification'
 _HOLDS = 'a Hugging Face folder holds config.json and safetensors files'
 _FLOAT_TYPES = ('F64', 'F32', 'F16', 'BF16')
 
@@ -69,6 +71,15 @@ def read_config(folder: str) -> llama.LlamaConfig:
       f'{path}: layer_types has {sorted(others)}; only full_attention can be read'
     )
   theta = fields.get(str(path), rope, 'rope_theta', float, None)
+  classifies = any(
+    str(name).endswith(_CLASSIFIER) for name in found.get('architectures') or ()
+  )
+  labels = found.get('id2label')
+  if classifies and (not isinstance(labels, dict) or len(labels) != 1):
+    raise ValueError(
+      f'{path}: id2label is {labels!r}; of models that classify, those with one'
+      ' label, a score, can be read'
+    )
   config = llama.LlamaConfig(
     vocab_size=get('vocab_size', int),
     embed_dim=embed_dim,
@@ -79,10 +90,12 @@ def read_config(folder: str) -> llama.LlamaConfig:
     ffw_dim=get('intermediate_size', int),
     rope_theta=theta or get('rope_theta', float, 1e4),
     norm_eps=get('rms_norm_eps', float),
-    tied=get('tie_word_embeddings', bool, False),
+    # Without an lm_head there is none to tell from the embedding.
+    tied=classifies or get('tie_word_embeddings', bool, False),
     qkv_bias=architecture == 'qwen2',
     qk_norm=architecture == 'qwen3',
     rope_scaling=_read_scaling(path, rope),
+    scalar_head=classifies,
   )
   return fields.check_heads(str(path), config)
 

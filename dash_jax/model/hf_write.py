@@ -30,7 +30,8 @@ def make_config(
   """Returns the fields of config.json.
 
   Mistral without its window and Llama 2 and 3 compute the same: all are written
-  as model_type 'llama'.
+  as model_type 'llama'. With a scalar head it is a model that classifies, which
+  has no lm_head.
 
   Args:
     config: the architecture.
@@ -69,6 +70,9 @@ def make_config(
     'eos_token_id': list(stop_ids),
     'pad_token_id': pad_id,
   }
+  if config.scalar_head:
+    fields['architectures'] = [f'{name}ForSequenceClassification']
+    fields |= {'id2label': {'0': 'score'}, 'label2id': {'score': 0}}
   if config.rope_scaling is not None:
     s = config.rope_scaling
     fields['rope_scaling'] = {

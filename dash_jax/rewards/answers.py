@@ -130,6 +130,22 @@ def score_one(
   return float(given is not None and equal(given, answer, style))
 
 
+def score_format(
+  completion: str, answer: str, truncated: bool, style: str
+) -> float:
+  """Scores the form of one completion.
+
+  Returns:
+    1.0 if the completion stopped and states a final answer in the style, right
+    or wrong, else 0.0.
+
+  Raises:
+    ValueError: `style` is unknown.
+  """
+  del answer
+  return float(not truncated and extract(completion, style) is not None)
+
+
 def prepare(style: str) -> None:
   """Imports what a style needs, so that no answer's time-out pays for it."""
   _check(style)

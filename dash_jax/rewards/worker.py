@@ -2,13 +2,13 @@
 
 The life of a row here:
 
-  1. The pool sends one JSON line: the function's path, its keyword arguments
-     and limits. We import the function and answer 'loaded', then run its
-     `prepare`, if it has one, and answer 'ready'.
+  1. The pool sends one JSON line: the functions' paths, their keyword arguments
+     and limits. We import the functions and answer 'loaded', then run the
+     `prepare` of those that have one, and answer 'ready'.
   2. Each further line is a row [completion, answer, truncated].
-  3. The answer is a line [reward, error, is_usable]: reward is null where
-     error says why, and is_usable is false if this process ran out of memory
-     and so ends.
+  3. The answer is a line [rewards, error, is_usable]: a reward for each function,
+     0 for one that failed; error is null or says how the first of these did, and
+     is_usable is false if this process ran out of memory and so ends.
   4. When the pipe closes, the pool's process has ended, and so do we.
 
 Lines go over copies of the first file descriptors. The descriptors themselves
@@ -46,10 +46,11 @@ def main() -> None:
   start = json.loads(rows.readline())
   _set_alarm(start['start_alarm_s'])
   try:
-    function = _import(start['function'])
+    functions = [_import(path) for path in start['functions']]
     reply('loaded')
-    if prepare := getattr(function, 'prepare', None):
-      prepare(**start['kwargs'])
+    for function in functions:
+      if prepare := getattr(function, 'prepare', None):
+        prepare(**start['kwargs'])
   except BaseException:
     reply({'failed': traceback.format_exc(limit=-1).strip()})
     return
@@ -59,7 +60,7 @@ def main() -> None:
   signal.alarm(0)
   for line in rows:
     _set_alarm(start['alarm_s'])
-    answer = _score(function, json.loads(line), start['kwargs'])
+    answer = _score_all(functions, json.loads(line), start['kwargs'])
     signal.alarm(0)
     reply(answer)
     if not answer[-1]:
@@ -74,8 +75,21 @@ def _import(path: str):
   return function
 
 
-def _score(function, row, kwargs) -> list:
-  """Returns [reward or None, error or None, is_usable]."""
+def _score_all(functions, row, kwargs) -> list:
+  """Returns [rewards, error or None, is_usable]."""
+  rewards, first_error = [0.0] * len(functions), None
+  for i, function in enumerate(functions):
+    reward, error, is_usable = _score(function, row, kwargs)
+    first_error = first_error or error
+    if error is None:
+      rewards[i] = reward
+    if not is_usable:
+      return [rewards, first_error, False]
+  return [rewards, first_error, True]
+
+
+def _score(function, row, kwargs) -> tuple:
+  """Returns (reward or None, error or None, is_usable)."""
   try:
     value = function(*row, **kwargs)
     if not isinstance(value, numbers.Real):
@@ -84,10 +98,10 @@ def _score(function, row, kwargs) -> list:
     if math.isnan(reward) or abs(reward) > _MAX_FLOAT32:
       raise ValueError(f'returned {reward}, not a finite float')
   except MemoryError:
-    return [None, f'MemoryError (limit {_MAX_MEMORY_BYTES} bytes)', False]
+    return None, f'MemoryError (limit {_MAX_MEMORY_BYTES} bytes)', False
   except BaseException as error:  # SystemExit too: one row is at fault, not we.
-    return [None, f'{type(error).__name__}: {error}'[:1000], True]
-  return [reward, None, True]
+    return None, f'{type(error).__name__}: {error}'[:1000], True
+  return reward, None, True
 
 
 def _set_alarm(alarm_s: float) -> None:

@@ -11,6 +11,8 @@ The life of a batch here:
   4. A row that raises, returns no finite number, or takes its worker down is an
      error. Both score 0, and both are counted, apart from answers that are
      simply wrong.
+  5. Other functions than the reward function may score the same rows, in the same
+     turn: one that fails scores 0 by itself, and its row counts as an error.
 """
 
 import collections
@@ -43,16 +45,18 @@ class Scores:
   Attributes:
     rewards: f32[B]; 0 on rows that timed out or failed.
     timeouts: rows that took longer than allowed.
-    errors: rows whose reward function raised, crashed or returned no number.
+    errors: rows of which a function raised, crashed or returned no number.
+    others: f32[B] by name, of the pool's other functions.
   """
 
   rewards: np.ndarray
   timeouts: int
   errors: int
+  others: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class Pool:
-  """Worker processes that share one reward function. A context manager.
+  """Worker processes that share reward functions. A context manager.
 
   A reward function is called as function(completion, answer, truncated,
   **kwargs) with two strings and a bool, and returns a finite float. If it has
@@ -69,6 +73,7 @@ class Pool:
     kwargs: dict | None = None,
     num_workers: int = 2,
     timeout_s: float = 5.0,
+    others: dict[str, str] | None = None,
   ):
     """Starts the workers and waits until they have imported the function.
 
@@ -76,23 +81,26 @@ class Pool:
       function: 'package.module:name' of the reward function.
       kwargs: its keyword arguments, of what JSON can hold.
       num_workers: processes.
-      timeout_s: seconds that one row may take.
+      timeout_s: seconds that one row may take, in all functions together.
+      others: paths of more functions that score each row, by a name.
 
     Raises:
-      ValueError: an argument is out of range, or `function` can't be imported.
+      ValueError: an argument is out of range, or a function can't be imported.
     """
-    module, colon, name = function.partition(':')
-    if not (module and colon and name.isidentifier()):
-      raise ValueError(
-        f'function is {function!r}; it must name a module and a function in it,'
-        " as in 'dash_jax.rewards.answers:score_one'"
-      )
+    others = others or {}
+    for path in (function, *others.values()):
+      module, colon, name = path.partition(':')
+      if not (module and colon and name.isidentifier()):
+        raise ValueError(
+          f'function is {path!r}; it must name a module and a function in it,'
+          " as in 'dash_jax.rewards.answers:score_one'"
+        )
     if num_workers < 1:
       raise ValueError(f'num_workers is {num_workers}; it must be at least 1')
     if not 0 < timeout_s < float('inf'):
       raise ValueError(f'timeout_s is {timeout_s}; it must be above 0')
     start = {
-      'function': function,
+      'functions': [function, *others.values()],
       'kwargs': kwargs or {},
       'alarm_s': timeout_s + _ALARM_MARGIN_S,
       'start_alarm_s': START_TIMEOUT_S + _ALARM_MARGIN_S,
@@ -103,7 +111,8 @@ class Pool:
       raise ValueError(
         f'kwargs is {kwargs!r}; JSON must hold it: {error}'
       ) from error
-    self._function = function
+    self._functions = ', '.join(start['functions'])
+    self._others = tuple(others)
     self._timeout_s = timeout_s
     self._has_warned = False
     self._workers = []
@@ -166,17 +175,16 @@ class Pool:
       raise
 
   def _score(self, rows) -> Scores:
-    rewards = np.zeros(len(rows), np.float32)
+    rewards = np.zeros((1 + len(self._others), len(rows)), np.float32)
     timeouts = errors = num_done = 0
     waiting = collections.deque(range(len(rows)))
     now = self._wait(0.0)  # A worker may have ended while nobody looked.
     while True:
       for i, worker in enumerate(self._workers):
-        for row, reward, error in worker.take_replies(self._timeout_s):
+        for row, found, error in worker.take_replies(self._timeout_s):
           num_done += 1
-          if error is None:
-            rewards[row] = reward
-          else:
+          rewards[:, row] = found
+          if error is not None:
             errors += 1
             self._warn(error)
         is_late = bool(worker.rows) and now > worker.deadline_s
@@ -194,7 +202,8 @@ class Pool:
         worker.kill()
         self._workers[i] = _Worker(self._start)
       if num_done == len(rows):
-        return Scores(rewards, timeouts, errors)
+        others = dict(zip(self._others, rewards[1:], strict=True))
+        return Scores(rewards[0], timeouts, errors, others)
       for worker in self._workers:
         if worker.is_ready and not worker.rows and waiting:
           share = -(-len(waiting) // len(self._workers))
@@ -226,7 +235,7 @@ class Pool:
     for worker in self._workers:
       if failure := worker.start_failure():
         raise ValueError(
-          f'reward function {self._function!r} does not start: {failure}'
+          f'reward function {self._functions!r} does not start: {failure}'
         )
 
   def _warn(self, error: str) -> None:
@@ -235,7 +244,7 @@ class Pool:
       logging.getLogger(__name__).warning(
         'reward function %s failed, and the row scores 0: %s. Further errors'
         ' are only counted.',
-        self._function,
+        self._functions,
         error,
       )
 
@@ -294,7 +303,7 @@ class _Worker:
     self._unsent += b''.join(json.dumps(rows[i]).encode() + b'\n' for i in turn)
 
   def take_replies(self, timeout_s: float) -> list:
-    """Returns (row, reward, error) of the rows that it has answered."""
+    """Returns (row, rewards, error) of the rows that it has answered."""
     if self._replies:
       self.deadline_s = time.monotonic() + timeout_s
     replies, self._replies = self._replies, []
@@ -321,9 +330,9 @@ class _Worker:
       elif isinstance(reply, dict):
         self._failure = reply['failed']
       else:
-        reward, error, is_usable = reply
+        rewards, error, is_usable = reply
         self.is_spent = not is_usable
-        self._replies.append((reward, error))
+        self._replies.append((rewards, error))
 
   def start_failure(self) -> str:
     """Says why it will not become ready, or ''."""

@@ -30,6 +30,7 @@ def write(
   rewards: np.ndarray,
   advantages: np.ndarray,
   kept: np.ndarray,
+  terms: dict[str, np.ndarray] | None = None,
 ) -> pathlib.Path:
   """Writes the B = Q * G rows of one step, whole or not at all.
 
@@ -42,6 +43,7 @@ def write(
     rewards: f32[Q, G].
     advantages: f32[Q, G].
     kept: bool[Q, G], True where the row was trained on.
+    terms: f32[B] by name, what the rewards are made of.
 
   Returns:
     The file's path.
@@ -63,6 +65,9 @@ def write(
     'completion_len': rollouts.lengths,
     'truncated': rollouts.truncated,
     'logprob_sum': rollouts.logprobs.sum(axis=-1),
+  } | {
+    f'reward_{name}': values.reshape(shape)
+    for name, values in (terms or {}).items()
   }
   for name, value in columns.items():
     if value.shape != shape:

@@ -17,6 +17,7 @@ from experiments.parity import (
   chats,
   meta,
   models,
+  rewards,
   smollm2,
   supports,
   texts,
@@ -37,6 +38,7 @@ def main() -> int:
     jax.config.update('jax_disable_most_optimizations', True)
     models.check_models(report)
     adapters.check_adapters(report)
+    rewards.check_rewards(report)
     jax.config.update('jax_disable_most_optimizations', False)
     supports.check_supports(report)
     meta.check_meta(report)

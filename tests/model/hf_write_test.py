@@ -28,6 +28,7 @@ CONFIGS = {
   'llama3_1': dataclasses.replace(LLAMA, rope_scaling=SCALING, tied=True),
   'qwen2': dataclasses.replace(LLAMA, qkv_bias=True, rope_theta=1e6),
   'qwen3': dataclasses.replace(LLAMA, qk_norm=True, norm_eps=1e-6),
+  'reward': dataclasses.replace(LLAMA, scalar_head=True, tied=True),
 }
 
 

@@ -204,3 +204,21 @@ def test_hostile_text_takes_bounded_time(style):
     for text in (inside, inside + '1', '1' + inside + 'x'):
       answers.equal(text, gold, style)
   assert time.process_time() - start_s < 20.0
+
+
+@pytest.mark.parametrize(
+  ('completion', 'style', 'expected'),
+  [
+    ('so it is\n#### 7', 'gsm8k', 1.0),
+    ('so it is 7', 'gsm8k', 0.0),
+    (r'\boxed{x}', 'boxed', 1.0),
+    (r'\boxed{x', 'boxed', 0.0),
+    ('so it is 7', 'last_number', 1.0),
+    ('so it is', 'last_number', 0.0),
+  ],
+)
+def test_the_form_counts_whatever_the_answer_is(completion, style, expected):
+  for answer in ('7', 'another'):
+    found = answers.score_format(completion, answer, False, style)
+    assert found == expected
+  assert answers.score_format(completion, '7', True, style) == 0.0

@@ -62,6 +62,25 @@ def test_arguments_arrive_as_given():
   assert scores.rewards.tolist() == [2.0 * (5 + 20 + 1000), 2.0 * 10]
 
 
+def test_other_functions_score_the_same_rows_and_fail_by_themselves():
+  """One that raises leaves the reward as it is; one that takes its process down
+  takes the row."""
+  others = {
+    'again': 'hostile_rewards:obey',
+    'answer': 'hostile_rewards:obey_answer',
+  }
+  with _pool(num_workers=1, others=others) as pool:
+    scores = pool.score(
+      ['12', '3', '34', '5', '56'],
+      ['1', 'raise', '2', 'exit', '4'],
+      [False] * 5,
+    )
+  assert scores.rewards.tolist() == [12, 3, 34, 0, 56]
+  np.testing.assert_array_equal(scores.others['again'], scores.rewards)
+  assert scores.others['answer'].tolist() == [1, 0, 2, 0, 4]
+  assert (scores.timeouts, scores.errors) == (0, 2)
+
+
 @pytest.mark.parametrize('hang', ['loop', 'power'])
 def test_rows_that_never_end_are_timeouts_and_cost_no_other_row(hang):
   # `power` is one call in C, which no exception and no thread can interrupt.
@@ -194,7 +213,7 @@ def test_a_worker_that_hangs_ends_without_its_pool():
   # Driven by hand, so that nobody kills it. The call holds the interpreter's
   # lock: only the alarm's default action can end it.
   start = {
-    'function': 'hostile_rewards:obey',
+    'functions': ['hostile_rewards:obey'],
     'kwargs': {},
     'alarm_s': 0.3,
     'start_alarm_s': 60.0,

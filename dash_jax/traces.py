@@ -1,0 +1,194 @@
+"""A policy's right replies to the training questions, for others to learn from.
+
+    python -m dash_jax.traces --config=experiments/X.py --workdir=DIR \\
+        --out=FOLDER [--replies=4] [--questions=N] [--most=1] [--overwrite]
+
+  1. The newest checkpoint in the workdir (without one, the weights that the run
+     starts from) samples `--replies` replies to each training question, as the
+     section `sampling` says, with noise that no training step has.
+  2. They are scored by the verifier; a reward of exactly 1 is right.
+  3. FOLDER/train.jsonl has `question`, `answer` and `solution`, a right reply: at
+     most `--most` different ones a question. test.jsonl has the held-out
+     questions. SFT of any model on the two:
+       --config.data.source=jsonl --config.data.path=FOLDER/{split}.jsonl
+       --config.data.solution_field=solution
+  4. FOLDER/pairs.jsonl has `question`, `chosen` and `rejected`: a right and a
+     wrong reply to a question that has both, for dash_jax.reward_model. A wrong
+     one that ran out of room is none: a model would learn how texts are cut.
+"""
+
+import pathlib
+from collections.abc import Iterable
+
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+
+from dash_jax import assemble, batches, commands, sharding, weights
+from dash_jax.runs import jsonl
+
+NAMES = ('train.jsonl', 'test.jsonl', 'pairs.jsonl')
+_MOST_AT_ONCE = 512  # questions of one call
+# No step has this number, nor have an evaluation and dropout.
+_NOISE = 2**31 - 3
+
+
+def sample(
+  parts: assemble.Parts,
+  params: dict,
+  asked: list[batches.Question],
+  num_replies: int,
+) -> Iterable[assemble.Sampled]:
+  """Yields the replies to some questions at a time, scored.
+
+  Args:
+    parts: of the run that samples.
+    params: the model's weights.
+    asked: the questions.
+    num_replies: G.
+  """
+  shards = sharding.num_batch_shards(jax.sharding.get_mesh())
+  most = -(-min(len(asked), _MOST_AT_ONCE) // shards) * shards
+  sampled_by = assemble.make_sampler(
+    assemble.fit_batch_size(parts.config, num_replies * shards),
+    parts.model,
+    num_prompts=most,
+    group_size=num_replies,
+  )
+  how = assemble.make_decoding(parts.config, parts.stop_ids)
+  key = jax.random.fold_in(jax.random.key(parts.config.seed), _NOISE)
+  for first in range(0, len(asked), most):
+    some = asked[first : first + most]
+    # Filled up so that every shard has as many; what is added is not scored.
+    full = some + some[:1] * (-len(some) % shards)
+    yield parts.sample_and_score(
+      sampled_by, params, full, key, how, num_scored=len(some)
+    )
+
+
+def choose(
+  sampled: assemble.Sampled, num_asked: int, most: int
+) -> tuple[list[dict], list[dict]]:
+  """Returns the lines of train.jsonl and of pairs.jsonl.
+
+  Args:
+    sampled: replies to questions.
+    num_asked: only those to so many of them count.
+    most: right replies of a question that are kept.
+  """
+  solutions, pairs = [], []
+  G = sampled.rows.lengths.shape[1]
+  right = sampled.scores.rewards.reshape(-1, G) == 1
+  stopped = ~np.asarray(sampled.rows.truncated)
+  for q, question in enumerate(sampled.asked[:num_asked]):
+    texts = sampled.texts[q * G : (q + 1) * G]
+    good = list(dict.fromkeys(texts[g] for g in np.flatnonzero(right[q])))
+    good = [text for text in good if text.strip()]  # nothing can be learned of
+    bad = [texts[g] for g in np.flatnonzero(~right[q] & stopped[q])]
+    for text in good[:most]:
+      solutions.append(_describe(question) | {'solution': text})
+    if good and bad:
+      pairs.append(
+        {'question': question.prompt, 'chosen': good[0], 'rejected': bad[0]}
+      )
+  return solutions, pairs
+
+
+def _describe(question):
+  return {'question': question.prompt, 'answer': question.answer}
+
+
+def write(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  out: pathlib.Path,
+  *,
+  num_replies: int = 4,
+  num_questions: int = 0,
+  most: int = 1,
+  overwrite: bool = False,
+) -> None:
+  """Samples and writes the traces of a run, on the mesh in use.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    out: the folder.
+    num_replies: sampled for each question.
+    num_questions: the first so many; 0 takes all.
+    most: right replies that are kept of a question.
+    overwrite: whether files of an earlier call may be replaced.
+
+  Raises:
+    ValueError, OSError: names the flag or field and what would be valid.
+  """
+  if config.mesh.multi_host:
+    raise ValueError(
+      'mesh.multi_host=True: traces are sampled in one process; set it to False'
+    )
+  there = [name for name in NAMES if (out / name).exists()]
+  if there and not overwrite:
+    raise ValueError(
+      f'--out={out} has {", ".join(there)} already: name another folder, or say'
+      ' --overwrite'
+    )
+  parts = assemble.build(config, workdir)
+  asked = parts.train_questions[: num_questions or None]
+  solutions, pairs, num_right = [], [], 0
+  with parts.pool:
+    restored = weights.restore_params(config, parts.model, workdir)
+    params, step = restored or (weights.load_params(config, parts.model), 0)
+    left = len(asked)
+    for sampled in sample(parts, params, asked, num_replies):
+      num_asked = min(left, len(sampled.asked))
+      left -= num_asked
+      num_right += int((sampled.scores.rewards == 1).sum())
+      found = choose(sampled, num_asked, most)
+      solutions += found[0]
+      pairs += found[1]
+  out.mkdir(parents=True, exist_ok=True)
+  tests = [_describe(question) for question in parts.test_questions]
+  for name, lines in zip(NAMES, (solutions, tests, pairs), strict=True):
+    jsonl.write(out / name, lines)
+  answered = len({line['question'] for line in solutions})
+  print(
+    f'step {step}: {num_right} of {len(asked) * num_replies} replies are'
+    f' right, to {answered} of {len(asked)} questions; {out} has'
+    f' {len(solutions)} solutions and {len(pairs)} pairs'
+  )
+
+
+def main(config, workdir):
+  given = flags.FLAGS
+  with jax.set_mesh(assemble.connect(config)):
+    write(
+      config,
+      workdir,
+      pathlib.Path(given.out),
+      num_replies=given.replies,
+      num_questions=given.questions,
+      most=given.most,
+      overwrite=given.overwrite,
+    )
+
+
+def _define_flags():
+  flags.DEFINE_string('out', None, 'The folder to write.', required=True)
+  flags.DEFINE_integer(
+    'replies', 4, 'Sampled for each question.', lower_bound=1
+  )
+  flags.DEFINE_integer(
+    'questions', 0, 'The first so many; 0 takes all.', lower_bound=0
+  )
+  flags.DEFINE_integer(
+    'most', 1, 'Right replies that are kept of a question.', lower_bound=1
+  )
+  flags.DEFINE_bool(
+    'overwrite', False, 'Whether files of an earlier call may be replaced.'
+  )
+
+
+if __name__ == '__main__':
+  _define_flags()
+  commands.run(main)
