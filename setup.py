@@ -40,6 +40,7 @@ setuptools.setup(
       'nbclient',
       'nbformat',
       'pytest',
+      'pytest-xdist',
       'ruff',
     ],
     'hub': ['huggingface_hub'],
