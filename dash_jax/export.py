@@ -89,14 +89,13 @@ def export(
   if restored is None:
     raise ValueError(f'--workdir={workdir}: there is no checkpoint yet')
   params, step = restored
-  params.pop('score', None)  # a critic is no part of the policy
-  policy = dataclasses.replace(model.config, scalar_head=False)
+  model, params = drop_critic(model, params)
   if adapters:
-    written = Exported(policy, params)
+    written = Exported(model.config, params)
     out.mkdir(parents=True, exist_ok=True)
     peft.write_adapters(out, model.config, params, **_find_base(config))
   else:
-    written = merge(policy, params, model.param_dtype)
+    written = merge(model, params)
     write_model(config, workdir, out, written)
   print(f'step {step} of {workdir} is in {out}')
   return written
@@ -153,12 +152,19 @@ def _read_config(workdir):
   return config
 
 
-def merge(config: llama.LlamaConfig, params: dict, dtype) -> Exported:
-  """Returns a policy with its adapters, if it has some, merged into the weights
-  that they adapt, in `dtype`."""
+def drop_critic(model: llama.Llama, params: dict) -> tuple[llama.Llama, dict]:
+  """Returns a run's model and its weights as a policy: without a scalar head."""
+  config = dataclasses.replace(model.config, scalar_head=False)
+  params = {name: x for name, x in params.items() if name != 'score'}
+  return dataclasses.replace(model, config=config), params
+
+
+def merge(model: llama.Llama, params: dict) -> Exported:
+  """Returns a policy with its adapters, if any, merged into what they adapt."""
+  config = model.config
   if config.lora is None:
     return Exported(config, params)
-  merged = lora.merge(config.lora, params, dtype)
+  merged = lora.merge(config.lora, params, model.param_dtype)
   return Exported(
     dataclasses.replace(config, lora=None), merged, (config, params)
   )

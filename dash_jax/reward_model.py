@@ -168,8 +168,8 @@ def begin(config, workdir: str) -> judge.Judge:
   restored = weights.restore_params(config, model, workdir)
   params, step = restored or (weights.load_params(config, model), 0)
   print(f'begins with step {step} of {workdir}')
-  policy = export.merge(model.config, params, model.param_dtype)
-  # What would read out tokens has no use, and a critic's head reads values.
+  policy = export.merge(*export.drop_critic(model, params))
+  # What would read out tokens has no use.
   architecture = dataclasses.replace(policy.config, scalar_head=True, tied=True)
   score = llama.weights(architecture)['score']
   params = {n: x for n, x in policy.params.items() if n != 'unembed'}

@@ -3,9 +3,11 @@
     python -m experiments.algorithms --out=DIR [--seeds=0,1,2] [--only=NAME,..]
 
   1. A seed's start is the quickstart's supervised phase; it is exported, and its
-     tokenizer kept.
+     tokenizer kept. Of its replies to training questions a reward model is made,
+     and of those of the seed's DASH run a stronger model's traces.
   2. Each of ALGORITHMS goes on from there with the quickstart's 10,240 samples,
-     by `python -m dash_jax.main` and the fields that are named with it.
+     or rows to imitate, by `python -m dash_jax.main` and the fields that are
+     named with it.
   3. The table has greedy accuracy on the held-out questions before and after,
      for each seed, and the mean gain with Student's 95% interval over seeds.
 
@@ -20,14 +22,17 @@ import statistics
 import subprocess
 import sys
 
+from scipy import stats
+
 from dash_jax.runs import metrics
 
 _CONFIG = 'experiments/quickstart.py'
+_NUM_SAMPLES = 10_240  # of the quickstart
+_NUM_REPLIES = 4  # to a question, of traces
+_SFT = {'name': 'sft', 'sft_steps': _NUM_SAMPLES // 16}
 
-# Student's t, 97.5%, by the number of seeds.
-_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-
-# Fields of `algorithm`, or of another section with its name.
+# Fields of `algorithm`, or of another section with its name. '{seed}' is a
+# seed's folder.
 ALGORITHMS = {
   'DASH': {},
   'GRPO a question a step': {'name': 'grpo'},
@@ -82,14 +87,35 @@ ALGORITHMS = {
   'truncated rows masked': {'mask_truncated': True},
   'DPO of best and worst': {'loss': 'dpo', 'dpo_beta': 0.5},
   'rejection sampling': {'loss': 'supervised', 'normalizer': 'token'},
+  "SFT on the data's solutions": _SFT,
+  'SFT on traces of the DASH run': _SFT
+  | {
+    'data.source': 'jsonl',
+    'data.path': '{seed}/traces/{{split}}.jsonl',
+    'data.solution_field': 'solution',
+    'data.num_train': 0,
+  },
+  'format and length beside the verifier': {
+    'reward.format_weight': 0.1,
+    'reward.length_weight': 0.1,
+  },
+  'a reward model beside the verifier': {
+    'reward.model': 'hf:{seed}/reward_model',
+    'reward.model_weight': 0.1,
+  },
 }
 
 
-def make_options(fields: dict) -> list[str]:
-  """Returns flags for fields of `algorithm`, or of SECTION where a name is
-  'SECTION.field'."""
+def make_options(fields: dict, seed: str = '') -> list[str]:
+  """Returns flags.
+
+  Args:
+    fields: as in ALGORITHMS.
+    seed: the seed's folder.
+  """
   return [
-    f'--config.{name if "." in name else f"algorithm.{name}"}={value}'
+    f'--config.{name if "." in name else f"algorithm.{name}"}='
+    + str(value).format(seed=seed)
     for name, value in fields.items()
   ]
 
@@ -104,7 +130,7 @@ def summarize(before: list[float], after: list[float]) -> dict:
   found = {'mean': statistics.mean(gains), 'half': None}
   if len(gains) > 1:
     error = statistics.stdev(gains) / len(gains) ** 0.5
-    found['half'] = _T[len(gains)] * error
+    found['half'] = float(stats.t.ppf(0.975, len(gains) - 1)) * error
   return found
 
 
@@ -126,7 +152,10 @@ def make_table(starts: dict[int, float], found: dict[str, dict]) -> str:
     + ' | |',
   ]
   for name, by_seed in found.items():
-    fields = ' '.join(f'`{k}={v}`' for k, v in ALGORITHMS[name].items())
+    fields = ' '.join(
+      f'`{flag.removeprefix("--config.")}`'
+      for flag in make_options(ALGORITHMS[name], 'SEED')
+    )
     cells = [
       f'{by_seed[seed]:.1%}' if seed in by_seed else '' for seed in seeds
     ]
@@ -158,23 +187,41 @@ def _train(workdir, seed, options):
   return metrics.read(workdir / 'evals.jsonl')[-1]['accuracy']
 
 
+def _take_traces(workdir, out, options):
+  if not out.exists():
+    _call(
+      'dash_jax.traces', f'--config={_CONFIG}', f'--workdir={workdir}',
+      f'--out={out}', f'--replies={_NUM_REPLIES}',
+      f'--questions={_NUM_SAMPLES // _NUM_REPLIES}', *options,
+    )  # fmt: skip
+
+
 def _make_start(folder, seed):
   """Returns the accuracy that a seed starts from, and the flags that start
-  there."""
+  there. Leaves a reward model in the seed's folder."""
   workdir, exported = folder / 'start', folder / 'exported'
   options = make_options({'name': 'sft', 'checkpoint.every_samples': 10**9})
   accuracy = _train(workdir, seed, options)
   if not (exported / 'config.json').exists():
     _call('dash_jax.export', f'--workdir={workdir}', f'--out={exported}')
+  options.append(f'--config.seed={seed}')
+  _take_traces(workdir, folder / 'pairs', options)
+  if not (folder / 'reward_model').exists():
+    _call(
+      'dash_jax.reward_model', f'--config={_CONFIG}', f'--workdir={workdir}',
+      f'--pairs={folder / "pairs" / "pairs.jsonl"}', '--epochs=4',
+      f'--out={folder / "reward_model"}', *options,
+      '--config.optim.sft_learning_rate=3e-4',
+    )  # fmt: skip
   return accuracy, make_options(
     {
       'sft_steps': 0,
       'model.weights': f'hf:{exported}',
       'data.tokenizer': 'sentencepiece',
       'data.tokenizer_path': workdir / 'tokenizer.model',
-      'eval.every_samples': 10_240,
-      'checkpoint.every_samples': 10_240,
-      'log.rollouts_every_samples': 10_240,
+      'eval.every_samples': _NUM_SAMPLES,
+      'checkpoint.every_samples': _NUM_SAMPLES,
+      'log.rollouts_every_samples': _NUM_SAMPLES,
     }
   )
 
@@ -184,22 +231,27 @@ def main(argv: list[str] | None = None) -> None:
     description='Runs every algorithm on the quickstart, and makes a table.'
   )
   parser.add_argument('--out', type=pathlib.Path, required=True)
-  parser.add_argument('--seeds', default='0,1,2', help='at most 5')
+  parser.add_argument('--seeds', default='0,1,2')
   parser.add_argument('--only', default='', help='names, all if left out')
   args = parser.parse_args(argv)
   seeds = [int(seed) for seed in args.seeds.split(',')]
-  names = args.only.split(',') if args.only else list(ALGORITHMS)
-  for name in names:
+  chosen = args.only.split(',') if args.only else list(ALGORITHMS)
+  for name in chosen:
     if name not in ALGORITHMS:
       parser.error(f'--only={name}: must be of {", ".join(ALGORITHMS)}')
+  # Traces are of the DASH run.
+  names = list(dict.fromkeys(['DASH', *chosen]))
   starts, found = {}, {name: {} for name in names}
   for seed in seeds:
     folder = args.out / f'seed_{seed}'
     starts[seed], flags = _make_start(folder, seed)
     for name in names:
       workdir = folder / name.lower().replace(' ', '_')
-      options = flags + make_options(ALGORITHMS[name])
+      options = flags + make_options(ALGORITHMS[name], str(folder))
       found[name][seed] = _train(workdir, seed, options)
+      if name == 'DASH':
+        options.append(f'--config.seed={seed}')
+        _take_traces(workdir, folder / 'traces', options)
       print(f'{name}: {starts[seed]:.1%} -> {found[name][seed]:.1%}')
   table = make_table(starts, found)
   print(table)

@@ -144,7 +144,9 @@ PUBLISHED_SIZES = {
 }
 
 
-@pytest.mark.parametrize('preset', presets.PRESETS.keys() - {'quickstart'})
+@pytest.mark.parametrize(
+  'preset', sorted(presets.PRESETS.keys() - {'quickstart'})
+)
 def test_published_sizes(preset):
   """To the last weight: a wrong width, depth, vocabulary or tying shows."""
   num = llama.count_params(presets.PRESETS[preset])
