@@ -91,6 +91,7 @@ class Sampled:
     terms: f32[B] by name, what the rewards are made of; {} if it is the scores
       alone.
     weighted: f32[B], the weighted sum of the terms, if there are such.
+    replaced_rows, replaced_tokens: of groups that others took the place of.
   """
 
   asked: list[batches.Question]
@@ -101,6 +102,8 @@ class Sampled:
   reward_s: float
   terms: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   weighted: np.ndarray | None = None
+  replaced_rows: int = 0
+  replaced_tokens: int = 0
 
   @property
   def rewards(self) -> np.ndarray:
@@ -122,14 +125,17 @@ class Sampled:
     asked = [*self.asked, *other.asked]
     texts = [*self.texts, *other.texts]
 
+    rows = jax.tree.map(
+      lambda a, b: np.concatenate([a, b])[chosen], self.rows, other.rows
+    )
+    num_tokens = self.rows.lengths.sum() + other.rows.lengths.sum()
+
     def choose(a, b):
       return np.concatenate([a, b]).reshape(-1, G)[chosen].reshape(-1)
 
     return Sampled(
       asked=[asked[q] for q in chosen],
-      rows=jax.tree.map(
-        lambda a, b: np.concatenate([a, b])[chosen], self.rows, other.rows
-      ),
+      rows=rows,
       texts=[texts[q * G + g] for q in chosen for g in range(G)],
       scores=workers.Scores(
         rewards=choose(self.scores.rewards, other.scores.rewards),
@@ -140,6 +146,9 @@ class Sampled:
       reward_s=self.reward_s + other.reward_s,
       terms=jax.tree.map(choose, self.terms, other.terms),
       weighted=jax.tree.map(choose, self.weighted, other.weighted),
+      replaced_rows=self.replaced_rows + other.rows.lengths.size,
+      replaced_tokens=self.replaced_tokens
+      + int(num_tokens - rows.lengths.sum()),
     )
 
 

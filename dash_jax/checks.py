@@ -305,6 +305,7 @@ def _check_sizes(config):
       algorithm.sft_steps > 0,
       "algorithm.sft_steps=0 with algorithm.name='sft': must be at least 1",
     )
+    _check_optim(config.optim)
     return
   _require(
     algorithm.name == 'grpo' or B % G == 0,
@@ -320,6 +321,7 @@ def _check_sizes(config):
   )
   run = config_lib.sizes(config)
   _check_filter(algorithm, run)
+  _check_loss(algorithm)
   _check_reference(algorithm)
   _check_critic(algorithm)
   _check_optim(config.optim)
@@ -381,17 +383,60 @@ def _check_filter(algorithm, run):
     f' {num_questions} groups of a step',
   )
   _require(
+    rule != 'max_variance' or most > num_questions,
+    f"algorithm.filter_rows={most} with algorithm.filter='max_variance' leaves"
+    f' one row of each of the {num_questions} groups, with nothing to compare it'
+    f' with: take {2 * num_questions} or more',
+  )
+  _require(
+    algorithm.name != 'grpo' or algorithm.filter_threshold == 0,
+    f'algorithm.filter_threshold={algorithm.filter_threshold} with'
+    " algorithm.name='grpo', which learns from every row: take 0.0, or name dash",
+  )
+
+
+# What a loss has no use for, and so must be left as it is by default.
+_COMPARING = ('baseline', 'scale', 'filter', 'filter_threshold', 'filter_rows')
+_CLIPPING = ('clip_low', 'clip_high', 'clip_dual', 'importance_cap')
+_UNUSED = {
+  'clip': ('dpo_beta',),
+  'gspo': ('dpo_beta', 'importance_cap'),
+  'cispo': ('dpo_beta', 'clip_dual'),
+  'reinforce': ('dpo_beta', 'clip_low', 'clip_high', 'clip_dual'),
+  'supervised': (*_COMPARING, *_CLIPPING, 'dpo_beta', 'report_cosine', 'kl_in'),
+  'dpo': (
+    *_COMPARING,
+    *_CLIPPING,
+    'normalizer',
+    'denominator',
+    'mask_truncated',
+    'report_cosine',
+  ),
+}
+
+
+def _check_loss(algorithm):
+  _require(
     algorithm.dpo_beta > 0,
     f'algorithm.dpo_beta={algorithm.dpo_beta}: must be above 0',
   )
+  defaults = config_lib.default().algorithm
+  for field in _UNUSED[algorithm.loss]:
+    _require(
+      algorithm[field] == defaults[field],
+      f'algorithm.{field}={algorithm[field]!r} with'
+      f' algorithm.loss={algorithm.loss!r}, which has no use for it: take'
+      f' {defaults[field]!r}',
+    )
+  for field in ('clip_dual', 'importance_cap'):
+    _require(
+      algorithm[field] == 0 or algorithm[field] > 1,
+      f'algorithm.{field}={algorithm[field]}: must be above 1, or 0 for none',
+    )
   _require(
-    algorithm.loss != 'dpo' or not algorithm.mask_truncated,
-    "algorithm.mask_truncated=True would part the pairs of algorithm.loss='dpo':"
-    ' take False',
-  )
-  _require(
-    algorithm.clip_dual == 0 or algorithm.clip_dual > 1,
-    f'algorithm.clip_dual={algorithm.clip_dual}: must be above 1, or 0 for none',
+    algorithm.baseline != 'none' or algorithm.scale != 'std',
+    "algorithm.scale='std' with algorithm.baseline='none' divides by 0 where a"
+    " group agrees: take 'none', 'mean' or 'batch'",
   )
 
 
@@ -414,6 +459,11 @@ def _check_reference(algorithm):
     " algorithm.reference='frozen' never moves",
   )
   _require(
+    algorithm.kl_coef > 0 or algorithm.kl_in == 'loss',
+    f'algorithm.kl_in={algorithm.kl_in!r} with algorithm.kl_coef=0: set it, or'
+    " take 'loss'",
+  )
+  _require(
     algorithm.kl_coef > 0 or algorithm.kl_schedule == 'constant',
     f'algorithm.kl_schedule={algorithm.kl_schedule!r} changes'
     ' algorithm.kl_coef=0: set it, or take the schedule constant',
@@ -434,6 +484,14 @@ def _check_critic(algorithm):
       f'algorithm.{field}={algorithm[field]}: must be in [0, 1]',
     )
   if algorithm.baseline != 'critic':
+    defaults = config_lib.default().algorithm
+    for field in ('discount', 'gae_lambda', 'value_coef'):
+      _require(
+        algorithm[field] == defaults[field],
+        f'algorithm.{field}={algorithm[field]} with'
+        f" algorithm.baseline={algorithm.baseline!r}: only 'critic' uses it; take"
+        f' {defaults[field]}',
+      )
     return
   for field, choices in {
     'scale': ('none', 'batch'),

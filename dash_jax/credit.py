@@ -8,6 +8,7 @@
 Its arrays are of this process's rows; sums go over all processes.
 """
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -21,14 +22,16 @@ class Credit:
   """What each row counts.
 
   Attributes:
-    gain: f32[Q, G], advantages; with a critic, a row's mean over its tokens; for
-      DPO what `losses.find_pairs` finds.
+    gain: f32[Q, G], advantages; a row's mean, where its tokens differ; for DPO
+      what `losses.find_pairs` finds.
     keep: bool[Q, G], the rows to learn from.
     weight: f32[Q, G], what each token of a row counts in the loss, its
       denominator included.
     masked: rows that are left out since they were truncated.
-    by_token: f32[Q, G, C], advantages of tokens, with a critic.
-    returns: f32[Q, G, C], what the critic is to expect.
+    by_token: f32[Q, G, C], advantages of tokens, where they differ in a row.
+    returns: f32[Q, G, C], what a critic is to expect.
+    of_all: f32[Q, G], advantages had no rows been chosen, where `gain` has 0 for
+      others and the gradients are to be compared.
   """
 
   gain: np.ndarray
@@ -37,6 +40,7 @@ class Credit:
   masked: int
   by_token: np.ndarray | None = None
   returns: np.ndarray | None = None
+  of_all: np.ndarray | None = None
 
 
 def shape_rewards(
@@ -81,47 +85,52 @@ def find_kl(
 def assign(
   config: ml_collections.ConfigDict,
   rewards: np.ndarray,
+  verified: np.ndarray,
   rows: batches.Rollouts,
   penalty: np.ndarray | None = None,
   values: np.ndarray | None = None,
-  verified: np.ndarray | None = None,
 ) -> Credit:
   """Returns what each row counts.
 
   Args:
     config: of the run.
     rewards: f32[Q, G], shaped.
+    verified: f32[Q, G], the verifier's scores; 1 is right.
     rows: what they are of.
     penalty: f32[Q, G, C], what each token takes away from the reward.
     values: f32[Q, G, C], of the critic, if algorithm.baseline is one.
-    verified: f32[Q, G], the verifier's scores, shaped, if rewards are made of
-      more than these.
   """
   algorithm, sizes = config.algorithm, config_lib.sizes(config)
-  by_token = returns = None
+  by_token = returns = of_all = None
   if penalty is None:
     penalty = np.zeros(rows.tokens.shape)
   total = rewards - penalty.sum(-1)
   if algorithm.loss == 'supervised':
     # Rejection sampling: learn the right answers by heart.
-    scores = rewards if verified is None else verified
-    gain = (scores >= 1).astype(np.float32)
+    gain = (verified == 1).astype(np.float32)
     keep = gain > 0
   elif algorithm.loss == 'dpo':
     gain = losses.find_pairs(total).astype(np.float32)
     keep = gain != 0
   else:
-    if algorithm.baseline == 'critic':
-      by_token, returns = _ask_critic(config, rewards, penalty, rows, values)
+    plus_plus = algorithm.baseline == 'none' and algorithm.scale == 'batch'
+    if algorithm.baseline == 'critic' or plus_plus:
+      by_token, returns = _look_ahead(config, rewards, penalty, rows, values)
       gain, size = by_token.sum(-1) / rows.lengths, np.abs(by_token).max(-1)
+    elif algorithm.filter == 'max_variance':
+      num = algorithm.filter_rows // sizes.num_questions
+      gain = size = _compare(config, total, filtering.most_varied(total, num))
+      if algorithm.report_cosine:
+        of_all = _compare(config, total)
     else:
       gain = size = _compare(config, total)
+    # Of all processes, so that a budget is the whole step's.
     keep = filtering.select(
-      size,
+      sharding.gather_hosts(size).reshape(-1, size.shape[1]),
       sizes.filter_threshold,
       rule=algorithm.filter,
-      most=algorithm.filter_rows * len(rewards) // sizes.num_questions,
-    )
+      most=algorithm.filter_rows,
+    ).reshape(-1, *size.shape)[jax.process_index()]
   masked = 0
   if algorithm.mask_truncated:
     masked = int((keep & rows.truncated).sum())
@@ -134,16 +143,14 @@ def assign(
   if algorithm.denominator == 'kept':
     counted = counted * keep
   num = sharding.sum_over_hosts({'all': counted.sum()})['all']
-  return Credit(gain, keep, weight / max(num, 1.0), masked, by_token, returns)
+  weight = weight / max(num, 1.0)
+  return Credit(gain, keep, weight, masked, by_token, returns, of_all)
 
 
-def _compare(config, rewards):
-  """Returns f32[Q, G], advantages over the other rows of a group."""
-  algorithm, sizes = config.algorithm, config_lib.sizes(config)
-  among = None
-  if algorithm.filter == 'max_variance':
-    num = algorithm.filter_rows // sizes.num_questions
-    among = filtering.most_varied(rewards, num)
+def _compare(config, rewards, among=None):
+  """Returns f32[Q, G], advantages over the other rows of a group, or those
+  `among` them."""
+  algorithm = config.algorithm
   return advantages.find_advantages(
     rewards,
     baseline=algorithm.baseline,
@@ -153,18 +160,21 @@ def _compare(config, rewards):
   )
 
 
-def _ask_critic(config, rewards, penalty, rows, values):
-  """Returns f32[Q, G, C] twice: advantages of tokens, and returns. A row's reward
-  comes with its last token."""
+def _look_ahead(config, rewards, penalty, rows, values):
+  """Returns f32[Q, G, C], advantages of tokens, and with a critic's values its
+  returns. A row's reward comes with its last token.
+
+  Without values a token's advantage is what comes from it on: REINFORCE++'s.
+  """
   algorithm = config.algorithm
   is_last = np.arange(rows.tokens.shape[-1]) == rows.lengths[..., None] - 1
   gains, returns = advantages.estimate_gae(
     np.where(is_last, rewards[..., None], 0.0) - penalty,
-    values,
+    np.zeros(penalty.shape) if values is None else values,
     rows.lengths,
     discount=algorithm.discount,
     decay=algorithm.gae_lambda,
   )
   if algorithm.scale == 'batch':
     gains = advantages.standardize(gains, rows.mask, sharding.sum_over_hosts)
-  return gains, returns
+  return gains, None if values is None else returns

@@ -33,13 +33,12 @@ class Phase:
     return self.first_step + self.num_steps
 
   @property
-  def needs_reference_rows(self) -> bool:
-    """Whether a step needs its rows' log-probabilities by the reference."""
-    return self.kl_in_reward or self.objective.loss == 'dpo'
-
-  @property
   def needs_reference(self) -> bool:
-    return self.needs_reference_rows or self.objective.kl_coef > 0
+    return (
+      self.kl_in_reward
+      or self.objective.loss == 'dpo'
+      or self.objective.kl_coef > 0
+    )
 
   def is_due(self, taken: int, every_samples: int) -> bool:
     """Returns whether the phase's step number `taken` took its rows across a

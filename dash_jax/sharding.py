@@ -189,10 +189,15 @@ def max_over_hosts(values: dict[str, float]) -> dict[str, float]:
   return _gather_hosts(values, np.max)
 
 
+def gather_hosts(x: np.ndarray) -> np.ndarray:
+  """Returns the arrays of all processes, which must be alike, stacked."""
+  if jax.process_count() == 1:
+    return x[None]
+  return multihost_utils.process_allgather(x)
+
+
 def _gather_hosts(values, reduce):
   if jax.process_count() == 1:
     return values
-  stacked = multihost_utils.process_allgather(
-    np.array(list(values.values()), np.float32)
-  )
+  stacked = gather_hosts(np.array(list(values.values()), np.float32))
   return dict(zip(values, reduce(stacked, axis=0).tolist(), strict=True))

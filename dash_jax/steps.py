@@ -91,16 +91,15 @@ def rl_step(
   rewards = sampled.rewards
   verified = scores.rewards.reshape(rewards.shape)
   scored_at = time.perf_counter()
-  reference = expected = penalty = None
-  if phase.needs_reference_rows:
+  expected = penalty = None
+  kl = np.zeros(rows.tokens.shape)
+  if phase.kl_in_reward:
     reference = learner.completion_logprobs(
       parts.model,
       lora.join(state.reference, state.frozen),
       rows,
       phase.decoding,
     )
-  kl = np.zeros(rows.tokens.shape)
-  if phase.kl_in_reward:
     kl = credit_lib.find_kl(config, rows, reference)
     penalty = float(state.kl_scale) * config.algorithm.kl_coef * kl
   if phase.objective.value_coef:
@@ -108,14 +107,13 @@ def rl_step(
       parts.model, lora.join(state.params, state.frozen), rows
     )
   shaped = credit_lib.shape_rewards(config, rewards, rows)
-  credit = credit_lib.assign(
-    config, shaped, rows, penalty, expected,
-    verified=credit_lib.shape_rewards(config, verified, rows),
-  )  # fmt: skip
+  credit = credit_lib.assign(config, shaped, verified, rows, penalty, expected)
   keep = credit.keep
   sums = sharding.sum_over_hosts(
     {
       'rows': keep.size,
+      'replaced_rows': sampled.replaced_rows,
+      'replaced_tokens': sampled.replaced_tokens,
       'kept_rows': keep.sum(),
       'masked_rows': credit.masked,
       'kl': kl.sum(),
@@ -131,12 +129,13 @@ def rl_step(
     }
     | {f'reward_{name}': x.sum() for name, x in sampled.terms.items()}
   )
-  state, values = updates.learn(
-    parts, phase, room, state, rows, credit, reference
-  )
+  state, values = updates.learn(parts, phase, room, state, rows, credit)
+  measured = sums['trained_tokens']
   if phase.kl_in_reward:
-    values['kl'] = sums['kl'] / max(sums['tokens'], 1.0)
-  state, more = _move_reference(phase, state, step, values['kl'])
+    measured = sums['tokens']
+    values['kl'] = sums['kl'] / max(measured, 1.0)
+  kl = values['kl'] if measured else None
+  state, more = _move_reference(phase, state, step, kl)
   learned_at = time.perf_counter()
   if write_rollouts:
     rollouts.write(
@@ -178,9 +177,10 @@ def _draw(parts, step, num, round_=0):
 def _sample(parts, phase, state, step):
   """Returns the step's rows with their scores, and how often was sampled.
 
-  Where groups carry no signal, others are asked, up to `refill_rounds` times,
-  until there are as many as the step has questions; of those without signal only
-  what is still missing is kept.
+  Where the rewards of a group all agree, other questions are asked, up to
+  `refill_rounds` times, until there are as many groups as the step has questions;
+  of those that agree only what is still missing is kept. A round draws among all
+  questions, with noise of its own.
 
   Source: DAPO, arXiv 2503.14476, dynamic sampling; it has no bound of rounds.
   """
@@ -212,10 +212,12 @@ def _summarize(sums, seconds):
   return {
     'reward_mean': sums['reward'] / num_rows,
     'accuracy': sums['right'] / num_rows,
-    'sampled_tokens': int(sums['tokens']),
+    'sampled_tokens': int(sums['tokens'] + sums['replaced_tokens']),
     'trained_tokens': int(sums['trained_tokens']),
-    'sampled_tokens_per_s': sums['tokens'] / seconds['sample_s'],
-    'sampled_rows': int(num_rows),
+    'sampled_tokens_per_s': (
+      (sums['tokens'] + sums['replaced_tokens']) / seconds['sample_s']
+    ),
+    'sampled_rows': int(num_rows + sums['replaced_rows']),
     'kept_rows': int(sums['kept_rows']),
     'masked_rows': int(sums['masked_rows']),
     'zero_signal_fraction': sums['no_signal'] / num_rows,

@@ -117,10 +117,17 @@ def check(config: ml_collections.ConfigDict) -> None:
     'reward.weight=0.0 leaves no reward: set it, or one of '
     + ', '.join(f'reward.{name}_weight' for name in NAMES),
   )
-  signed = [name for name in ('length', 'model') if name in used]
+  algorithm = config.algorithm
+  below = {
+    'reward.length_weight': 'length' in used,
+    'reward.model_weight': 'model' in used,
+    'algorithm.overlong_len': algorithm.overlong_len > 0,
+    "algorithm.kl_in='reward'": algorithm.kl_in == 'reward',
+  }
+  fields = [field for field, is_used in below.items() if is_used]
   require(
-    config.algorithm.scale != 'mean' or not signed,
+    algorithm.scale != 'mean' or not fields,
     f"algorithm.scale='mean' divides by a group's mean reward, which"
-    f' reward.{"".join(signed[:1])}_weight lets fall to 0 and below: take'
+    f' {"".join(fields[:1])} lets fall to 0 and below: take'
     " 'std', 'none' or 'batch'",
   )

@@ -83,7 +83,8 @@ def choose(
   stopped = ~np.asarray(sampled.rows.truncated)
   for q, question in enumerate(sampled.asked[:num_asked]):
     texts = sampled.texts[q * G : (q + 1) * G]
-    good = list(dict.fromkeys(texts[g] for g in np.flatnonzero(right[q])))
+    ended = np.flatnonzero(right[q] & stopped[q])
+    good = list(dict.fromkeys(texts[g] for g in ended))
     good = [text for text in good if text.strip()]  # nothing can be learned of
     bad = [texts[g] for g in np.flatnonzero(~right[q] & stopped[q])]
     for text in good[:most]:

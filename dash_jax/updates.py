@@ -101,7 +101,6 @@ def learn(
   state: batches.TrainState,
   rows: batches.Rollouts,
   credit: credit_lib.Credit,
-  reference: np.ndarray | None = None,
 ) -> tuple[batches.TrainState, dict]:
   """Changes the weights as often as the phase says.
 
@@ -112,7 +111,6 @@ def learn(
     state: donated.
     rows: Q questions with G rows each, NumPy.
     credit: what they count.
-    reference: f32[Q, G, C], log-probabilities of the reference policy, for DPO.
 
   Returns:
     The new state, and the learner's metrics on the host: means over the changes.
@@ -120,21 +118,23 @@ def learn(
   program = {'model': parts.model, 'objective': phase.objective}
   old = rows.logprobs
   if phase.objective.importance_cap:
-    old = _find_logprobs(parts, phase, state, rows)
+    old = _find_logprobs(parts, phase, state, state.params, rows, credit)
   by_part = np.array_split(np.arange(len(rows.lengths)), phase.updates_a_pass)
   taken = []
   for i in range(phase.updates):
-    part = by_part[i % len(by_part)]
-    pack, keep = _prepare(
-      parts, phase, room, state, old, rows, credit, reference, part
-    )
-    minibatches = pack(keep=keep)
+    part = functools.partial(np.take, indices=by_part[i % len(by_part)], axis=0)
+    of_part = jax.tree.map(part, (old, rows, credit))
+    pack, gain = _prepare(parts, phase, room, state, *of_part)
+    keep = part(credit.keep)
+    minibatches = pack(gain, keep=keep)
     key = _dropout_key(parts)
     arguments = (phase.decoding, jax.random.fold_in(key, i) if i else key)
     more = {}
     if phase.reports_cosine:
       _, ours = learner.sum_gradients(state, minibatches, *arguments, **program)
-      everything = pack(keep=np.ones_like(keep))
+      if credit.of_all is not None:
+        gain = part(credit.of_all)
+      everything = pack(gain, keep=np.ones_like(keep))
       _, full = learner.sum_gradients(state, everything, *arguments, **program)
       more = {'gradient_cosine': learner.compare_gradients(ours, full)}
     state, values = learner.update(
@@ -148,34 +148,42 @@ def learn(
   return state, means
 
 
-def _prepare(parts, phase, room, state, old, rows, credit, reference, part):
+def _prepare(parts, phase, room, state, old, rows, credit):
   """Returns what packs some questions' rows for one change of the weights, given
-  which of them to keep, and those to keep."""
-  rows, credit, old = jax.tree.map(lambda x: x[part], (rows, credit, old))
+  their advantages and which to keep; and their advantages."""
   gain = credit.gain if credit.by_token is None else credit.by_token
   if phase.objective.loss == 'gspo':
-    now = _find_logprobs(parts, phase, state, rows)
+    now = _find_logprobs(parts, phase, state, state.params, rows, credit)
     old = losses.gspo_old_logprobs(now, old, rows.lengths)
   elif phase.objective.loss == 'dpo':
-    gain, _ = losses.dpo_advantages(
-      gain,
-      _find_logprobs(parts, phase, state, rows),
-      reference[part],
-      parts.config.algorithm.dpo_beta,
+    now, before = (
+      _find_logprobs(parts, phase, state, trained, rows, credit)
+      for trained in (state.params, state.reference)
     )
-  # Each part is a batch of its own, with its share of the denominator.
-  weight = credit.weight * phase.updates_a_pass
+    beta = parts.config.algorithm.dpo_beta
+    gain = losses.dpo_advantages(gain, now, before, beta)
   pack = functools.partial(
-    packing.make_minibatches, rows, gain,
-    weight=weight, room=room, old_logprobs=old, returns=credit.returns,
-  )  # fmt: skip
-  return pack, credit.keep
+    packing.make_minibatches,
+    rows,
+    # Each part is a batch of its own, with its share of the denominator.
+    weight=credit.weight * phase.updates_a_pass,
+    room=room,
+    old_logprobs=old,
+    returns=credit.returns,
+  )
+  return pack, gain
 
 
-def _find_logprobs(parts, phase, state, rows):
-  """Returns f32[Q, G, C] under the weights as they are."""
-  params = lora.join(state.params, state.frozen)
-  return learner.completion_logprobs(parts.model, params, rows, phase.decoding)
+def _find_logprobs(parts, phase, state, trained, rows, credit):
+  """Returns f32[Q, G, C] of the rows that are learned from, under the policy as
+  it is or the reference."""
+  return learner.completion_logprobs(
+    parts.model,
+    lora.join(trained, state.frozen),
+    rows,
+    phase.decoding,
+    keep=None if phase.reports_cosine else credit.keep,
+  )
 
 
 def _dropout_key(parts):

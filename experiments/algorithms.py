@@ -44,7 +44,9 @@ ALGORITHMS = {
   'DAPO': {
     'clip_high': 0.28,
     'normalizer': 'token',
-    'refill_rounds': 3,
+    # Half as many samples, so that with those drawn again there are as many.
+    'refill_rounds': 1,
+    'num_samples': _NUM_SAMPLES // 2,
     'overlong_len': 4,
   },
   'GSPO': {'loss': 'gspo', 'normalizer': 'sequence', 'num_updates': 2},

@@ -141,13 +141,17 @@ def test_auto_learns_as_a_size_does(config, tmp_path):
 
 VARIANTS = {
   'kl': {'kl_coef': 0.1, 'kl_schedule': 'linear', 'kl_estimator': 'k2'},
-  'kl_in_reward': {'kl_coef': 0.1, 'kl_in': 'reward', 'kl_estimator': 'k1'},
+  'kl_in_reward': {'kl_coef': 0.5, 'kl_in': 'reward', 'kl_estimator': 'k1'},
   'gspo': {'loss': 'gspo', 'num_epochs': 2},
   'dpo': {'loss': 'dpo', 'num_updates': 2},
   'ppo_mini': {'num_updates': 4, 'num_epochs': 2, 'importance_cap': 2.0},
   'rejection': {'loss': 'supervised'},
   'masked': {'mask_truncated': True, 'overlong_len': 3},
-  'pods': {'filter': 'max_variance', 'filter_rows': 16},
+  'pods': {
+    'filter': 'max_variance',
+    'filter_rows': 16,
+    'report_cosine': True,
+  },
   'largest': {'filter': 'largest', 'filter_rows': 5, 'report_cosine': True},
   'refill': {'refill_rounds': 3, 'entropy_coef': 0.01},
   'critic': {'baseline': 'critic', 'scale': 'batch'},
@@ -181,6 +185,8 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
   parts = assemble.build(config, str(tmp_path))
   with parts.pool:
     phase, state, room = make_ready(parts, config)
+    if name == 'kl_in_reward':
+      state.reference['embed'] *= 1.5
     state, metrics = steps.take_step(
       parts, phase, room, state, 2, write_rollouts=False
     )
@@ -196,6 +202,9 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
     assert metrics['kl_scale'] == 1
     assert state.kl_scale == 0.25
     assert metrics['kl'] < 1e-9
+  elif name == 'kl_in_reward':
+    assert abs(metrics['kl']) > 1e-3
+    assert kept == 32  # no two rows are as far from the reference
   elif name == 'critic':
     # Nothing is expected yet, so what is missing is the reward.
     assert metrics['value_loss'] == pytest.approx(
@@ -217,6 +226,7 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
     assert kept in range(2, 17, 2)  # pairs of at most eight groups
   elif name == 'pods':
     assert kept <= 16
+    assert 0.1 < metrics['gradient_cosine'] < 0.999
   elif name == 'largest':
     assert kept == 5
     assert 0.1 < metrics['gradient_cosine'] < 0.999
@@ -224,6 +234,7 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
     assert kept == round(metrics['accuracy'] * 32)
   elif name == 'refill':
     assert 1 <= metrics['sampling_rounds'] <= 4
+    assert metrics['sampled_rows'] == 32 * metrics['sampling_rounds']
     if metrics['sampling_rounds'] < 4:
       assert metrics['zero_signal_fraction'] == 0
   elif name == 'ppo_mini':
@@ -267,4 +278,6 @@ def test_refilled_groups_take_the_places_of_those_that_agree():
     both.rows.prompts.tokens[:2], a.rows.prompts.tokens[:2]
   )
   assert (both.sample_s, both.reward_s) == (2.0, 4.0)
+  # Lengths are 0 in the first and 10 in the second.
+  assert (both.replaced_rows, both.replaced_tokens) == (6, 40)
   assert (both.scores.timeouts, both.scores.errors) == (2, 4)

@@ -1,5 +1,8 @@
 """Terms of a reward, and their sum."""
 
+import dataclasses
+
+import jax
 import numpy as np
 
 from dash_jax import assemble, batches, credit, terms
@@ -90,5 +93,66 @@ def test_rejection_sampling_asks_the_verifier():
   config = config_lib.default()
   config.algorithm.update(loss='supervised', batch_size=4, group_size=2)
   verified = np.float32([[1, 0], [0, 1]])
-  found = credit.assign(config, 1.5 - verified, make_rows(0), verified=verified)
+  found = credit.assign(config, 1.5 - verified, verified, make_rows(0))
   np.testing.assert_array_equal(found.keep, verified == 1)
+
+
+def test_a_penalty_is_taken_from_the_tokens_that_cost_it():
+  """Four rows of three tokens, 0.5 taken from the second token of the first.
+  Against the group: 1 - 0.5 - 0.75 and so on. REINFORCE++ looks ahead: what is
+  taken counts for the first two tokens of the row, and the gains are standardised
+  over all twelve."""
+  config = config_lib.default()
+  config.algorithm.update(batch_size=4, group_size=2, scale='none')
+  rewards = np.float32([[1, 1], [0, 1]])
+  penalty = np.zeros((2, 2, 3))
+  penalty[0, 0, 1] = 0.5
+  found = credit.assign(config, rewards, rewards, make_rows(0), penalty)
+  np.testing.assert_allclose(found.gain, [[-0.25, 0.25], [-0.5, 0.5]])
+  assert found.by_token is None
+  config.algorithm.update(baseline='none', scale='batch')
+  found = credit.assign(config, rewards, rewards, make_rows(0), penalty)
+  ahead = np.array([[[0.5, 0.5, 1], [1, 1, 1]], [[0, 0, 0], [1, 1, 1]]])
+  want = (ahead - ahead.mean()) / ahead.std()
+  np.testing.assert_allclose(found.by_token, want, rtol=1e-3)
+  np.testing.assert_allclose(found.gain, want.mean(-1), atol=1e-3)
+  assert found.returns is None
+
+
+def test_a_critic_is_told_the_penalty_too():
+  """Its values are taken from what comes from each token on."""
+  config = config_lib.default()
+  config.algorithm.update(
+    batch_size=4, group_size=2, scale='none', baseline='critic'
+  )
+  rewards = np.float32([[1, 1], [0, 1]])
+  penalty, values = np.zeros((2, 2, 2, 3))
+  penalty[0, 0, 1] = 0.5
+  values[...] = [0.1, 0.2, 0.3]
+  found = credit.assign(config, rewards, rewards, make_rows(0), penalty, values)
+  ahead = np.array([[[0.5, 0.5, 1], [1, 1, 1]], [[0, 0, 0], [1, 1, 1]]])
+  np.testing.assert_allclose(found.returns, ahead, atol=1e-6)
+  np.testing.assert_allclose(found.by_token, ahead - values, atol=1e-6)
+
+
+def test_the_gradient_of_all_rows_has_the_advantages_of_all():
+  """PODS takes advantages among the rows that it chose; what the cosine compares
+  with has those among the whole group."""
+  config = config_lib.default()
+  config.algorithm.update(
+    batch_size=8, group_size=4, scale='none', filter='max_variance',
+    filter_rows=4, report_cosine=True,
+  )  # fmt: skip
+  rewards = np.float32([[0, 1, 1, 1], [0, 0, 0, 1]])
+  two = make_rows(0)
+  rows = dataclasses.replace(
+    jax.tree.map(lambda x: np.concatenate([x, x], axis=-1), two),
+    prompts=two.prompts,
+    tokens=two.tokens.repeat(2, axis=1),
+  )
+  found = credit.assign(config, rewards, rewards, rows)
+  assert found.keep.sum() == 4
+  np.testing.assert_allclose(np.abs(found.gain[found.keep]), 0.5)
+  np.testing.assert_allclose(
+    found.of_all, rewards - rewards.mean(1, keepdims=True)
+  )

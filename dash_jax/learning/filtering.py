@@ -1,7 +1,8 @@
 """Which rows are learned from.
 
 Rows that carry no signal are dropped before any learner forward (reference or
-policy), which is where it saves; packing.py then packs the rest. The paper's own
+policy) but those that say what the signal is, of a critic or of the KL in the
+reward. That is where it saves; packing.py then packs the rest. The paper's own
 code filters after the forward passes.
 """
 

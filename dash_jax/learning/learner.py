@@ -77,6 +77,8 @@ def completion_logprobs(
   rollouts: batches.Rollouts,
   decoding: decoding_lib.Decoding,
   dropout_key: jax.Array | None = None,
+  *,
+  keep: np.ndarray | None = None,
 ) -> np.ndarray:
   """Returns f32[Q, G, C], log-probabilities of the completions' tokens as the
   learner computes them; 0 behind a row's end.
@@ -87,9 +89,12 @@ def completion_logprobs(
     rollouts: NumPy; this process's share.
     decoding: the distribution the rows were sampled from.
     dropout_key: noise of the adapters' dropout; None drops nothing.
+    keep: bool[Q, G], rows to compute; others get 0. None is all.
   """
+  if keep is None:
+    keep = np.ones(rollouts.lengths.shape, bool)
   return _read_rows(
-    lambda m: _logprobs(model, params, m, decoding, dropout_key), rollouts
+    lambda m: _logprobs(model, params, m, decoding, dropout_key), rollouts, keep
   )
 
 
@@ -101,18 +106,19 @@ def completion_values(
 
   Args: as `completion_logprobs`'s.
   """
-  return _read_rows(lambda m: _values(model, params, m), rollouts)
+  keep = np.ones(rollouts.lengths.shape, bool)
+  return _read_rows(lambda m: _values(model, params, m), rollouts, keep)
 
 
-def _read_rows(read, rollouts):
+def _read_rows(read, rollouts, keep):
   """Returns f32[Q, G, C] of what `read` finds in packed minibatches."""
-  Q, G, C = rollouts.tokens.shape
+  _, G, C = rollouts.tokens.shape
   P = rollouts.prompts.tokens.shape[1]
   num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
   room = packing.make_room(num_shards * G, G, P, C)
   # One shape, so that nothing compiles after the first call.
   room = dataclasses.replace(room, shapes=room.shapes[:1])
-  laid_out = packing.lay_out(rollouts, np.ones((Q, G), bool), room)
+  laid_out = packing.lay_out(rollouts, keep, room)
   packed = packing.pack(rollouts, laid_out, room, {})
   found = [sharding.local_rows(read(sharding.put_rows(m))) for m in packed]
   return packing.unpack(found, laid_out.lines, rollouts)

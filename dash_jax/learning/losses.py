@@ -29,8 +29,11 @@ class Objective:
     loss: of LOSSES; see `policy_loss`.
     clip_low, clip_high: the ratio is clipped to [1 - low, 1 + high].
     clip_dual: where A < 0, the loss is at most this times -A; 0 bounds nothing.
-    importance_cap: the loss is multiplied by min(pi_old / pi_sampler, cap); 0
-      takes the ratio to the sampler's own probabilities instead.
+    importance_cap: the loss is multiplied by min(pi_old / pi_sampler, cap), with
+      pi_old the learner's own before its first change; 0 takes the ratio to the
+      sampler's probabilities instead. Truncated importance sampling: Yao et al.,
+      "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training",
+      2025.
     kl_coef: weight of the KL penalty in the loss; 0 leaves the reference out of
       the program.
     kl_estimator: of KL_ESTIMATORS.
@@ -157,9 +160,8 @@ def dpo_advantages(
   logprobs: np.ndarray,
   ref_logprobs: np.ndarray,
   beta: float,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns f32[Q, G], what DPO's loss makes each row's log-probability count,
-  and the loss of each pair, f32[Q], 0 where a group has none.
+) -> np.ndarray:
+  """Returns f32[Q, G], what DPO's loss makes each row's log-probability count.
 
   With m = beta (log pi(best) - log ref(best) - log pi(worst) +
   log ref(worst)), sums over tokens:
@@ -178,9 +180,7 @@ def dpo_advantages(
   """
   margins = (logprobs - ref_logprobs).sum(-1, dtype=np.float64)
   m = beta * (pairs * margins).sum(axis=1)
-  gain = pairs * (beta / (1 + np.exp(m)))[:, None]
-  loss = np.logaddexp(0.0, -m) * pairs.any(axis=1)
-  return gain.astype(np.float32), loss.astype(np.float32)
+  return (pairs * (beta / (1 + np.exp(m)))[:, None]).astype(np.float32)
 
 
 def row_weights(

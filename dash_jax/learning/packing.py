@@ -8,8 +8,8 @@
   3. `pack` writes the lines as arrays, in minibatches. The learner runs as many
      as there are, so its cost follows the tokens that are kept.
 
-Rows are packed before any learner forward (reference or policy), which is where
-filtering saves; the paper's own code filters after them.
+Rows are packed before the learner's forwards, so what is filtered is not
+computed.
 """
 
 import dataclasses

@@ -58,7 +58,7 @@ def follow(
   *,
   taken: int,
   num_steps: int,
-  kl: float,
+  kl: float | None,
 ) -> batches.TrainState:
   """Returns the state as the next step is to find it.
 
@@ -82,13 +82,14 @@ def follow(
     state: donated, with a reference.
     taken: steps of the phase, the last included.
     num_steps: of the phase.
-    kl: of the last step, nats a token.
+    kl: of the last step, nats a token it was measured on: with the KL in the
+      loss those that were learned from. None if there were none.
   """
   share = 1 - rule.decay
   if rule.moves == 'periodic':
     share = float(taken % rule.every == 0)
   error = 0.0
-  if rule.schedule == 'adaptive':
+  if rule.schedule == 'adaptive' and kl is not None:
     error = np.clip(kl / rule.target - 1, -_MOST_ERROR, _MOST_ERROR)
   left = 1 - taken / num_steps
   return _follow(

@@ -19,6 +19,10 @@ MESHES = ((1, 2, 4), (1, 4, 2), (1, 8, 1), (2, 2, 2))
 ROLLOUTS = tiny_rows.draw_rollouts()
 GAIN = np.random.default_rng(2).normal(size=(4, 2)).astype(np.float32)
 CLIP = 0.5  # of the losses that tests write out
+# Under the learner's own weights, where these are not what sampled.
+OLD = ROLLOUTS.logprobs + 0.3 * np.random.default_rng(5).normal(
+  size=ROLLOUTS.logprobs.shape
+).astype(np.float32)
 RETURNS = np.random.default_rng(3).normal(size=(4, 2, tiny_rows.C))
 RETURNS = RETURNS.astype(np.float32)
 
@@ -59,9 +63,10 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
   num_tokens = ROLLOUTS.lengths.sum()
   for row, gain in np.ndenumerate(GAIN.astype(np.float64)):
     new, entropies = plain_logprobs(params, config, ROLLOUTS, row, temperature)
-    old = ROLLOUTS.logprobs[row][ROLLOUTS.mask[row]].astype(float)
+    sampled = ROLLOUTS.logprobs[row][ROLLOUTS.mask[row]].astype(float)
+    old = OLD[row][ROLLOUTS.mask[row]] if o.importance_cap else sampled
     if o.loss == 'supervised':
-      token_loss, old = -new, new
+      token_loss, sampled = -new, new
     else:
       ratio = np.exp(new - old)
       bound = np.clip(ratio, 1 - o.clip_low, 1 + o.clip_high)
@@ -72,6 +77,9 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
         gained = np.maximum(gained, o.clip_dual * gain)
       token_loss = -gained
       sums['clipped'] += clipped.sum()
+    if o.importance_cap:
+      mismatch = np.exp(old - sampled)
+      token_loss = token_loss * np.minimum(mismatch, o.importance_cap)
     if o.kl_coef:
       kept, _ = plain_logprobs(ref, config, ROLLOUTS, row, temperature)
       d = kept - new
@@ -88,7 +96,7 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
       sums['entropy'] += entropies.sum()
     else:
       sums['entropy'] -= new.sum()
-    sums['gap'] += abs(new - old).sum()
+    sums['gap'] += abs(new - sampled).sum()
   return loss, {name: x / num_tokens for name, x in sums.items()}
 
 
@@ -109,6 +117,7 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
     ),
     (losses.Objective(loss='supervised'), 1.0),
     (losses.Objective(value_coef=0.7), 1.0),
+    (losses.Objective(importance_cap=1.2, kl_coef=0.2), 1.0),
   ],
 )
 def test_a_step_equals_plain_numpy(mesh, tiny, objective, temperature):
@@ -119,8 +128,9 @@ def test_a_step_equals_plain_numpy(mesh, tiny, objective, temperature):
   if tiny.scalar_head:  # it starts at 0, where no gradient goes on
     params['score'] = np.random.default_rng(4).normal(size=(32, 1))
     params['score'] = params['score'].astype(np.float32)
+  old = {'old_logprobs': OLD} if objective.importance_cap else {}
   state, metrics = tiny_rows.take_step(
-    tiny, params, tiny_rows.cut(ROLLOUTS, GAIN, returns=RETURNS),
+    tiny, params, tiny_rows.cut(ROLLOUTS, GAIN, returns=RETURNS, **old),
     ref_params=ref if objective.kl_coef else None,
     objective=objective, temperature=temperature,
   )  # fmt: skip
@@ -283,7 +293,7 @@ def test_other_losses_have_the_gradients_of_their_papers(mesh, shallow, name):
     old = losses.gspo_old_logprobs(now, ROLLOUTS.logprobs, ROLLOUTS.lengths)
     minibatches = tiny_rows.cut(ROLLOUTS, GAIN, old_logprobs=old)
   elif name == 'dpo':
-    gain, _ = losses.dpo_advantages(losses.find_pairs(GAIN), now, kept, 2.0)
+    gain = losses.dpo_advantages(losses.find_pairs(GAIN), now, kept, 2.0)
     ones = np.ones(GAIN.shape, np.float32)
     minibatches = tiny_rows.pack(
       ROLLOUTS, gain, ones > 0, ones / len(GAIN), size=4

@@ -121,12 +121,10 @@ def test_dpo_weighs_pairs_as_the_gradient_of_its_loss_does():
 
   pairs = losses.find_pairs(rewards)
   np.testing.assert_array_equal(pairs, [[-1, 1, 0], [0, 0, 0], [1, -1, 0]])
-  found, loss = losses.dpo_advantages(pairs, now, ref, beta)
+  found = losses.dpo_advantages(pairs, now, ref, beta)
   np.testing.assert_allclose(
     -found[..., None] * np.ones(4), jax.grad(plain)(now), atol=1e-6
   )
-  assert loss.sum() == pytest.approx(float(plain(now)), rel=1e-5)
-  assert loss[1] == 0
 
 
 @pytest.mark.parametrize('estimator', losses.KL_ESTIMATORS)
