@@ -13,8 +13,8 @@
        --config.data.source=jsonl --config.data.path=FOLDER/{split}.jsonl
        --config.data.solution_field=solution
   4. FOLDER/pairs.jsonl has `question`, `chosen` and `rejected`: a right and a
-     wrong reply to a question that has both, for dash_jax.reward_model. A wrong
-     one that ran out of room is none: a model would learn how texts are cut.
+     wrong reply to a question that has both, for dash_jax.reward_model. One that
+     ran out of room is neither: a model would learn how texts are cut.
 """
 
 import pathlib
@@ -83,15 +83,17 @@ def choose(
   stopped = ~np.asarray(sampled.rows.truncated)
   for q, question in enumerate(sampled.asked[:num_asked]):
     texts = sampled.texts[q * G : (q + 1) * G]
-    ended = np.flatnonzero(right[q] & stopped[q])
-    good = list(dict.fromkeys(texts[g] for g in ended))
+    good = list(dict.fromkeys(texts[g] for g in np.flatnonzero(right[q])))
     good = [text for text in good if text.strip()]  # nothing can be learned of
-    bad = [texts[g] for g in np.flatnonzero(~right[q] & stopped[q])]
+    better, worse = (
+      [texts[g] for g in np.flatnonzero(chosen & stopped[q])]
+      for chosen in (right[q], ~right[q])
+    )
     for text in good[:most]:
       solutions.append(_describe(question) | {'solution': text})
-    if good and bad:
+    if better and worse:
       pairs.append(
-        {'question': question.prompt, 'chosen': good[0], 'rejected': bad[0]}
+        {'question': question.prompt, 'chosen': better[0], 'rejected': worse[0]}
       )
   return solutions, pairs
 

@@ -149,10 +149,10 @@ def test_traces_are_right_replies_that_sft_takes(run, workdir, tmp_path):
 
 
 def test_a_pair_is_a_right_reply_and_a_wrong_one_that_stopped():
-  """Of four questions: one has both, one only right ones, one only wrong ones, and
-  the wrong ones of one were cut."""
+  """Of four questions: one has both, and its first right one was cut; one only
+  right ones, one only wrong ones, and the wrong ones of one were cut."""
   right = [[0, 1, 0, 1, 1], [1, 1, 1, 1, 1], [0] * 5, [1, 0, 0, 1, 1]]
-  cut = [[1, 0, 0, 0, 0], [0] * 5, [0] * 5, [0, 1, 1, 0, 0]]
+  cut = [[1, 1, 0, 0, 0], [0] * 5, [0] * 5, [0, 1, 1, 0, 0]]
   lengths = np.ones((4, 5), np.int32)
   sampled = assemble.Sampled(
     asked=[batches.Question(q, q.upper(), uid=0) for q in 'abcd'],
@@ -169,7 +169,7 @@ def test_a_pair_is_a_right_reply_and_a_wrong_one_that_stopped():
     'a1', 'a3', 'b0', 'b1', 'd0', 'd3',
   ]  # fmt: skip
   assert solutions[1] == {'question': 'a', 'answer': 'A', 'solution': 'a3'}
-  assert pairs == [{'question': 'a', 'chosen': 'a1', 'rejected': 'a2'}]
+  assert pairs == [{'question': 'a', 'chosen': 'a3', 'rejected': 'a2'}]
   assert traces.choose(sampled, 1, most=1) == (solutions[:1], pairs)
 
 
