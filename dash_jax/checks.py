@@ -14,7 +14,7 @@ import re
 import ml_collections
 
 from dash_jax import config as config_lib
-from dash_jax import terms
+from dash_jax import credit, terms
 from dash_jax.data import chat, questions
 from dash_jax.learning import (
   advantages,
@@ -389,10 +389,18 @@ def _check_filter(algorithm, run):
     f' with: take {2 * num_questions} or more',
   )
   _require(
-    algorithm.name != 'grpo' or algorithm.filter_threshold == 0,
-    f'algorithm.filter_threshold={algorithm.filter_threshold} with'
-    " algorithm.name='grpo', which learns from every row: take 0.0, or name dash",
+    rule != 'max_variance' or not credit.is_plus_plus(algorithm),
+    "algorithm.filter='max_variance' with algorithm.baseline='none' and"
+    " algorithm.scale='batch', which compare no rows of a group: take another"
+    ' filter',
   )
+  if algorithm.name == 'grpo':
+    for field, value in (('filter', 'advantage'), ('filter_threshold', 0.0)):
+      _require(
+        algorithm[field] == value,
+        f'algorithm.{field}={algorithm[field]!r} with algorithm.name='
+        f"'grpo', which learns from every row: take {value!r}, or name dash",
+      )
 
 
 # What a loss has no use for, and so must be left as it is by default.
@@ -403,7 +411,14 @@ _UNUSED = {
   'gspo': ('dpo_beta', 'importance_cap'),
   'cispo': ('dpo_beta', 'clip_dual'),
   'reinforce': ('dpo_beta', 'clip_low', 'clip_high', 'clip_dual'),
-  'supervised': (*_COMPARING, *_CLIPPING, 'dpo_beta', 'report_cosine', 'kl_in'),
+  'supervised': (
+    *_COMPARING,
+    *_CLIPPING,
+    'dpo_beta',
+    'report_cosine',
+    'kl_in',
+    'overlong_len',
+  ),
   'dpo': (
     *_COMPARING,
     *_CLIPPING,
@@ -428,15 +443,19 @@ def _check_loss(algorithm):
       f' algorithm.loss={algorithm.loss!r}, which has no use for it: take'
       f' {defaults[field]!r}',
     )
-  for field in ('clip_dual', 'importance_cap'):
-    _require(
-      algorithm[field] == 0 or algorithm[field] > 1,
-      f'algorithm.{field}={algorithm[field]}: must be above 1, or 0 for none',
-    )
+  _require(
+    algorithm.clip_dual == 0 or algorithm.clip_dual > 1,
+    f'algorithm.clip_dual={algorithm.clip_dual}: must be above 1, or 0 for none',
+  )
+  _require(
+    algorithm.importance_cap == 0 or algorithm.importance_cap >= 1,
+    f'algorithm.importance_cap={algorithm.importance_cap}: must be at least 1,'
+    ' or 0 for none',
+  )
   _require(
     algorithm.baseline != 'none' or algorithm.scale != 'std',
-    "algorithm.scale='std' with algorithm.baseline='none' divides by 0 where a"
-    " group agrees: take 'none', 'mean' or 'batch'",
+    "algorithm.scale='std' with algorithm.baseline='none' divides a reward by"
+    " next to nothing where a group agrees: take 'none', 'mean' or 'batch'",
   )
 
 
@@ -485,7 +504,10 @@ def _check_critic(algorithm):
     )
   if algorithm.baseline != 'critic':
     defaults = config_lib.default().algorithm
-    for field in ('discount', 'gae_lambda', 'value_coef'):
+    fields = ['gae_lambda', 'value_coef']
+    if not credit.is_plus_plus(algorithm):
+      fields.append('discount')
+    for field in fields:
       _require(
         algorithm[field] == defaults[field],
         f'algorithm.{field}={algorithm[field]} with'
@@ -552,6 +574,12 @@ def check_mesh(config, num_shards: int, num_hosts: int) -> None:
       if config.algorithm.name == 'grpo'
       else f'take algorithm.batch_size={_multiples(num_shards * G, run.batch_size)}'
     ),
+  )
+  own, updates = run.num_questions // num_hosts, config.algorithm.num_updates
+  _require(
+    own % updates == 0,
+    f'algorithm.num_updates={updates}: must divide the {own} groups that each of'
+    f' {num_hosts} processes has in a step',
   )
   at_once = config.sampling.batch_size
   _require(

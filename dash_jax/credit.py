@@ -113,8 +113,7 @@ def assign(
     gain = losses.find_pairs(total).astype(np.float32)
     keep = gain != 0
   else:
-    plus_plus = algorithm.baseline == 'none' and algorithm.scale == 'batch'
-    if algorithm.baseline == 'critic' or plus_plus:
+    if algorithm.baseline == 'critic' or is_plus_plus(algorithm):
       by_token, returns = _look_ahead(config, rewards, penalty, rows, values)
       gain, size = by_token.sum(-1) / rows.lengths, np.abs(by_token).max(-1)
     elif algorithm.filter == 'max_variance':
@@ -145,6 +144,12 @@ def assign(
   num = sharding.sum_over_hosts({'all': counted.sum()})['all']
   weight = weight / max(num, 1.0)
   return Credit(gain, keep, weight, masked, by_token, returns, of_all)
+
+
+def is_plus_plus(algorithm: ml_collections.ConfigDict) -> bool:
+  """Returns whether tokens count what comes from them on, standardised over all
+  tokens of a step: REINFORCE++, arXiv 2501.03262, equations 6 and 7."""
+  return algorithm.baseline == 'none' and algorithm.scale == 'batch'
 
 
 def _compare(config, rewards, among=None):

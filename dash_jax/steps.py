@@ -91,8 +91,7 @@ def rl_step(
   rewards = sampled.rewards
   verified = scores.rewards.reshape(rewards.shape)
   scored_at = time.perf_counter()
-  expected = penalty = None
-  kl = np.zeros(rows.tokens.shape)
+  expected = penalty = kl = None
   if phase.kl_in_reward:
     reference = learner.completion_logprobs(
       parts.model,
@@ -116,7 +115,7 @@ def rl_step(
       'replaced_tokens': sampled.replaced_tokens,
       'kept_rows': keep.sum(),
       'masked_rows': credit.masked,
-      'kl': kl.sum(),
+      'kl': 0.0 if kl is None else kl.sum(),
       'reward': rewards.sum(),
       'right': (verified == 1).sum(),
       'tokens': rows.lengths.sum(),
@@ -134,8 +133,9 @@ def rl_step(
   if phase.kl_in_reward:
     measured = sums['tokens']
     values['kl'] = sums['kl'] / max(measured, 1.0)
-  kl = values['kl'] if measured else None
-  state, more = _move_reference(phase, state, step, kl)
+  state, more = _move_reference(
+    phase, state, step, values['kl'] if measured else None
+  )
   learned_at = time.perf_counter()
   if write_rollouts:
     rollouts.write(

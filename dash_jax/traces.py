@@ -6,7 +6,8 @@
   1. The newest checkpoint in the workdir (without one, the weights that the run
      starts from) samples `--replies` replies to each training question, as the
      section `sampling` says, with noise that no training step has.
-  2. They are scored by the verifier; a reward of exactly 1 is right.
+  2. They are scored by the verifier; a reward of exactly 1 is right,
+     also of a reply that was cut (dash_jax's own verifier gives that 0).
   3. FOLDER/train.jsonl has `question`, `answer` and `solution`, a right reply: at
      most `--most` different ones a question. test.jsonl has the held-out
      questions. SFT of any model on the two:
@@ -86,7 +87,11 @@ def choose(
     good = list(dict.fromkeys(texts[g] for g in np.flatnonzero(right[q])))
     good = [text for text in good if text.strip()]  # nothing can be learned of
     better, worse = (
-      [texts[g] for g in np.flatnonzero(chosen & stopped[q])]
+      [
+        texts[g]
+        for g in np.flatnonzero(chosen & stopped[q])
+        if texts[g].strip()
+      ]
       for chosen in (right[q], ~right[q])
     )
     for text in good[:most]:

@@ -21,6 +21,8 @@ from dash_jax.sampling import memory
 
 # No step has this number, nor has an evaluation: no noise is used twice.
 _DROPOUT = 2**31 - 2
+# Metrics that are means over tokens.
+_OF_TOKENS = ('kl', 'entropy', 'clip_fraction', 'logprob_gap', 'value_loss')
 
 
 def make_ready(
@@ -113,17 +115,22 @@ def learn(
     credit: what they count.
 
   Returns:
-    The new state, and the learner's metrics on the host: means over the changes.
+    The new state, and the learner's metrics on the host: means over the changes,
+    or over the tokens of all.
   """
   program = {'model': parts.model, 'objective': phase.objective}
-  old = rows.logprobs
+  old, reference = rows.logprobs, None
   if phase.objective.importance_cap:
     old = _find_logprobs(parts, phase, state, state.params, rows, credit)
+  elif phase.objective.loss == 'dpo':
+    reference = _find_logprobs(
+      parts, phase, state, state.reference, rows, credit
+    )
   by_part = np.array_split(np.arange(len(rows.lengths)), phase.updates_a_pass)
   taken = []
   for i in range(phase.updates):
     part = functools.partial(np.take, indices=by_part[i % len(by_part)], axis=0)
-    of_part = jax.tree.map(part, (old, rows, credit))
+    of_part = jax.tree.map(part, (rows, credit, old, reference))
     pack, gain = _prepare(parts, phase, room, state, *of_part)
     keep = part(credit.keep)
     minibatches = pack(gain, keep=keep)
@@ -142,13 +149,34 @@ def learn(
       optimizer=phase.optimizer, is_last=i + 1 == phase.updates,
     )  # fmt: skip
     taken.append(jax.device_get(values) | more)
-  means = {k: float(np.mean([v[k] for v in taken])) for k in taken[0]}
+  means = average(taken)
   if not phase.objective.value_coef:
     del means['value_loss']
   return state, means
 
 
-def _prepare(parts, phase, room, state, old, rows, credit):
+def average(taken: list[dict]) -> dict[str, float]:
+  """Returns the metrics of several changes as those of one; a change without rows
+  says nothing of tokens and gradients.
+
+  Args:
+    taken: of each change, what `learner.update` returns, on the host.
+  """
+  tokens = [values['tokens'] for values in taken]
+  some = max(sum(tokens), 1)
+  means = {}
+  for name in taken[0].keys() - {'tokens'}:
+    weights = None
+    if name in _OF_TOKENS:
+      weights = np.divide(tokens, some)
+    elif name == 'gradient_cosine':
+      weights = np.sign(tokens) / max(np.sign(tokens).sum(), 1)
+    found = np.array([values[name] for values in taken])
+    means[name] = float(found.mean() if weights is None else weights @ found)
+  return means
+
+
+def _prepare(parts, phase, room, state, rows, credit, old, reference):
   """Returns what packs some questions' rows for one change of the weights, given
   their advantages and which to keep; and their advantages."""
   gain = credit.gain if credit.by_token is None else credit.by_token
@@ -156,12 +184,9 @@ def _prepare(parts, phase, room, state, old, rows, credit):
     now = _find_logprobs(parts, phase, state, state.params, rows, credit)
     old = losses.gspo_old_logprobs(now, old, rows.lengths)
   elif phase.objective.loss == 'dpo':
-    now, before = (
-      _find_logprobs(parts, phase, state, trained, rows, credit)
-      for trained in (state.params, state.reference)
-    )
+    now = _find_logprobs(parts, phase, state, state.params, rows, credit)
     beta = parts.config.algorithm.dpo_beta
-    gain = losses.dpo_advantages(gain, now, before, beta)
+    gain = losses.dpo_advantages(gain, now, reference, beta)
   pack = functools.partial(
     packing.make_minibatches,
     rows,

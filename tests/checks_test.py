@@ -136,7 +136,31 @@ BAD = [
   ),
   ({'algorithm__dpo_beta': 0.0}, 'algorithm.dpo_beta', 'above 0'),
   ({'algorithm__dpo_beta': 0.5}, 'algorithm.dpo_beta', 'no use for it'),
-  ({'algorithm__importance_cap': 0.1}, 'importance_cap', 'above 1'),
+  ({'algorithm__importance_cap': 0.1}, 'importance_cap', 'at least 1'),
+  (
+    {
+      'algorithm__baseline': 'none',
+      'algorithm__scale': 'batch',
+      'algorithm__filter': 'max_variance',
+      'algorithm__filter_rows': 64,
+    },
+    'algorithm.filter',
+    'another filter',
+  ),
+  (
+    {
+      'algorithm__name': 'grpo',
+      'algorithm__filter': 'largest',
+      'algorithm__filter_rows': 4,
+    },
+    'algorithm.filter',
+    "take 'advantage'",
+  ),
+  (
+    {'algorithm__loss': 'supervised', 'algorithm__overlong_len': 8},
+    'algorithm.overlong_len',
+    'take 0',
+  ),
   (
     {'algorithm__loss': 'gspo', 'algorithm__importance_cap': 2.0},
     'algorithm.importance_cap',
@@ -338,6 +362,8 @@ def test_sft_has_no_rl_steps():
     ),
     # Each process scores rows of its own.
     ({}, 1, 4, 'mesh.data * mesh.fsdp', 'a multiple of 4'),
+    # 32 questions, of which each process has 8.
+    ({'algorithm__num_updates': 16}, 8, 4, 'num_updates', 'the 8 groups'),
   ],
 )
 def test_rows_that_the_mesh_cannot_split_are_refused(

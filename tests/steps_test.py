@@ -242,6 +242,20 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
     assert sum(learned[:4]) == sum(learned[4:])
 
 
+def test_a_change_without_rows_says_nothing_of_tokens():
+  taken = [
+    {'tokens': 3.0, 'kl': 0.5, 'loss': 1.0, 'gradient_cosine': 0.5},
+    {'tokens': 0.0, 'kl': 0.0, 'loss': 0.0, 'gradient_cosine': 0.0},
+    {'tokens': 1.0, 'kl': 0.1, 'loss': 2.0, 'gradient_cosine': 0.7},
+  ]
+  found = updates.average(taken)
+  assert found == pytest.approx(
+    {'kl': 0.4, 'loss': 1.0, 'gradient_cosine': 0.6}
+  )
+  nothing = updates.average([{'tokens': 0.0, 'kl': 0.0, 'loss': 0.0}])
+  assert nothing == {'kl': 0.0, 'loss': 0.0}
+
+
 def learned_returns(minibatches):
   """Returns f32[tokens], what a critic was to expect."""
   return np.concatenate([m.returns[m.lines.mask] for m in minibatches])

@@ -37,7 +37,9 @@ def find_advantages(
       none   A = x                                                  Dr. GRPO
       mean   A = x / mean(r), of the group                             MaxRL
       batch  A = (x - mean(x)) / (std(x) + 1e-4), over all rows of all
-             groups; mean(x) is 0 after a baseline             REINFORCE++
+             groups; mean(x) is 0 after a baseline    REINFORCE++-baseline
+
+  REINFORCE++ itself, without a baseline, is by token: see credit.py.
 
   With a baseline the result is exactly 0 where a group agrees, so such rows can
   be filtered without changing the gradient.

@@ -298,8 +298,9 @@ def update(
     is_last: whether the step ends with it, and the state's number goes up.
 
   Returns:
-    The new state, and f32[] metrics: loss, grad_norm, kl, entropy (Monte
-    Carlo: mean of -logprob over trained tokens), clip_fraction, logprob_gap.
+    The new state, and f32[] metrics: tokens, loss, grad_norm, and means over
+    these tokens: kl, entropy (Monte Carlo: mean of -logprob), clip_fraction,
+    logprob_gap, value_loss.
   """
   totals = sum_gradients(
     state, minibatches, decoding, dropout_key, model=model, objective=objective
@@ -450,6 +451,7 @@ def _apply(state, totals, is_last, *, optimizer):
   )
   tokens = jnp.maximum(sums['tokens'], 1.0)
   metrics = {
+    'tokens': sums['tokens'],
     'loss': loss,
     'grad_norm': optax.tree.norm(grads),
     'kl': sums['kl'] / tokens,

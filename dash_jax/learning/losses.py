@@ -69,7 +69,7 @@ def policy_loss(objective: Objective, logprobs, old_logprobs, advantages):
   On policy the ratio is 1, and the gradients of all but the last are
   REINFORCE's with whatever baseline A has, which is DASH. `old_logprobs` are the
   sampler's own, so that a sampler that computes in lower precision is corrected
-  for rather than ignored.
+  for rather than ignored; with an `importance_cap` they are the learner's.
 
   Source: PPO, arXiv 1707.06347, equation 7; GRPO, arXiv 2402.03300; dual clip,
     arXiv 1912.09729, equation 5; clip-higher (high > low), DAPO, arXiv
