@@ -165,7 +165,7 @@ def average(taken: list[dict]) -> dict[str, float]:
   tokens = [values['tokens'] for values in taken]
   some = max(sum(tokens), 1)
   means = {}
-  for name in taken[0].keys() - {'tokens'}:
+  for name in [name for name in taken[0] if name != 'tokens']:
     weights = None
     if name in _OF_TOKENS:
       weights = np.divide(tokens, some)
