@@ -96,6 +96,8 @@ ALGORITHMS = {
     'data.path': '{seed}/traces/{{split}}.jsonl',
     'data.solution_field': 'solution',
     'data.num_train': 0,
+    # Replies may take more tokens when they are encoded again.
+    'data.too_long': 'drop',
   },
   'format and length beside the verifier': {
     'reward.format_weight': 0.1,
