@@ -18,9 +18,8 @@ from dash_jax.data import chat, tokenizer
 from dash_jax.learning import reward_model
 from dash_jax.model import hf, hub, llama
 
-_SLOTS_UNIT = (
-  32  # rows have a multiple of it, so that few programs are compiled
-)
+# Rows have a multiple of it, so that few programs are compiled.
+_SLOTS_UNIT = 32
 _TOKENS_AT_ONCE = 8_192  # of one call, on each shard of rows
 
 

@@ -96,8 +96,8 @@ def standardize(
   *,
   centred: bool = False,
 ) -> np.ndarray:
-  """Returns f32[..], (x - mean) / (std + 1e-4), over all that count in all processes; 0
-  elsewhere.
+  """Returns f32[..], (x - mean) / (std + 1e-4), over all that count in all
+  processes; 0 elsewhere.
 
   Args:
     x: f[..].

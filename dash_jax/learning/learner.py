@@ -430,6 +430,30 @@ def _accumulate(
   return jax.lax.fori_loop(0, num, add, totals)
 
 
+def follow_gradient(
+  state: batches.TrainState,
+  grads: dict,
+  optimizer: optax.GradientTransformation,
+  is_last: jax.Array | bool = True,
+) -> batches.TrainState:
+  """Returns the state after one change of its weights.
+
+  Args:
+    state: as it is.
+    grads: as `state.params`.
+    optimizer: of these.
+    is_last: whether the step ends with it, and the state's number goes up.
+  """
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  key = jax.random.fold_in(jax.random.key(1), state.step)
+  return dataclasses.replace(
+    state,
+    step=state.step + jnp.int32(is_last),
+    params=optim.add_updates(state.params, updates, key),
+    opt_state=opt_state,
+  )
+
+
 @functools.partial(
   jax.jit,
   static_argnames=('optimizer',),
@@ -438,17 +462,7 @@ def _accumulate(
 def _apply(state, totals, is_last, *, optimizer):
   """Returns the new state and metrics."""
   (loss, sums), grads = totals
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  new_state = batches.TrainState(
-    step=state.step + jnp.int32(is_last),
-    params=optim.add_updates(
-      state.params, updates, jax.random.fold_in(jax.random.key(1), state.step)
-    ),
-    opt_state=opt_state,
-    kl_scale=state.kl_scale,
-    reference=state.reference,
-    frozen=state.frozen,
-  )
+  new_state = follow_gradient(state, grads, optimizer, is_last)
   tokens = jnp.maximum(sums['tokens'], 1.0)
   metrics = {
     'tokens': sums['tokens'],

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from dash_jax import batches
-from dash_jax.learning import optim
+from dash_jax.learning import learner
 from dash_jax.model import layers, llama
 
 
@@ -97,14 +97,6 @@ def update(
   (loss, accuracy), grads = jax.value_and_grad(find_loss, has_aux=True)(
     state.params
   )
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  new_state = batches.TrainState(
-    step=state.step + 1,
-    params=optim.add_updates(
-      state.params, updates, jax.random.fold_in(jax.random.key(1), state.step)
-    ),
-    opt_state=opt_state,
-    kl_scale=state.kl_scale,
-  )
+  new_state = learner.follow_gradient(state, grads, optimizer)
   norm = optax.tree.norm(grads)
   return new_state, {'loss': loss, 'accuracy': accuracy, 'grad_norm': norm}
