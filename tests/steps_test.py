@@ -288,7 +288,7 @@ def test_refilled_groups_take_the_places_of_those_that_agree():
       asked=questions, rows=rows,
       texts=[f'{q.prompt}/{g}' for q in questions for g in range(2)],
       scores=workers.Scores(np.float32(rewards).reshape(-1), 1, 2),
-      sample_s=1.0, reward_s=2.0,
+      began_at=0.0, sample_s=1.0, reward_s=2.0,
     )  # fmt: skip
 
   a = sampled(0, [[1, 1], [0, 1], [0, 0]])
