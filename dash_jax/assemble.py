@@ -30,7 +30,7 @@ from dash_jax.data import chat, pieces, prompts, questions, tokenizer
 from dash_jax.learning import optim
 from dash_jax.model import gguf, hub, llama
 from dash_jax.rewards import workers
-from dash_jax.runs import checkpoint
+from dash_jax.runs import checkpoint, watch
 from dash_jax.sampling import decoding, sampler
 
 TOKENIZER_NAME = 'tokenizer.model'
@@ -208,6 +208,7 @@ class Parts:
       for rows, made in sampled_by.stream(
         prepared, prompts, key, how, find_end=self.find_end
       ):
+        watch.mark()
         if num_scored is not None:
           rows = rows[rows < num_scored * sampled_by.group_size]
         scored.add(rows, made)
@@ -330,7 +331,11 @@ def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
   elsewhere COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID name them.
   """
   if config.mesh.multi_host and not jax.distributed.is_initialized():
-    jax.distributed.initialize(**_named_processes())
+    jax.distributed.initialize(
+      **_named_processes(),
+      # watch.py ends the run first, and says why.
+      heartbeat_timeout_seconds=int(3 * config.mesh.silent_s) + 60,
+    )
   devices, _ = sharding.split_devices(config.mesh.sampler_devices)
   mesh = sharding.make_mesh(
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices

@@ -26,7 +26,7 @@ from dash_jax import (
 from dash_jax import evaluate as evaluate_lib
 from dash_jax.learning import learner, reference
 from dash_jax.model import lora
-from dash_jax.runs import checkpoint, compiles, metrics, progress
+from dash_jax.runs import checkpoint, compiles, metrics, progress, watch
 
 
 def train(config, workdir: str) -> bool:
@@ -50,13 +50,16 @@ def train(config, workdir: str) -> bool:
   parts = assemble.build(config, workdir)
   plan = phases.phases(config, parts.stop_ids)
   with (
+    watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
     parts.pool,
     checkpoint.Stop() as stop,
     checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saved,
     progress.Progress(shown=is_writer) as bars,
     contextlib.ExitStack() as closing,
   ):
+    watch.mark('making or reading the weights')
     state = _start(parts, plan, saved)
+    watch.mark('compiling what samples')
     _compile(parts, plan)
     log = None
     if is_writer:
@@ -66,6 +69,7 @@ def train(config, workdir: str) -> bool:
       )
     with _at_work(saved):
       finished = _go_on(parts, plan, state, stop, saved, bars, log)
+      watch.mark('waiting for the last checkpoint')
       saved.wait()
   if finished and is_writer:
     with _at_work(saved):
@@ -95,6 +99,7 @@ def _go_on(parts, plan, state, stop, saved, bars, log) -> bool:
     if not 0 <= done < phase.num_steps:
       continue
     bar = bars.phase(phase.title, phase.num_steps, done)
+    watch.mark('compiling what learns')
     room = updates.make_ready(parts, phase, state)
     fed = feed.Feed(parts, phase, int(state.step))
     if phase.name == 'rl' and not done:
@@ -174,6 +179,7 @@ def _begin_reference(phase, state):
 
 def _save(saved, state):
   step = int(state.step)
+  watch.mark(f'saving step {step}')
   if saved.latest_step() != step:
     saved.save(step, state)
 
@@ -189,6 +195,7 @@ def _evaluate(parts, log, state, phase_name):
   done = bool(log and log.has_eval(step, phase_name, 'test'))
   if sharding.max_over_hosts({'done': done})['done']:
     return
+  watch.mark(f'evaluating step {step}')
   result = evaluate_lib.evaluate(parts, lora.join(state.params, state.frozen))
   if log:
     log.write_eval({'step': step, 'phase': phase_name} | result)
