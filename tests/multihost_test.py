@@ -39,7 +39,7 @@ def read_numbers(workdir, name):
   ]
 
 
-def start_job(workdir, num_processes, num_devices, *options):
+def start_job(workdir, num_processes, num_devices, *options, **env):
   """Starts the processes of a run, each with some devices of its own."""
   address = f'localhost:{find_port()}'
   return [
@@ -52,6 +52,7 @@ def start_job(workdir, num_processes, num_devices, *options):
       COORDINATOR_ADDRESS=address,
       NUM_PROCESSES=str(num_processes),
       PROCESS_ID=str(i),
+      **env,
     )
     for i in range(num_processes)
   ]
@@ -108,17 +109,12 @@ def test_a_run_of_two_goes_on_alone_when_one_is_killed(alone, tmp_path):
   """Whoever is left names the one that is gone and the stage. One process, with
   other devices, then goes on from the checkpoint, and comes to the end that the
   run would have come to."""
-  pair = start_job(
-    tmp_path,
-    2,
-    1,
-    'mesh.data=2',
-    'mesh.silent_s=4',
-    'checkpoint.every_samples=32',
-  )
+  options = ('mesh.data=2', 'mesh.silent_s=4', 'checkpoint.every_samples=32')
+  pair = start_job(tmp_path, 2, 1, *options, SLOW='0.1')
   deadline = time.monotonic() + 200
   while not list(tmp_path.glob('checkpoints/[0-9]*')):
-    assert pair[0].poll() is None and time.monotonic() < deadline
+    assert pair[0].poll() is None
+    assert time.monotonic() < deadline
     time.sleep(0.05)
   pair[1].kill()
   code, output = tiny_run.finish(pair[0])
