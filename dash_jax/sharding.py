@@ -57,17 +57,24 @@ TRAIN = Rules(embed='fsdp')
 SAMPLE = Rules()
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
-  """Returns a mesh over all devices with explicit axes data, fsdp, tensor.
+def make_mesh(
+  data: int, fsdp: int, tensor: int, devices: list | None = None
+) -> jax.sharding.Mesh:
+  """Returns a mesh with explicit axes data, fsdp, tensor.
 
   At most one size may be -1: it takes the devices that the others leave.
+
+  Args:
+    data, fsdp, tensor: sizes.
+    devices: None takes all.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices, or devices
       of two processes would hold the same rows.
   """
   sizes = {'data': data, 'fsdp': fsdp, 'tensor': tensor}
-  num_devices = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  num_devices = len(devices)
   free = [name for name, size in sizes.items() if size == -1]
   fixed = int(np.prod([size for size in sizes.values() if size != -1]))
   bad = [name for name, size in sizes.items() if size == 0 or size < -1]
@@ -84,9 +91,9 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
       f'mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor} use {fixed}'
       f' of {num_devices} devices: set one of them to -1 to use the rest'
     )
-  mesh = jax.make_mesh(tuple(sizes.values()), AXES)
-  for devices in _by_rows(mesh):
-    if len({device.process_index for device in devices}) > 1:
+  mesh = jax.make_mesh(tuple(sizes.values()), AXES, devices=devices)
+  for split in _by_rows(mesh):
+    if len({device.process_index for device in split}) > 1:
       raise ValueError(
         f'mesh.tensor={tensor} splits the model over devices of several'
         ' processes, but each process samples and scores rows of its own: take'
