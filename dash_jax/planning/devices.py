@@ -76,6 +76,16 @@ _NAMES = (
 )
 
 
+# The compiler for TPUs would ask the network what machine this is, complain that
+# it is none, and wait for a compiler of another process.
+_ENVIRONMENT = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-16',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Devices:
   """Devices to plan for.
@@ -120,10 +130,8 @@ def prepare(wanted: list[str]) -> None:
   it has looked for any."""
   parsed = [split(topology) for topology in wanted]
   most = max(num * KINDS[name].per_chip for name, num in parsed)
-  # The compiler for TPUs would ask the network what machine this is, and wait
-  # for the one that a run beside may hold.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+  for name, value in _ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', most)
 
