@@ -27,7 +27,7 @@ class Scoring:
   ):
     """
     Args:
-      pool: of worker processes; nothing else scores meanwhile.
+      pool: of worker processes.
       decode: a row's tokens as text.
       answers: of the Q questions.
       group_size: G.

@@ -15,6 +15,7 @@ import jax
 
 from dash_jax import (
   assemble,
+  feed,
   phases,
   report,
   sharding,
@@ -95,6 +96,7 @@ def _go_on(parts, plan, state, stop, saved, bars, log) -> bool:
       continue
     bar = bars.phase(phase.title, phase.num_steps, done)
     room = updates.make_ready(parts, phase, state)
+    fed = feed.Feed(parts, phase, int(state.step))
     if phase.name == 'rl' and not done:
       _evaluate(parts, log, state, 'sft' if phase.first_step else 'rl')
     elif _is_eval_due(parts, phase, done):
@@ -106,7 +108,7 @@ def _go_on(parts, plan, state, stop, saved, bars, log) -> bool:
         return False
       taken = step + 1 - phase.first_step
       state, values = steps.take_step(
-        parts, phase, room, state, step,
+        parts, phase, room, fed, state, step,
         write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
       )  # fmt: skip
       if log:

@@ -121,7 +121,7 @@ def test_a_shard_of_rows_stays_within_a_process(monkeypatch):
     devices=np.array([[[Device(i // 4) for i in range(8)]]]),
     shape={'data': 1, 'fsdp': 1, 'tensor': 8},
   )
-  monkeypatch.setattr(jax, 'make_mesh', lambda *args: mesh)
+  monkeypatch.setattr(jax, 'make_mesh', lambda *args, **_: mesh)
   with pytest.raises(ValueError, match=r'mesh\.tensor=8 .* processes'):
     sharding.make_mesh(1, 1, 8)
 

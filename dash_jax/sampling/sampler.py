@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from dash_jax import batches
+from dash_jax import batches, sharding
 from dash_jax.model import kernels, llama
 from dash_jax.sampling import calls, ladder, memory, programs
 from dash_jax.sampling import compiled as compiled_lib
@@ -94,7 +94,8 @@ class Sampler:
 
     Args:
       model: the architecture and the dtype to compute in.
-      params: its weights, TRAIN layout, or their shapes and layouts.
+      params: its weights, TRAIN layout, or their shapes and layouts; they may
+        rest on another mesh, split over the axis tensor alike.
       num_prompts: prompts of a call, over all processes; a call may have
         others, but with more of them, rows wait for places.
       group_size: G, completions of a prompt.
@@ -110,6 +111,8 @@ class Sampler:
       ValueError: `batch_size` does not divide by G times the mesh's shards of
         rows, or not even one prompt a shard fits the memory.
     """
+    self._mesh = jax.sharding.get_mesh()
+    self._moves = compiled_lib.find_mesh(params) != self._mesh
     self._num_shards = programs.num_shards()
     self._params = jax.tree.map(compiled_lib.describe, params)
     self._num_prompts = -(-num_prompts // self._num_shards)
@@ -152,9 +155,19 @@ class Sampler:
     """Bytes of keys and values on one device, of prompts and rows, at most."""
     return self._compiled.cache_bytes
 
+  def prepare(self, params: dict) -> dict:
+    """Returns the model's weights as `stream` takes them, on the mesh of the
+    sampler: cast, gathered and, if they are on other devices, copied.
+
+    Args:
+      params: as they rest, TRAIN layout; not donated.
+    """
+    weights = self._compiled.prepare(params)
+    return sharding.move(weights, self._mesh) if self._moves else weights
+
   def stream(
     self,
-    params: dict,
+    weights: dict,
     prompts: batches.PromptBatch,
     key: jax.Array,
     decoding: decoding_lib.Decoding,
@@ -165,7 +178,7 @@ class Sampler:
     """Samples G completions for every prompt, and hands out rows that finish.
 
     Args:
-      params: the model's weights, TRAIN layout.
+      weights: of `prepare`.
       prompts: this process's Q prompts, NumPy; every shard has as many.
       key: the noise of this call; a new one for every optimizer step.
       decoding: how to draw, stop ids included.
@@ -192,7 +205,7 @@ class Sampler:
     while True:
       call = calls.Call(self._compiled, self._programs, request, made)
       try:
-        yield from call.run(params)
+        yield from call.run(weights)
         return
       except jax.errors.JaxRuntimeError as error:
         # Other processes would not know of it.
@@ -216,11 +229,12 @@ class Sampler:
     """Returns all that `stream` samples, of this process's prompts, NumPy.
 
     Args:
-      params, prompts, key, decoding: as `stream`'s.
+      params: as `prepare`'s.
+      prompts, key, decoding: as `stream`'s.
       policy_step: stamped on every row.
       **options: as `stream`'s.
     """
-    parts = self.stream(params, prompts, key, decoding, **options)
+    parts = self.stream(self.prepare(params), prompts, key, decoding, **options)
     _, made = collections.deque(parts, maxlen=1).pop()
     return made.as_rollouts(prompts, policy_step)
 
@@ -285,9 +299,10 @@ class Sampler:
   def _find_share(self) -> float:
     """Returns how many times the rows of the programs fit; 1 or more if they do."""
     needed = self._compiled.measure()
-    # Weights take their room whatever the rows.
+    # Weights take their room whatever the rows; the next ones may come while
+    # these are still sampled with.
     weights = self._compiled.weight_bytes
-    room = memory.find_room() - weights
+    room = memory.find_room() - weights * (2 if self._moves else 1)
     return max(room, 0) / max(needed - weights, 1)
 
   def _take_fewer(self, message: str) -> None:
