@@ -18,11 +18,10 @@
 --topology=A,B,.. prints a line for each, estimated. Exit code 1: it does not fit.
 """
 
-import jax
 from absl import flags
 
 from dash_jax import commands
-from dash_jax.planning import devices, job, plans, tables
+from dash_jax.planning import devices, plans, tables
 
 _TOPOLOGY = flags.DEFINE_list(
   'topology', [], 'Devices to plan for, as v5e:4x4; else those that are here.'
@@ -53,9 +52,8 @@ def main(config, workdir):
       return found.compiles and num_weights <= _SMALL
     return _COMPILE.value
 
-  with jax.set_mesh(job.make_mesh(config, found)):
-    plan = plans.make(config, found, compiles, report=_report)
-    print('\n'.join(tables.describe(plan)))
+  plan = plans.make(config, found, compiles, report=_report)
+  print('\n'.join(tables.describe(plan)))
   if plan.all_fit:
     return 0
   print('\n'.join(tables.advise(plan, plans.suggest(config, found))))
@@ -66,9 +64,7 @@ def _compare(config):
   """Prints a line for each topology."""
   lines, fit = [], True
   for topology in _TOPOLOGY.value:
-    found = devices.find(topology)
-    with jax.set_mesh(job.make_mesh(config, found)):
-      plan = plans.make(config, found)
+    plan = plans.make(config, devices.find(topology))
     lines.append((topology, plan))
     fit &= plan.all_fit
   print('\n'.join(tables.compare(lines)))

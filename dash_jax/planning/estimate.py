@@ -9,13 +9,11 @@
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from dash_jax import sharding
-from dash_jax.learning import projection
 from dash_jax.model import llama
 from dash_jax.planning import job as job_lib
 from dash_jax.planning import work
@@ -52,8 +50,16 @@ class Needs:
     return sum(dataclasses.asdict(self).values())
 
 
-def find_shape(job: job_lib.Job) -> work.Shape:
-  """Returns what the work of a job follows from."""
+def find_shape(
+  job: job_lib.Job, mesh: jax.sharding.Mesh | None = None
+) -> work.Shape:
+  """Returns what the work of a job follows from.
+
+  Args:
+    job: the run.
+    mesh: None takes that which learns.
+  """
+  mesh = job.mesh if mesh is None else mesh
   config, model = job.config, job.model
   itemsize = jnp.dtype(model.dtype).itemsize
   cache_bytes = float(itemsize)
@@ -64,9 +70,9 @@ def find_shape(job: job_lib.Job) -> work.Shape:
   own = trained / param_itemsize
   return work.Shape(
     config=model.config,
-    data=job.mesh.shape['data'],
-    fsdp=job.mesh.shape['fsdp'],
-    tensor=job.mesh.shape['tensor'],
+    data=mesh.shape['data'],
+    fsdp=mesh.shape['fsdp'],
+    tensor=mesh.shape['tensor'],
     prompt_len=job.prompt_len,
     completion_len=job.completion_len,
     group_size=job.group_size,
@@ -102,38 +108,52 @@ def estimate(job: job_lib.Job, rows: int, minibatch: int) -> dict[str, Needs]:
     rows: decoded at once, on all devices; 0 if it samples none.
     minibatch: rows of a minibatch, on all devices.
   """
-  held = hold(job)
-  gradient = count_gradient(job)
+  shape = find_shape(job)
+  learning = dataclasses.replace(hold(job), gradient=count_gradient(job))
   needs = {}
   if rows:
-    sampler = count_sampler_weights(job)
-    cache = count_cache(job, rows)
-    with_weights = dataclasses.replace(held, sampler=sampler)
-    sampling = dataclasses.replace(with_weights, cache=cache)
+    sampling = find_shape(job, job.sampling_mesh)
+    size = count_sampler_weights(job)
+    cache = count_cache(job, sampling, rows)
+    beside = hold_beside_sampler(job)
+    own = rows // sampling.shards
+    made = {
+      ADMIT: _admitting(sampling, own),
+      DECODE: _decoding(sampling, own, job.devices.kind.platform),
+    }
     needs[PREPARE] = dataclasses.replace(
-      with_weights, activations=_preparing(job)
+      hold(job), sampler=size, activations=_preparing(shape)
     )
-    needs[ADMIT] = dataclasses.replace(
-      sampling, activations=_admitting(job, rows)
-    )
-    needs[DECODE] = dataclasses.replace(
-      sampling, activations=_decoding(job, rows)
-    )
-  learning = dataclasses.replace(held, gradient=gradient)
-  needs[GRADIENT] = dataclasses.replace(
-    learning, activations=_learning(job, minibatch)
-  )
-  needs[UPDATE] = dataclasses.replace(learning, activations=_updating(job))
+    for name, activations in made.items():
+      needs[name] = dataclasses.replace(
+        beside, sampler=size, cache=cache, activations=activations
+      )
+  made = {GRADIENT: _learning(job, shape, minibatch), UPDATE: _updating(job)}
+  for name, activations in made.items():
+    needs[name] = dataclasses.replace(learning, activations=activations)
   return needs
 
 
 def hold(job: job_lib.Job) -> Needs:
-  """Returns what rests on a device."""
+  """Returns what rests on a device that learns."""
   state = job.state
   return Needs(
     weights=job_lib.count_bytes((state.params, state.frozen, state.reference)),
     optimizer=job_lib.count_bytes(state.opt_state),
   )
+
+
+def hold_beside_sampler(job: job_lib.Job) -> Needs:
+  """Returns what rests on a device while it samples."""
+  return Needs(0.0, 0.0) if job.samples_apart else hold(job)
+
+
+def count_gradient(job: job_lib.Job) -> float:
+  """Returns the bytes of a device's gradient in float32."""
+  shapes = [
+    x.sharding.shard_shape(x.shape) for x in jax.tree.leaves(job.state.params)
+  ]
+  return 4.0 * sum(map(math.prod, shapes))
 
 
 def count_sampler_weights(job: job_lib.Job) -> float:
@@ -147,46 +167,38 @@ def count_sampler_weights(job: job_lib.Job) -> float:
   return total
 
 
-def count_cache(job: job_lib.Job, rows: int) -> float:
-  """Returns the bytes of keys and values of prompts and of rows."""
-  config, G = job.model.config, job.group_size
-  size = find_shape(job).cache_bytes
-  token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * size
-  token /= job.mesh.shape['tensor']
-  own = rows // job.shards
-  asked = -(-job.num_rows // G // job.shards)
+def count_cache(job: job_lib.Job, shape: work.Shape, rows: int) -> float:
+  """Returns the bytes of keys and values of prompts and of rows.
+
+  Args:
+    job: the run.
+    shape: of what samples.
+    rows: decoded at once, on all devices.
+  """
+  own, G = rows // shape.shards, shape.group_size
+  asked = job.num_rows // G // shape.shards
   prompts = own // G
   if asked > prompts and G > 1:  # others take the places of those that ended
     prompts = min(asked, 3 * prompts, own - 1)
-  return token * (prompts * job.prompt_len + own * job.completion_len)
+  slots = prompts * shape.prompt_len + own * shape.completion_len
+  return slots * shape.token_bytes
 
 
-def count_gradient(job):
-  own = sum(
-    int(np.prod(x.sharding.shard_shape(x.shape)))
-    for x in jax.tree.leaves(job.state.params)
-  )
-  return 4.0 * own
-
-
-def _preparing(job):
-  """Stacked layers are gathered before they are parted."""
-  shape = find_shape(job)
+def _preparing(shape):
+  """Stacked layers are gathered before they are parted, some at a time."""
   if shape.fsdp == 1:
     return 0.0
   config = shape.config
-  largest = config.num_layers * config.embed_dim * config.ffw_dim
-  return largest / shape.tensor * shape.itemsize * 2
+  stacked = config.num_layers * config.embed_dim * config.ffw_dim
+  return 1.5 * stacked / shape.tensor * shape.param_itemsize
 
 
-def _decoding(job, rows):
-  shape = find_shape(job)
-  own = rows // job.shards
-  logits = 3.0 * own * shape.config.vocab_size * 4
-  if job.devices.kind.platform == 'tpu':
+def _decoding(shape, own, platform):
+  made = 3.0 * own * shape.config.vocab_size * 4
+  if platform == 'tpu':
     # Joined matrices are laid out anew, for the unit that multiplies.
-    logits += _count_joined(shape) * shape.weight_bytes
-  return logits
+    made += _count_joined(shape) * shape.weight_bytes
+  return made
 
 
 def _count_joined(shape):
@@ -197,57 +209,50 @@ def _count_joined(shape):
   return config.num_layers * layer / shape.tensor
 
 
-def _admitting(job, rows):
-  shape = find_shape(job)
+def _admitting(shape, own):
   config, P, t = shape.config, shape.prompt_len, shape.tensor
-  prompts = max(rows // job.shards // shape.group_size, 1)
-  prompts = min(prompts, max(2**14 // P, 1))
+  prompts = shape.count_admitted(own)
   tokens = prompts * P
   scores = prompts * config.num_heads / t * P * P * 4
   feed = 3 * tokens * config.ffw_dim / t * shape.itemsize
   stream = 4 * tokens * config.embed_dim * shape.itemsize
-  cache = tokens * 2 * config.num_layers * config.num_kv_heads
-  cache *= config.head_dim / t * shape.cache_bytes
   logits = 2.0 * prompts * shape.group_size * config.vocab_size * 4
-  return max(2 * scores + stream, feed + stream) + cache + logits
+  return max(2 * scores, feed) + stream + tokens * shape.token_bytes + logits
 
 
-def _learning(job, minibatch):
-  """The new gradient, a copy of what it is added to, and the more of what the
-  last projection and what a layer needs."""
-  shape = find_shape(job)
+def _learning(job, shape, minibatch):
+  """The new gradient, the cast layers, what a forward keeps, and the more of what
+  tables and a layer need."""
   config, t, a = shape.config, shape.tensor, shape.itemsize
-  b, T, S = _find_lines(job, minibatch)
+  b, T = job.find_lines(minibatch)
   tokens = b * T
+  D, L = config.embed_dim, config.num_layers
+  num_tables = 1 if config.tied else 2
+  table = config.vocab_size / t * D
   own = count_gradient(job) / 4
-  V, D = config.vocab_size / t, config.embed_dim
-  copies = 2 if not config.tied else 1
-  table = V * D
-  residuals = config.num_layers * tokens * D * a
-  chunk = projection.chunk_len(b, T, int(V))
-  head = copies * table * (4 + a) + 2.0 * b * chunk * V * 4
-  scores = b * config.num_heads / t * T * S * 4
+  layers = llama.count_params(config) / t - num_tables * table
+  kept = L * tokens * D * a
+  cast = layers / shape.fsdp * a if a != shape.param_itemsize else 0
+  # Each in float32: the gradient, and what adds it up.
+  tables = num_tables * table * (8 + 1)
+  scores = b * config.num_heads / t * T * _count_seen(shape, T) * 4
   feed = tokens * config.ffw_dim / t * a
-  one_layer = (llama.count_params(config) / t - copies * table) * a
-  one_layer /= config.num_layers
-  inner = 2 * scores + 5 * feed + 6 * tokens * D * a + 2 * one_layer
+  inner = 2 * scores + 5 * feed + 6 * tokens * D * a + 2 * layers / L * a
   if shape.remat != 'layer':
     # What a layer made is kept, its gathered weights too.
     heads = (config.num_heads * 2 + 2 * config.num_kv_heads) * config.head_dim
-    kept = tokens * (heads / t + 3 * config.ffw_dim / t + 3 * D) * a
-    gathered = one_layer if shape.fsdp > 1 or shape.param_itemsize != a else 0
-    residuals += config.num_layers * (kept + gathered)
-  return own * (shape.param_itemsize + 4) + residuals + max(head, inner)
+    kept += L * tokens * (heads / t + 3 * config.ffw_dim / t + 3 * D) * a
+    if shape.fsdp > 1 or a != shape.param_itemsize:
+      kept += layers * a
+  return own * shape.param_itemsize + cast + kept + max(tables, inner)
 
 
-def _find_lines(job, minibatch):
-  """Returns lines of a device, their slots, and the slots that each looks at."""
-  room = job.make_room(minibatch)
-  lines, T = room.shapes[0]
-  local = len(sharding.local_shards())
-  size = -(-room.max_completion_len // 4)
-  seen = room.prompt_slots + 5 * size
-  return lines // local, T, min(T, seen)
+def _count_seen(shape, num_slots):
+  """Returns the slots that each slot of a line looks at."""
+  block = -(-shape.completion_len // 4)
+  rows = max(shape.group_size, 2)
+  prompts = 2 * -(-rows // shape.group_size) * shape.prompt_len
+  return min(num_slots, prompts + 5 * block)
 
 
 def _updating(job):

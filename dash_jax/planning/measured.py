@@ -1,6 +1,7 @@
 """A run's programs as the compiler of its devices makes them; none is run."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 
@@ -34,24 +35,28 @@ def compile_sampler(job: job_lib.Job, rows: int) -> dict[str, Program]:
     MemoryError: the compiler finds that it does not fit.
   """
   described = job.describe_sampler(rows)
-  held = dataclasses.replace(estimate.hold(job), sampler=described.weight_bytes)
-  sampling = dataclasses.replace(held, cache=described.cache_bytes)
-  largest = described.largest
+  size, cache = described.weight_bytes, described.cache_bytes
+  beside = dataclasses.replace(
+    estimate.hold_beside_sampler(job), sampler=size, cache=cache
+  )
   return {
     estimate.PREPARE: _compile(
-      lambda: described.lower_one('prepare'), held,
-      # The weights it reads rest on the device already.
-      lambda m: m.temp_size_in_bytes + m.output_size_in_bytes
-      - described.weight_bytes,
+      functools.partial(described.lower_one, 'prepare'),
+      dataclasses.replace(estimate.hold(job), sampler=size),
+      # What it returns are the weights that are sampled with.
+      lambda stats: stats.temp_size_in_bytes,
     ),
     estimate.ADMIT: _compile(
-      lambda: described.lower_one('admit', described.most_admitted), sampling,
+      functools.partial(described.lower_one, 'admit', described.most_admitted),
+      beside,
       _count_made,
     ),
     estimate.DECODE: _compile(
-      lambda: described.lower_one('decode', largest), sampling, _count_made
+      functools.partial(described.lower_one, 'decode', described.largest),
+      beside,
+      _count_made,
     ),
-  }  # fmt: skip
+  }
 
 
 def compile_gradient(job: job_lib.Job, minibatch: int) -> Program:

@@ -13,8 +13,6 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
-import jax
-
 from dash_jax import checks
 from dash_jax import config as config_lib
 from dash_jax.planning import devices as devices_lib
@@ -87,17 +85,27 @@ class Plan:
     return all(self.fits(name) for name in self.needs)
 
   @property
+  def overlaps(self) -> bool:
+    """Whether sampling goes on while others learn."""
+    config = self.job.config
+    return self.job.samples_apart and config.algorithm.max_staleness > 0
+
+  @property
   def step_s(self) -> float:
     """Seconds of an optimizer step, at least; 0 if rates are not known."""
-    return sum(step.seconds for step in self.steps.values())
+    parts = self.sampling_s, self.learning_s
+    return max(parts) if self.overlaps else sum(parts)
 
   @property
   def sampling_s(self) -> float:
-    return sum(
-      step.seconds
-      for name, step in self.steps.items()
-      if name in estimate.SAMPLING
-    )
+    return self._sum(estimate.SAMPLING)
+
+  @property
+  def learning_s(self) -> float:
+    return self._sum(estimate.LEARNING)
+
+  def _sum(self, names):
+    return sum(s.seconds for name, s in self.steps.items() if name in names)
 
   @property
   def tokens(self) -> int:
@@ -116,11 +124,11 @@ def make(
   compiles: Callable[[int], bool] = lambda num_weights: False,
   report: Callable[[str], None] = lambda line: None,
 ) -> Plan:
-  """Returns the plan of a checked config on the mesh in use.
+  """Returns the plan of a checked config.
 
   Args:
     config: of the run.
-    devices: of the mesh.
+    devices: that it runs on.
     compiles: whether to compile a model of so many weights.
     report: is told what is going on.
 
@@ -150,7 +158,7 @@ def make(
 def _units(job):
   """Returns of how many rows what is sampled, and what is learned from at once,
   are multiples."""
-  return job.group_size * job.shards, job.shards
+  return job.group_size * job.sampling_shards, job.shards
 
 
 def find_most(job: job_lib.Job) -> tuple[int, int]:
@@ -254,14 +262,15 @@ def _find_steps(job, shape, rows, minibatch):
   kind, phase = job.devices.kind, job.phase
   works = {}
   if rows:
-    own = rows // job.shards
+    sampling = estimate.find_shape(job, job.sampling_mesh)
+    own = rows // sampling.shards
     waves = -(-job.num_rows // rows)
-    prompts = -(-job.num_rows // job.group_size // job.shards)
-    at_once = max(min(own // shape.group_size, 2**14 // job.prompt_len), 1)
+    prompts = job.num_rows // job.group_size // sampling.shards
+    calls = -(-prompts // sampling.count_admitted(own))
     works = {
       estimate.PREPARE: work.prepare_work(shape),
-      estimate.ADMIT: work.prefill_work(shape, prompts, -(-prompts // at_once)),
-      estimate.DECODE: work.decode_work(shape, own, waves),
+      estimate.ADMIT: work.prefill_work(sampling, prompts, calls),
+      estimate.DECODE: work.decode_work(sampling, own, waves),
     }
   passes = phase.updates / phase.updates_a_pass
   num = -(-job.num_rows // minibatch) * passes
@@ -326,9 +335,8 @@ def _fits(config, devices, changes):
         changed.mesh.fsdp = -1
   try:
     checks.check(changed)
-    with jax.set_mesh(job_lib.make_mesh(changed, devices)):
-      job = job_lib.make_job(changed, devices)
-      needs = estimate.estimate(job, *_find_sizes(job, 0, 0))
+    job = job_lib.make_job(changed, devices)
+    needs = estimate.estimate(job, *_find_sizes(job, 0, 0))
   except ValueError:  # no config that can run
     return False
   return all(n.total <= find_room(job) for n in needs.values())

@@ -30,6 +30,11 @@ def describe(plan: plans.Plan) -> Iterator[str]:
     f' {job.config.model.param_dtype}, computed in {job.config.model.dtype}, on'
     f' {job.devices}, mesh {" x ".join(str(n) for n in mesh.values())}'
     f' ({", ".join(mesh)})'
+    + (
+      f' to learn, {job.sampling_mesh.size} devices to sample'
+      if job.samples_apart
+      else ''
+    )
   )
   yield (
     f'A step: {job.num_rows} rows, {job.num_rows // job.group_size} prompts of'
@@ -136,8 +141,9 @@ def _seconds(plan):
   total, sampling = plan.step_s, plan.sampling_s
   yield (
     f'A step takes {total:.3g} s at least: sampling {sampling:.3g} s'
-    f' ({sampling / total:.0%}), learning {total - sampling:.3g} s'
-    f' ({1 - sampling / total:.0%}).'
+    f' ({sampling / total:.0%}), learning {plan.learning_s:.3g} s'
+    f' ({plan.learning_s / total:.0%})'
+    + (', one beside the other.' if plan.overlaps else '.')
   )
   yield (
     f'That is {plan.tokens / total / chips:,.0f} completion tokens a second and'
@@ -192,7 +198,7 @@ def compare(found: list[tuple[str, plans.Plan]]) -> Iterator[str]:
         str(plan.minibatch),
         f'{plan.step_s:.3g}',
         f'{plan.sampling_s / plan.step_s:.0%}' if known else '',
-        f'{1 - plan.sampling_s / plan.step_s:.0%}' if known else '',
+        f'{plan.learning_s / plan.step_s:.0%}' if known else '',
         f'{plan.tokens / plan.step_s / chips:,.0f}' if known else '',
         slowest.bound,
       )

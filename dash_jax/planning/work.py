@@ -17,6 +17,7 @@ import numpy as np
 
 from dash_jax.model import llama
 from dash_jax.planning import devices
+from dash_jax.sampling import sampler
 
 
 def count_matmul_params(config: llama.LlamaConfig) -> tuple[int, int]:
@@ -206,6 +207,19 @@ class Shape:
     """Weights on a device once they are gathered."""
     return llama.count_params(self.config) / self.tensor
 
+  @property
+  def token_bytes(self) -> float:
+    """Bytes of a token's keys and values on a device."""
+    config = self.config
+    numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+    return numbers * self.cache_bytes / self.tensor
+
+  def count_admitted(self, rows: int) -> int:
+    """Returns how many prompts of a shard run at once, if it decodes so many
+    rows at once."""
+    most = max(sampler.PREFILL_TOKENS // self.prompt_len, 1)
+    return max(min(rows // self.group_size, most), 1)
+
   def layer_sums(self, tokens: float) -> float:
     """Returns the bytes that come in where a layer's two products are summed
     over the axis tensor, for all layers."""
@@ -236,7 +250,7 @@ def prefill_work(shape: Shape, prompts: int, calls: int) -> Work:
   return Work(
     flops=flops / t,
     bytes=calls * (body + head) / t * shape.weight_bytes
-    + prompts * P * _token_bytes(shape),
+    + prompts * P * shape.token_bytes,
     link_bytes=shape.layer_sums(prompts * P)
     + _edges(shape, prompts * P, prompts),
   )
@@ -264,13 +278,6 @@ def decode_work(shape: Shape, rows: int, waves: int) -> Work:
     link_bytes=(C - 1) * (shape.layer_sums(rows) + _edges(shape, rows, rows)),
   )
   return steps * waves
-
-
-def _token_bytes(shape):
-  """Returns the bytes of a token's keys and values on a device."""
-  config = shape.config
-  numbers = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-  return numbers * shape.cache_bytes / shape.tensor
 
 
 def _edges(shape, tokens, predictions):

@@ -34,7 +34,7 @@ AUTO = 'auto'
 _WIDTH = 128  # tokens of a row between two looks of the host, at most
 _PROMPTS_PER_ROW = 3  # places for prompts whose rows stop at different times
 _REFILL_SHARE = 8  # rows are replaced when this part of them has stopped
-_PREFILL_TOKENS = 2**14  # of a shard's prompts that run at once, at most
+PREFILL_TOKENS = 2**14  # of a shard's prompts that run at once, at most
 
 
 def sample(
@@ -366,7 +366,7 @@ def describe_programs(
   G = run.group_size
   refill = num_prompts * G > rows
   held = rows // G
-  at_once = max(_PREFILL_TOKENS // run.prompt_len, 1)
+  at_once = max(PREFILL_TOKENS // run.prompt_len, 1)
   admitted = [min(held, at_once)]
   if refill:
     admitted.append(max(min(held // _REFILL_SHARE, at_once), 1))

@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import math
 
-import jax
-
 from dash_jax import config as config_lib
 from dash_jax.model import llama, presets
 from dash_jax.planning import devices, job
@@ -40,7 +38,7 @@ def make_config(changes: dict | None = None):
 
 @contextlib.contextmanager
 def make(mesh, changes=None, model=MODEL, topology=''):
-  """Yields the job of `make_config` on a mesh, which is in use."""
+  """Yields the job of `make_config` on a mesh."""
   sizes = dict(zip(('data', 'fsdp', 'tensor'), mesh, strict=True))
   fields = {f'mesh.{name}': size for name, size in sizes.items()}
   config = make_config(fields | (changes or {}))
@@ -48,7 +46,6 @@ def make(mesh, changes=None, model=MODEL, topology=''):
   known = presets.PRESETS['quickstart']
   presets.PRESETS['quickstart'] = dataclasses.replace(model)
   try:
-    with jax.set_mesh(job.make_mesh(config, found)):
-      yield job.make_job(config, found)
+    yield job.make_job(config, found)
   finally:
     presets.PRESETS['quickstart'] = known
