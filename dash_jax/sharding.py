@@ -58,15 +58,22 @@ TRAIN = Rules(embed='fsdp')
 SAMPLE = Rules()
 
 
-def split_devices(num_sampling: int) -> tuple[list, list]:
+def split_devices(
+  num_sampling: int, devices: list | None = None
+) -> tuple[list, list]:
   """Returns the devices that learn, and those that sample: the last
   `num_sampling` of each process; 0 gives all to both.
+
+  Args:
+    num_sampling: of each process.
+    devices: None takes all.
 
   Raises:
     ValueError: none would be left to learn.
   """
+  devices = jax.devices() if devices is None else devices
   by_process = {}
-  for device in jax.devices():
+  for device in devices:
     by_process.setdefault(device.process_index, []).append(device)
   fewest = min(map(len, by_process.values()))
   if num_sampling >= fewest:
@@ -75,7 +82,7 @@ def split_devices(num_sampling: int) -> tuple[list, list]:
       ' which one at least must learn: take fewer, or 0 to share them all'
     )
   if not num_sampling:
-    return jax.devices(), jax.devices()
+    return devices, devices
   learn = [d for own in by_process.values() for d in own[:-num_sampling]]
   sample = [d for own in by_process.values() for d in own[-num_sampling:]]
   return learn, sample

@@ -114,6 +114,20 @@ class Compiled:
       name: lower() for name, lower in self._lowered.items() if name[0] == kind
     }
 
+  @property
+  def largest(self) -> ladder.Rung:
+    """The rung whose caches are the largest."""
+    return self._largest
+
+  @property
+  def most_admitted(self) -> int:
+    """Prompts of a shard that `admit` takes, at most."""
+    return self._most_admitted
+
+  def lower_one(self, *name) -> jax.stages.Lowered:
+    """Returns one lowered program that is not compiled, as ('decode', rung)."""
+    return self._lowered[name]()
+
   def _trace_admit(self, rung, num):
     run, rows = self._run, num * self._run.group_size
     new = batches.PromptBatch(

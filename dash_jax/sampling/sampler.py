@@ -34,7 +34,7 @@ AUTO = 'auto'
 _WIDTH = 128  # tokens of a row between two looks of the host, at most
 _PROMPTS_PER_ROW = 3  # places for prompts whose rows stop at different times
 _REFILL_SHARE = 8  # rows are replaced when this part of them has stopped
-_PREFILL_TOKENS = 2**14  # of a shard's prompts that run at once, at most
+PREFILL_TOKENS = 2**14  # of a shard's prompts that run at once, at most
 
 
 def sample(
@@ -116,17 +116,16 @@ class Sampler:
     self._num_shards = programs.num_shards()
     self._params = jax.tree.map(compiled_lib.describe, params)
     self._num_prompts = -(-num_prompts // self._num_shards)
-    self._programs = programs.Programs(
+    self._programs = make_programs(
       model,
-      prompt_len=max_prompt_len,
       group_size=group_size,
+      max_prompt_len=max_prompt_len,
+      max_completion_len=max_completion_len,
       quantize_cache=quantize_cache,
       quantize_weights=quantize_weights,
       attention=attention,
-      width=min(_WIDTH, max_completion_len),
     )
     self._max_completion_len = max_completion_len
-    self._slots_unit = kernels.BLOCK if attention == kernels.PALLAS else 1
     rows = self._num_prompts * group_size
     if batch_size != AUTO:
       unit = group_size * self._num_shards
@@ -289,21 +288,12 @@ class Sampler:
 
   def _describe(self, rows: int) -> compiled_lib.Compiled:
     """Returns the programs that decode so many rows of a shard at once."""
-    G = self.group_size
-    refill = self._num_prompts * G > rows
-    num_prompts = rows // G
-    at_once = max(_PREFILL_TOKENS // self._programs.prompt_len, 1)
-    admitted = [min(num_prompts, at_once)]
-    if refill:
-      admitted.append(max(min(num_prompts // _REFILL_SHARE, at_once), 1))
-      if G > 1:
-        num_prompts = min(self._num_prompts, _PROMPTS_PER_ROW * num_prompts)
-        num_prompts = min(num_prompts, rows - 1)
-    rungs = ladder.make(
-      rows, num_prompts, G, self._max_completion_len, refill, self._slots_unit
-    )
-    return compiled_lib.Compiled(
-      self._params, self._programs, rungs, tuple(sorted(set(admitted)))
+    return describe_programs(
+      self._params,
+      self._programs,
+      num_prompts=self._num_prompts,
+      rows=rows,
+      max_completion_len=self._max_completion_len,
     )
 
   def _find_share(self) -> float:
@@ -332,6 +322,59 @@ class Sampler:
       self.batch_size,
       self.batch_size,
     )
+
+
+def make_programs(
+  model: llama.Llama,
+  *,
+  group_size: int,
+  max_prompt_len: int,
+  max_completion_len: int,
+  quantize_cache: bool,
+  quantize_weights: bool,
+  attention: str,
+) -> programs.Programs:
+  """Returns what a `Sampler` compiles; see there for arguments."""
+  return programs.Programs(
+    model,
+    prompt_len=max_prompt_len,
+    group_size=group_size,
+    quantize_cache=quantize_cache,
+    quantize_weights=quantize_weights,
+    attention=attention,
+    width=min(_WIDTH, max_completion_len),
+  )
+
+
+def describe_programs(
+  params: dict,
+  run: programs.Programs,
+  *,
+  num_prompts: int,
+  rows: int,
+  max_completion_len: int,
+) -> compiled_lib.Compiled:
+  """Returns the programs that decode so many rows of a shard at once.
+
+  Args:
+    params: shapes and layouts of the model's weights.
+    run: what to compile.
+    num_prompts: of a call, on each shard.
+    rows: of a shard, at once; a multiple of G.
+    max_completion_len: C.
+  """
+  G = run.group_size
+  refill = num_prompts * G > rows
+  held = rows // G
+  at_once = max(PREFILL_TOKENS // run.prompt_len, 1)
+  admitted = [min(held, at_once)]
+  if refill:
+    admitted.append(max(min(held // _REFILL_SHARE, at_once), 1))
+    if G > 1:
+      held = min(num_prompts, _PROMPTS_PER_ROW * held, rows - 1)
+  unit = kernels.BLOCK if run.attention == kernels.PALLAS else 1
+  rungs = ladder.make(rows, held, G, max_completion_len, refill, unit)
+  return compiled_lib.Compiled(params, run, rungs, tuple(sorted(set(admitted))))
 
 
 def _nothing_fits(message: str) -> ValueError:
