@@ -282,6 +282,10 @@ class Parts:
 
     return self._sampling_thread.submit(run).result
 
+  def end_sampling(self) -> None:
+    """Waits for what `on_sampler` has begun, and forgets what it has not."""
+    self._sampling_thread.shutdown(cancel_futures=True)
+
   @functools.cached_property
   def _sampling_thread(self):
     return concurrent.futures.ThreadPoolExecutor(1, 'sampling')

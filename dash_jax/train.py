@@ -15,6 +15,7 @@ import jax
 
 from dash_jax import (
   assemble,
+  commands,
   feed,
   phases,
   report,
@@ -50,13 +51,15 @@ def train(config, workdir: str) -> bool:
   parts = assemble.build(config, workdir)
   plan = phases.phases(config, parts.stop_ids)
   with (
-    watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
     parts.pool,
     checkpoint.Stop() as stop,
     checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saved,
     progress.Progress(shown=is_writer) as bars,
     contextlib.ExitStack() as closing,
+    # The last: where a process fails, it hears of it before all that waits.
+    watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
   ):
+    closing.callback(parts.end_sampling)
     watch.mark('making or reading the weights')
     state = _start(parts, plan, saved)
     watch.mark('compiling what samples')
@@ -84,7 +87,7 @@ def _at_work(saved):
   """Keeps what fails in the run apart from what commands call bad input."""
   try:
     yield
-  except (ValueError, OSError, ModuleNotFoundError) as error:
+  except commands.INPUT_ERRORS as error:
     raise RuntimeError(
       'the run failed at work; the same command goes on from its newest'
       f' checkpoint, step {saved.latest_step() or 0}'

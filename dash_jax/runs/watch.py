@@ -3,10 +3,10 @@
   1. `mark` says what the calling thread is at. Whoever marks goes on.
   2. A thread of each process tells the others of it every second, through jax's
      coordination service, and hears of them; another judges.
-  3. Where a process has failed, has been silent for `silent_s`, or all have
-     marked nothing for `stall_s`, every other process prints who it is and what
-     it was at, and exits with LOST. The same command then goes on from the newest
-     checkpoint, on another mesh if asked.
+  3. Where a process has been silent for `silent_s`, or all have marked nothing
+     for `stall_s`, every other one prints who it is and what it was at, and exits
+     with LOST. The same command then goes on from the newest checkpoint, on
+     another mesh if asked. Where one has failed by itself, all exit as it would.
 
 What a dead process leaves undone keeps the others waiting inside jax, where no
 exception reaches them: so they are ended from a thread, by os._exit. Where process
@@ -26,6 +26,8 @@ import traceback
 
 import jax
 from jax._src import distributed  # the service's client has no public name
+
+from dash_jax import commands
 
 LOST = 69  # BSD's EX_UNAVAILABLE: call again
 
@@ -68,6 +70,7 @@ class Watch:
     self._num_stages = 0
     self._marked_at = time.monotonic()
     self._failed = ''
+    self._code = 1
     self._has_ended = False
     self._beside = None  # the process that says our last words
     self._first_failed_at = 0.0
@@ -94,7 +97,10 @@ class Watch:
   def __exit__(self, kind, error, unused_trace) -> None:
     global _watch
     if error is not None and jax.process_count() > 1:
-      traceback.print_exception(error)
+      if not isinstance(error, commands.INPUT_ERRORS):
+        traceback.print_exception(error)
+      else:
+        self._code = commands.BAD_INPUT
       self._failed = f'{kind.__name__}: {error}'.split('\n')[0]
       # The judge ends this process too, and knows whether the error is only of
       # what another left undone.
@@ -129,6 +135,7 @@ class Watch:
         'num_stages': self._num_stages,
         'idle_s': time.monotonic() - self._marked_at,
         'failed': self._failed,
+        'code': self._code,
         'has_ended': self._has_ended,
       }
 
@@ -161,9 +168,10 @@ class Watch:
 
   def _judge(self):
     while not self._done.wait(_BEAT_S):
-      verdict = self._find_silent() or self._find_failed()
-      if verdict := verdict or self._find_stalled():
-        self._end(verdict)
+      if verdict := self._find_silent() or self._find_stalled():
+        self._end(f'{verdict}. {_GO_ON}', LOST)
+      if failed := self._find_failed():
+        self._end(*failed)
 
   def _list_others(self):
     return [
@@ -191,18 +199,25 @@ class Watch:
     return ''
 
   def _find_failed(self):
-    """Says which failed. When one dies, the others fail too: so none is named
-    before it is known that all are alive."""
+    """Returns which process failed, and the exit code. When one dies, the others
+    fail too: so none is named before it is known that all are alive."""
     failed = [(p, said) for p, said, _ in self._list_others() if said['failed']]
     if self._failed:
       failed.append((jax.process_index(), self._describe()))
     if not failed:
       self._first_failed_at = time.monotonic()
-    if time.monotonic() - self._first_failed_at < self._silent_s + 2 * _BEAT_S:
-      return ''
+    waited_s = time.monotonic() - self._first_failed_at
+    if (
+      len(failed) < jax.process_count()
+      and waited_s < self._silent_s + 2 * _BEAT_S
+    ):
+      return None
     # The others fail at a stage that it did not come to.
     process, said = min(failed, key=lambda x: x[1]['num_stages'])
-    return f'{_name(process, said)} failed at {said["stage"]}: {said["failed"]}'
+    return (
+      f'{_name(process, said)} failed at {said["stage"]}: {said["failed"]}',
+      said['code'],
+    )
 
   def _find_stalled(self):
     reports = {process: said for process, said, _ in self._list_others()}
@@ -225,11 +240,14 @@ class Watch:
       ' Above is where each thread of this process is'
     )
 
-  def _end(self, verdict):
-    print(f'dash_jax: {verdict}. {_GO_ON}', file=sys.stderr, flush=True)
+  def _end(self, verdict, code):
+    print(f'dash_jax: {verdict}', file=sys.stderr, flush=True)
     if jax.process_count() > 1:
       self._keep_last_words('')
-    os._exit(LOST)
+      # The others are to come to the same verdict: without process 0, jax would
+      # abort them, and what was not told yet, they would not hear.
+      time.sleep(3 * _BEAT_S)
+    os._exit(code)
 
   def _find_last_words(self):
     others = [

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from dash_jax import commands
 from dash_jax.runs import watch
 
 GO_ON = 'The same command goes on from the newest checkpoint.'
@@ -52,9 +53,9 @@ CASES = {
   ('1', 'fails'): 2
   * (
     (
-      watch.LOST,
+      commands.BAD_INPUT,
       NAME.format(1)
-      + ' failed at scoring: ValueError: this host has no such file. ',
+      + ' failed at scoring: ValueError: this host has no such file\n',
     ),
   ),
   ('1', 'ends'): ((0, 'ended'), (0, 'ended')),
