@@ -558,18 +558,22 @@ def _train_tokenizer(config, folder, train):
 
 
 def _fit(config, encoding, split, asked):
-  """Returns the questions that fit their slots, under `data.too_long`. Those
-  that SFT trains on fit with their solutions."""
+  """Returns the questions that fit their slots, under `data.too_long`; each
+  process looks at its share of them. Those that SFT trains on fit with their
+  solutions."""
   with_solutions = split == 'train' and config.algorithm.sft_steps > 0
+  own = asked[jax.process_index() :: jax.process_count()]
   if config.data.too_long == 'error':
-    if with_solutions:
-      encoding.encode_solutions(asked)
-    else:
-      encoding.encode(asked)
+    if with_solutions and own:
+      encoding.encode_solutions(own)
+    elif own:
+      encoding.encode(own)
     return asked
-  kept, num_dropped = encoding.drop_too_long(
-    asked, with_solutions=with_solutions
-  )
+  fitting, _ = encoding.drop_too_long(own, with_solutions=with_solutions)
+  fitting = {id(q) for q in fitting}
+  fits = sharding.gather_hosts(np.array([id(q) in fitting for q in asked]))
+  kept = [q for q, fit in zip(asked, fits.any(axis=0), strict=True) if fit]
+  num_dropped = len(asked) - len(kept)
   if num_dropped:
     logging.warning(
       'data.too_long=drop: left out %d of %d %s questions, with more than'

@@ -56,8 +56,7 @@ def train(config, workdir: str) -> bool:
     checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saved,
     progress.Progress(shown=is_writer) as bars,
     contextlib.ExitStack() as closing,
-    # The last: where a process fails, it hears of it before all that waits.
-    watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
+    watch.report_failure(),
   ):
     closing.callback(parts.end_sampling)
     watch.mark('making or reading the weights')

@@ -14,6 +14,7 @@ exception reaches them: so they are ended from a thread, by os._exit. Where proc
 beside each says it in its place.
 """
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -52,6 +53,18 @@ def mark(stage: str | None = None) -> None:
   """Says that the calling thread goes on, and with what; None is the same."""
   if _watch:
     _watch.mark(stage)
+
+
+@contextlib.contextmanager
+def report_failure():
+  """Tells the other processes of what is raised here, before anything else that
+  would wait for them hears of it."""
+  try:
+    yield
+  except BaseException as error:
+    if _watch:
+      _watch.fail(error)
+    raise
 
 
 class Watch:
@@ -94,17 +107,10 @@ class Watch:
       self._exchanging.start()
     return self
 
-  def __exit__(self, kind, error, unused_trace) -> None:
+  def __exit__(self, unused_kind, error, unused_trace) -> None:
     global _watch
-    if error is not None and jax.process_count() > 1:
-      if not isinstance(error, commands.INPUT_ERRORS):
-        traceback.print_exception(error)
-      else:
-        self._code = commands.BAD_INPUT
-      self._failed = f'{kind.__name__}: {error}'.split('\n')[0]
-      # The judge ends this process too, and knows whether the error is only of
-      # what another left undone.
-      time.sleep(3600)
+    if error is not None:
+      self.fail(error)
     self._done.set()
     _watch = None
     if jax.process_count() > 1:
@@ -114,6 +120,20 @@ class Watch:
       self._keep_last_words('')
       self._beside.stdin.close()
       self._beside.wait()
+
+  def fail(self, error: BaseException) -> None:
+    """Tells the others of an error that ends this process; does not return, if
+    there are others."""
+    if jax.process_count() > 1:
+      if not isinstance(error, commands.INPUT_ERRORS):
+        traceback.print_exception(error)
+      else:
+        self._code = commands.BAD_INPUT
+      self._failed = f'{type(error).__name__}: {error}'.split('\n')[0]
+      # The judge ends this process too, and knows whether the error is only of
+      # what another left undone.
+      while True:
+        time.sleep(_BEAT_S)
 
   def mark(self, stage: str | None) -> None:
     name = threading.current_thread().name
