@@ -569,8 +569,10 @@ def _fit(config, encoding, split, asked):
     elif own:
       encoding.encode(own)
     return asked
-  fitting, _ = encoding.drop_too_long(own, with_solutions=with_solutions)
-  fitting = {id(q) for q in fitting}
+  fitting = set()
+  if own:
+    found, _ = encoding.drop_too_long(own, with_solutions=with_solutions)
+    fitting = {id(q) for q in found}
   fits = sharding.gather_hosts(np.array([id(q) in fitting for q in asked]))
   kept = [q for q, fit in zip(asked, fits.any(axis=0), strict=True) if fit]
   num_dropped = len(asked) - len(kept)
