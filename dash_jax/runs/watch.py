@@ -85,6 +85,7 @@ class Watch:
     self._failed = ''
     self._code = 1
     self._has_ended = False
+    self._has_spoken = False
     self._beside = None  # the process that says our last words
     self._first_failed_at = 0.0
     self._exchanging = threading.Thread(target=self._exchange, daemon=True)
@@ -263,10 +264,11 @@ class Watch:
   def _end(self, verdict, code):
     print(f'dash_jax: {verdict}', file=sys.stderr, flush=True)
     if jax.process_count() > 1:
+      self._has_spoken = True
       self._keep_last_words('')
-      # The others are to come to the same verdict: without process 0, jax would
-      # abort them, and what was not told yet, they would not hear.
-      time.sleep(3 * _BEAT_S)
+      # The others are to hear what was not told yet and to come to the same
+      # verdict: without process 0, jax would abort them.
+      time.sleep((2 if jax.process_index() else 6) * _BEAT_S)
     os._exit(code)
 
   def _find_last_words(self):
@@ -282,6 +284,8 @@ class Watch:
     )
 
   def _keep_last_words(self, text):
+    if self._has_spoken:
+      text = ''
     with self._lock:
       self._beside.stdin.write(text + '\n')
       self._beside.stdin.flush()
