@@ -199,7 +199,7 @@ if [[ $flags == *workdir* ]]; then need_shared_workdir "$workdir"; fi
 need_secrets
 need_program gcloud 'install it from https://cloud.google.com/sdk/docs/install'
 
-if [[ $dry_run == no && $flags == *workdir* ]]; then
+if [[ $dry_run == no && $flags == *capacity*workdir* ]]; then
   trap 'echo "tpu_vm.sh: $name may still run and cost money" >&2' EXIT
 fi
 "$command"
