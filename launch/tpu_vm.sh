@@ -19,7 +19,8 @@
 #   logs    prints what training prints until it ends, and exits with its code:
 #           75 says that it was stopped and that `run` goes on. Ctrl-C ends the
 #           printing alone.
-#   stop    stops training after a checkpoint
+#   stop    stops training after a checkpoint. First end a resume or all that
+#           watches it, with Ctrl-C: they would start it again.
 #   delete  deletes the machine, which costs money until then
 #   resume  makes what is missing or was preempted, and runs until the run is
 #           complete or fails: stopped and cut off ones go on

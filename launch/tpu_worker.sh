@@ -47,7 +47,9 @@ mount_bucket() {
   fi
   sudo mkdir -p "/mnt/$1"
   sudo chown "$(id -u)" "/mnt/$1"
-  gcsfuse --implicit-dirs "$1" "/mnt/$1"
+  # Workers look at once for what another has written.
+  gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 \
+    --metadata-cache-negative-ttl-secs=0 "$1" "/mnt/$1"
 }
 
 start() {

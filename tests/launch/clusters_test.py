@@ -74,9 +74,15 @@ def test_a_pod_of_gke_trains_with_the_words_it_was_given(cloud):
   launch(cloud, 'gke.sh')
   command = cloud.calls()[0][-1].removeprefix('--command=')
   script = f'({command.replace("$$", "$")}) & wait $!'
-  env = {'PATH': f'{cloud.folder}/bin:/usr/bin:/bin', 'FAKES': str(cloud.folder)}
+  env = {
+    'PATH': f'{cloud.folder}/bin:/usr/bin:/bin',
+    'FAKES': str(cloud.folder),
+  }
   done = subprocess.run(
-    ['bash', '-c', script], env=env | {'CODE': '75'}, cwd=cloud.folder, check=False
+    ['bash', '-c', script],
+    env=env | {'CODE': '75'},
+    cwd=cloud.folder,
+    check=False,
   )
   assert done.returncode == 75
   assert cloud.calls('pip', 'python') == [
@@ -184,9 +190,7 @@ def test_a_missing_program_is_named(cloud, tmp_path, script, message):
   bare = tmp_path / 'bare'
   bare.mkdir()
   (bare / 'dirname').symlink_to(shutil.which('dirname'))
-  done = cloud.launch(
-    script, *_FLAGS[script], path=str(bare), HF_TOKEN='value'
-  )
+  done = cloud.launch(script, *_FLAGS[script], path=str(bare), HF_TOKEN='value')
   assert done.returncode == 2
   assert message in done.stderr
 
@@ -201,7 +205,11 @@ def test_a_missing_program_is_named(cloud, tmp_path, script, message):
     ('slurm.sh', ('--secret=HF_TOKEN',), '--secret is no flag here'),
     ('skypilot.sh', (), 'needs --name --bucket --config --workdir'),
     ('skypilot.sh', ('--secret=A=hf_value',), '--secret must be the name of'),
-    ('skypilot.sh', ('--secret=GONE',), '--secret=GONE: the environment has no'),
+    (
+      'skypilot.sh',
+      ('--secret=GONE',),
+      '--secret=GONE: the environment has no',
+    ),
   ],
 )
 def test_bad_flags_are_named_and_nothing_runs(cloud, script, args, message):

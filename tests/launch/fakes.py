@@ -9,7 +9,9 @@ LAUNCH = pathlib.Path(__file__).parents[2] / 'launch'
 _BASH = shutil.which('bash')
 
 # A word that no shell on its way may read.
-HOSTILE = '--config.data.template={question}\t"$(touch gone)"\n$$ `x` it\'s \\ *'
+HOSTILE = (
+  '--config.data.template={question}\t"$(touch gone)"\n$$ `x` it\'s \\ *'
+)
 
 # A file a call: the program's name and its words, each ended by a NUL.
 _LOGS = """#!/bin/bash

@@ -102,7 +102,12 @@ def list_kinds(cloud):
 
 def test_create_asks_for_a_queued_resource_and_waits_for_it(cloud):
   set_words(
-    cloud, 'state', 'ACCEPTED', 'WAITING_FOR_RESOURCES', 'PROVISIONING', 'ACTIVE'
+    cloud,
+    'state',
+    'ACCEPTED',
+    'WAITING_FOR_RESOURCES',
+    'PROVISIONING',
+    'ACTIVE',
   )
   flags = words('name', 'zone', 'project', 'type', 'version')
   done = launch(cloud, 'create', *flags, '--capacity=spot')
@@ -124,7 +129,9 @@ def test_create_ends_when_there_will_be_no_machine(cloud):
 
 def test_setup_fetches_the_branch_and_installs_on_all_workers(cloud):
   """Spaces and quotes in names arrive at git as one word each."""
-  done = launch(cloud, 'setup', *words('name', 'zone', 'project', 'repo', 'branch'))
+  done = launch(
+    cloud, 'setup', *words('name', 'zone', 'project', 'repo', 'branch')
+  )
   assert done.returncode == 0, done.stderr
   (call,) = cloud.calls('gcloud')
   assert call[:-1] == [

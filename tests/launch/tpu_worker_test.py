@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import time
 
 import pytest
@@ -20,9 +19,7 @@ def worker(tmp_path):
   """Fakes with a home; whatever is left running ends with the test."""
   worker = Fakes(tmp_path, sudo='', mountpoint='exit 1', gcsfuse='')
   yield worker
-  holder = worker.folder / 'dash_jax_run/holder'
-  if holder.exists():
-    subprocess.run(['kill', holder.read_text().strip()], check=False)
+  call(worker, 'stop')
 
 
 def call(worker, *args):
@@ -110,5 +107,6 @@ def test_setup_makes_what_a_new_worker_lacks(worker, tmp_path):
     ['uv', 'venv', '--python=3.11', '.venv'], install, install,
   ]  # fmt: skip
   assert worker.calls('gcsfuse')[0] == [
-    'gcsfuse', '--implicit-dirs', 'my-bucket', '/mnt/my-bucket',
-  ]  # fmt: skip
+    *['gcsfuse', '--implicit-dirs', '--metadata-cache-ttl-secs=0'],
+    *['--metadata-cache-negative-ttl-secs=0', 'my-bucket', '/mnt/my-bucket'],
+  ]
