@@ -97,4 +97,11 @@ stop() {
   follow
 }
 
-"$@"
+case ${1-} in
+  setup | start | hold | follow | stop) "$@" ;;
+  *)
+    echo "tpu_worker.sh: '${1-}' is no command; valid: setup, start, follow," \
+      'stop' >&2
+    exit 2
+    ;;
+esac
