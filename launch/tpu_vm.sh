@@ -56,7 +56,8 @@ queued_resources() {
     --project="$project" --quiet
 }
 
-# Prints the state of the queued resource: ACTIVE, SUSPENDED, .. or ABSENT.
+# Prints the state of the queued resource: ACTIVE, SUSPENDED, .. or ABSENT, which
+# is also what there is to say where gcloud is not answered.
 state() {
   gcloud compute tpus queued-resources describe "$name" --zone="$zone" \
     --project="$project" --format='value(state.state)' || echo ABSENT
@@ -83,7 +84,7 @@ await() {
     echo "$name: $now"
     case $now in
       ACTIVE) return ;;
-      ABSENT | FAILED | SUSPENDING | SUSPENDED | DELETING)
+      FAILED | SUSPENDING | SUSPENDED | DELETING)
         echo "tpu_vm.sh: $name will not be there; delete it, or resume" >&2
         exit 1
         ;;
@@ -196,6 +197,9 @@ case $capacity in
   '' | spot | reserved | guaranteed) ;;
   *) fail "--capacity=$capacity must be spot, reserved or guaranteed" ;;
 esac
+if [[ $bucket == */* ]]; then
+  fail "--bucket=$bucket must be the name of a bucket, without gs://"
+fi
 if [[ $flags == *workdir* ]]; then need_shared_workdir "$workdir"; fi
 need_secrets
 need_program gcloud 'install it from https://cloud.google.com/sdk/docs/install'

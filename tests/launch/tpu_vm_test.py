@@ -101,13 +101,11 @@ def list_kinds(cloud):
 
 
 def test_create_asks_for_a_queued_resource_and_waits_for_it(cloud):
+  """A question that is not answered ends no wait of hours."""
   set_words(
     cloud,
     'state',
-    'ACCEPTED',
-    'WAITING_FOR_RESOURCES',
-    'PROVISIONING',
-    'ACTIVE',
+    'ACCEPTED', 'WAITING_FOR_RESOURCES', 'ABSENT', 'ACTIVE'
   )
   flags = words('name', 'zone', 'project', 'type', 'version')
   done = launch(cloud, 'create', *flags, '--capacity=spot')
@@ -332,6 +330,10 @@ _PLACE = words('name', 'zone', 'project')
     (
       ['create', *_PLACE, *words('type', 'version'), '--capacity=cheap'],
       '--capacity=cheap must be spot, reserved or guaranteed',
+    ),
+    (
+      ['setup', *_PLACE, '--repo=r', '--bucket=gs://b'],
+      '--bucket=gs://b must be the name of a bucket',
     ),
     (
       ['run', *_PLACE, '--config=c', '--workdir=gs://bucket/run'],

@@ -1,6 +1,7 @@
 """A worker keeps a command running, prints it, and tells how it ended."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -89,14 +90,15 @@ def test_a_run_that_was_cut_off_is_lost(worker):
 
 
 def test_setup_makes_what_a_new_worker_lacks(worker, tmp_path):
-  """An environment with the tested Python, and the bucket's mount."""
+  """An environment with the tested Python, and the bucket's mount, which a start
+  makes again on a worker that has lost it."""
   source = tmp_path / 'dash_jax'
   (source / 'launch').mkdir(parents=True)
   script = source / 'launch/tpu_worker.sh'
-  script.write_bytes((LAUNCH / 'tpu_worker.sh').read_bytes())
+  shutil.copy(LAUNCH / 'tpu_worker.sh', script)
   worker.add('.local/bin/uv')
-  for _ in range(2):
-    done = worker.launch(script, 'setup', 'my-bucket', HOME=str(worker.folder))
+  for words in (['setup', 'my-bucket'], ['setup', 'my-bucket'], ['start', 'true']):
+    done = worker.launch(script, *words, HOME=str(worker.folder))
     assert done.returncode == 0, done.stderr
     (source / '.venv').mkdir(exist_ok=True)
   install = [
@@ -106,7 +108,19 @@ def test_setup_makes_what_a_new_worker_lacks(worker, tmp_path):
   assert worker.calls('uv') == [
     ['uv', 'venv', '--python=3.11', '.venv'], install, install,
   ]  # fmt: skip
-  assert worker.calls('gcsfuse')[0] == [
+  mount = [
     *['gcsfuse', '--implicit-dirs', '--metadata-cache-ttl-secs=0'],
     *['--metadata-cache-negative-ttl-secs=0', 'my-bucket', '/mnt/my-bucket'],
   ]
+  assert worker.calls('gcsfuse') == [mount] * 3
+
+
+def test_a_start_needs_no_bucket(worker):
+  assert call(worker, 'start', 'true').returncode == 0
+  assert worker.calls('gcsfuse', 'sudo') == []
+
+
+def test_unknown_commands_are_refused(worker):
+  done = call(worker, 'rm', 'x')
+  assert done.returncode == 2
+  assert "'rm' is no command; valid: setup, start, follow" in done.stderr
