@@ -103,9 +103,7 @@ def list_kinds(cloud):
 def test_create_asks_for_a_queued_resource_and_waits_for_it(cloud):
   """A question that is not answered ends no wait of hours."""
   set_words(
-    cloud,
-    'state',
-    'ACCEPTED', 'WAITING_FOR_RESOURCES', 'ABSENT', 'ACTIVE'
+    cloud, 'state', 'ACCEPTED', 'WAITING_FOR_RESOURCES', 'ABSENT', 'ACTIVE'
   )
   flags = words('name', 'zone', 'project', 'type', 'version')
   done = launch(cloud, 'create', *flags, '--capacity=spot')

@@ -97,7 +97,11 @@ def test_setup_makes_what_a_new_worker_lacks(worker, tmp_path):
   script = source / 'launch/tpu_worker.sh'
   shutil.copy(LAUNCH / 'tpu_worker.sh', script)
   worker.add('.local/bin/uv')
-  for words in (['setup', 'my-bucket'], ['setup', 'my-bucket'], ['start', 'true']):
+  for words in (
+    ['setup', 'my-bucket'],
+    ['setup', 'my-bucket'],
+    ['start', 'true'],
+  ):
     done = worker.launch(script, *words, HOME=str(worker.folder))
     assert done.returncode == 0, done.stderr
     (source / '.venv').mkdir(exist_ok=True)
