@@ -19,7 +19,8 @@
 #   logs    prints what training prints until it ends, and exits with its code:
 #           75 says that it was stopped and that `run` goes on. Ctrl-C ends the
 #           printing alone.
-#   stop    stops training after a checkpoint
+#   stop    stops training after a checkpoint. First end a resume or all that
+#           watches it, with Ctrl-C: they would start it again.
 #   delete  deletes the machine, which costs money until then
 #   resume  makes what is missing or was preempted, and runs until the run is
 #           complete or fails: stopped and cut off ones go on
@@ -55,7 +56,8 @@ queued_resources() {
     --project="$project" --quiet
 }
 
-# Prints the state of the queued resource: ACTIVE, SUSPENDED, .. or ABSENT.
+# Prints the state of the queued resource: ACTIVE, SUSPENDED, .. or ABSENT, which
+# is also what there is to say where gcloud is not answered.
 state() {
   gcloud compute tpus queued-resources describe "$name" --zone="$zone" \
     --project="$project" --format='value(state.state)' || echo ABSENT
@@ -82,7 +84,7 @@ await() {
     echo "$name: $now"
     case $now in
       ACTIVE) return ;;
-      ABSENT | FAILED | SUSPENDING | SUSPENDED | DELETING)
+      FAILED | SUSPENDING | SUSPENDED | DELETING)
         echo "tpu_vm.sh: $name will not be there; delete it, or resume" >&2
         exit 1
         ;;
@@ -195,11 +197,14 @@ case $capacity in
   '' | spot | reserved | guaranteed) ;;
   *) fail "--capacity=$capacity must be spot, reserved or guaranteed" ;;
 esac
+if [[ $bucket == */* ]]; then
+  fail "--bucket=$bucket must be the name of a bucket, without gs://"
+fi
 if [[ $flags == *workdir* ]]; then need_shared_workdir "$workdir"; fi
 need_secrets
 need_program gcloud 'install it from https://cloud.google.com/sdk/docs/install'
 
-if [[ $dry_run == no && $flags == *workdir* ]]; then
+if [[ $dry_run == no && $flags == *capacity*workdir* ]]; then
   trap 'echo "tpu_vm.sh: $name may still run and cost money" >&2' EXIT
 fi
 "$command"

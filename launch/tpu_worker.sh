@@ -30,14 +30,17 @@ setup() {
   if [[ ! -d .venv ]]; then "$HOME/.local/bin/uv" venv --python=3.11 .venv; fi
   "$HOME/.local/bin/uv" pip install --python=.venv/bin/python \
     --editable='.[tpu,smollm2,hub]'
-  if [[ -n ${1-} ]]; then mount_bucket "$1"; fi
+  echo "${1-}" >"$run/bucket"
+  mount_bucket
 }
 
+# A machine that was restarted has lost its mount, and writes would go to its disk.
 mount_bucket() {
-  local list=/etc/apt/sources.list.d/gcsfuse.list
+  local bucket='' list=/etc/apt/sources.list.d/gcsfuse.list
   local key=/usr/share/keyrings/cloud.google.asc
   local from=https://packages.cloud.google.com/apt
-  if mountpoint --quiet "/mnt/$1"; then return; fi
+  if [[ -f $run/bucket ]]; then bucket=$(<"$run/bucket"); fi
+  if [[ -z $bucket ]] || mountpoint --quiet "/mnt/$bucket"; then return; fi
   if ! command -v gcsfuse >/dev/null; then
     curl -fsS "$from/doc/apt-key.gpg" | sudo tee "$key" >/dev/null
     echo "deb [signed-by=$key] $from gcsfuse-$(lsb_release -cs) main" |
@@ -45,9 +48,11 @@ mount_bucket() {
     sudo apt-get update -q
     sudo apt-get install -qy gcsfuse
   fi
-  sudo mkdir -p "/mnt/$1"
-  sudo chown "$(id -u)" "/mnt/$1"
-  gcsfuse --implicit-dirs "$1" "/mnt/$1"
+  sudo mkdir -p "/mnt/$bucket"
+  sudo chown "$(id -u)" "/mnt/$bucket"
+  # Workers look at once for what another has written.
+  gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 \
+    --metadata-cache-negative-ttl-secs=0 "$bucket" "/mnt/$bucket"
 }
 
 start() {
@@ -55,6 +60,7 @@ start() {
     echo 'tpu_worker.sh: a run is at work already; following it'
     return
   fi
+  mount_bucket
   rm -f "$run/holder" "$run/code"
   setsid launch/tpu_worker.sh hold "$@" >"$run/log" 2>&1 </dev/null &
   until [[ -s $run/holder ]]; do sleep 0.1; done
@@ -95,4 +101,11 @@ stop() {
   follow
 }
 
-"$@"
+case ${1-} in
+  setup | start | hold | follow | stop) "$@" ;;
+  *)
+    echo "tpu_worker.sh: '${1-}' is no command; valid: setup, start, follow," \
+      'stop' >&2
+    exit 2
+    ;;
+esac
