@@ -158,20 +158,14 @@ def make_meshes(
     ValueError: as a run would.
   """
   section = config.mesh
-  try:
-    learn, sample = sharding.split_devices(
-      section.sampler_devices, devices.devices
-    )
-    mesh = sharding.make_mesh(section.data, section.fsdp, section.tensor, learn)
-    sampling_mesh = mesh
-    if section.sampler_devices:
-      tensor = mesh.shape['tensor']
-      sampling_mesh = sharding.make_mesh(-1, 1, tensor, sample)
-  except NotImplementedError as error:  # no such shape on these wires
-    raise ValueError(
-      f'mesh.data={section.data}, mesh.fsdp={section.fsdp},'
-      f' mesh.tensor={section.tensor} on {devices}: {error}'
-    ) from error
+  learn, sample = sharding.split_devices(
+    section.sampler_devices, devices.devices
+  )
+  mesh = sharding.make_mesh(section.data, section.fsdp, section.tensor, learn)
+  sampling_mesh = mesh
+  if section.sampler_devices:
+    tensor = mesh.shape['tensor']
+    sampling_mesh = sharding.make_mesh(-1, 1, tensor, sample)
   checks.check_mesh(
     config,
     sharding.num_batch_shards(mesh),

@@ -44,10 +44,11 @@ def describe(plan: plans.Plan) -> Iterator[str]:
   yield from _memory(plan)
   yield ''
   yield from _sizes(plan)
-  yield ''
-  yield from _work(plan)
-  yield ''
-  yield from _seconds(plan)
+  if plan.all_fit:
+    yield ''
+    yield from _work(plan)
+    yield ''
+    yield from _seconds(plan)
 
 
 def _memory(plan):
