@@ -196,17 +196,12 @@ def _preparing(shape):
 def _decoding(shape, own, platform):
   made = 3.0 * own * shape.config.vocab_size * 4
   if platform == 'tpu':
-    # Joined matrices are laid out anew, for the unit that multiplies.
-    made += _count_joined(shape) * shape.weight_bytes
+    # Matrices of heads are laid out anew, for the unit that multiplies.
+    config = shape.config
+    heads = config.num_heads + 2 * config.num_kv_heads
+    layer = config.embed_dim * heads * config.head_dim / shape.tensor
+    made += config.num_layers * layer * shape.weight_bytes
   return made
-
-
-def _count_joined(shape):
-  """Returns how many weights of a device are in joined matrices."""
-  config = shape.config
-  heads = config.num_heads + 2 * config.num_kv_heads
-  layer = config.embed_dim * (heads * config.head_dim + 2 * config.ffw_dim)
-  return config.num_layers * layer / shape.tensor
 
 
 def _admitting(shape, own):
