@@ -30,7 +30,7 @@ from dash_jax.data import chat, pieces, prompts, questions, tokenizer
 from dash_jax.learning import optim
 from dash_jax.model import gguf, hub, llama
 from dash_jax.rewards import workers
-from dash_jax.runs import checkpoint
+from dash_jax.runs import checkpoint, watch
 from dash_jax.sampling import decoding, sampler
 
 TOKENIZER_NAME = 'tokenizer.model'
@@ -208,6 +208,7 @@ class Parts:
       for rows, made in sampled_by.stream(
         prepared, prompts, key, how, find_end=self.find_end
       ):
+        watch.mark()
         if num_scored is not None:
           rows = rows[rows < num_scored * sampled_by.group_size]
         scored.add(rows, made)
@@ -281,6 +282,10 @@ class Parts:
 
     return self._sampling_thread.submit(run).result
 
+  def end_sampling(self) -> None:
+    """Waits for what `on_sampler` has begun, and forgets what it has not."""
+    self._sampling_thread.shutdown(cancel_futures=True)
+
   @functools.cached_property
   def _sampling_thread(self):
     return concurrent.futures.ThreadPoolExecutor(1, 'sampling')
@@ -330,7 +335,11 @@ def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
   elsewhere COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID name them.
   """
   if config.mesh.multi_host and not jax.distributed.is_initialized():
-    jax.distributed.initialize(**_named_processes())
+    jax.distributed.initialize(
+      **_named_processes(),
+      # watch.py ends the run first, and says why.
+      heartbeat_timeout_seconds=int(3 * config.mesh.silent_s) + 60,
+    )
   devices, _ = sharding.split_devices(config.mesh.sampler_devices)
   mesh = sharding.make_mesh(
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices
@@ -549,18 +558,24 @@ def _train_tokenizer(config, folder, train):
 
 
 def _fit(config, encoding, split, asked):
-  """Returns the questions that fit their slots, under `data.too_long`. Those
-  that SFT trains on fit with their solutions."""
+  """Returns the questions that fit their slots, under `data.too_long`; each
+  process looks at its share of them. Those that SFT trains on fit with their
+  solutions."""
   with_solutions = split == 'train' and config.algorithm.sft_steps > 0
+  own = asked[jax.process_index() :: jax.process_count()]
   if config.data.too_long == 'error':
-    if with_solutions:
-      encoding.encode_solutions(asked)
-    else:
-      encoding.encode(asked)
+    if with_solutions and own:
+      encoding.encode_solutions(own)
+    elif own:
+      encoding.encode(own)
     return asked
-  kept, num_dropped = encoding.drop_too_long(
-    asked, with_solutions=with_solutions
-  )
+  fitting = set()
+  if own:
+    found, _ = encoding.drop_too_long(own, with_solutions=with_solutions)
+    fitting = {id(q) for q in found}
+  fits = sharding.gather_hosts(np.array([id(q) in fitting for q in asked]))
+  kept = [q for q, fit in zip(asked, fits.any(axis=0), strict=True) if fit]
+  num_dropped = len(asked) - len(kept)
   if num_dropped:
     logging.warning(
       'data.too_long=drop: left out %d of %d %s questions, with more than'

@@ -218,6 +218,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     f'algorithm.clip_low={config.algorithm.clip_low}: must be at most 1, since'
     ' a ratio of probabilities is never below 0',
   )
+  for field in ('silent_s', 'stall_s'):
+    _require(
+      config.mesh[field] > 0,
+      f'mesh.{field}={config.mesh[field]}: must be above 0 seconds',
+    )
   _require(
     config.reward.timeout_s > 0,
     f'reward.timeout_s={config.reward.timeout_s}: must be above 0 seconds',

@@ -21,6 +21,7 @@ from dash_jax import checks
 from dash_jax import config as config_lib
 
 BAD_INPUT = 2
+INPUT_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 
 
 def run(
@@ -57,7 +58,7 @@ def run(
         )
       checks.check(config.value)
       return command(config.value, workdir.value if workdir else None)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+    except INPUT_ERRORS as error:
       logging.info('This was raised:', exc_info=error)
       _refuse(error)
 

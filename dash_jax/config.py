@@ -49,6 +49,10 @@ def default() -> ml_collections.ConfigDict:
           # do both in turn.
           'sampler_devices': 0,
           'multi_host': False,  # call jax.distributed.initialize
+          # The run ends where a process has not been heard of for so long, or
+          # none has gone on.
+          'silent_s': 30.0,
+          'stall_s': 1800.0,
         }
       ),
       'data': section(

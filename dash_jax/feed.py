@@ -20,6 +20,7 @@ from dash_jax import assemble, batches, phases, sharding
 from dash_jax import config as config_lib
 from dash_jax.data import questions
 from dash_jax.model import lora
+from dash_jax.runs import watch
 
 
 class Feed:
@@ -106,6 +107,7 @@ def _begin(parts, phase, prepared, step, policy_step):
   key = jax.random.fold_in(jax.random.key(config.seed), step)
 
   def sample(round_):
+    watch.mark(f'sampling for step {step + 1}')
     return parts.sample_and_score(
       parts.train_sampler,
       prepared,

@@ -16,7 +16,7 @@ from dash_jax import credit as credit_lib
 from dash_jax.learning import learner, losses, packing
 from dash_jax.learning import reference as reference_lib
 from dash_jax.model import lora
-from dash_jax.runs import rollouts
+from dash_jax.runs import rollouts, watch
 
 
 def take_step(
@@ -56,6 +56,7 @@ def sft_step(
   step: int,
 ) -> tuple[batches.TrainState, dict]:
   """Takes one supervised step on worked solutions."""
+  watch.mark(f'learning in step {step + 1}')
   start = time.perf_counter()
   asked = feed.draw(parts, step, phase.rows_per_step)
   rows = parts.encoding.encode_solutions(asked)
@@ -86,10 +87,12 @@ def rl_step(
   """Takes one step of RL: sample, score, filter, learn."""
   config = parts.config
   start = time.perf_counter()
+  watch.mark(f'waiting for the rows of step {step + 1}')
   sampled, num_rounds = fed.take(state, step)
   rows, scores = sampled.rows, sampled.scores
   rewards = sampled.rewards
   verified = scores.rewards.reshape(rewards.shape)
+  watch.mark(f'learning in step {step + 1}')
   scored_at = time.perf_counter()
   expected = penalty = kl = None
   if phase.kl_in_reward:

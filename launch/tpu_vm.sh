@@ -2,49 +2,63 @@
 # Trains on a Cloud TPU VM, of one host or of many, from your own machine.
 #
 #   launch/tpu_vm.sh create --name=N --zone=Z --project=P --type=T --version=V
+#                           [--capacity=spot]
 #   launch/tpu_vm.sh setup  --name=N --zone=Z --project=P --repo=URL [--branch=B]
+#                           [--bucket=B]
 #   launch/tpu_vm.sh run    --name=N --zone=Z --project=P --config=C --workdir=W
-#                           [-- --config.a.b=v ..]
+#                           [--secret=HF_TOKEN=S ..] [-- --config.a.b=v ..]
+#   launch/tpu_vm.sh logs   --name=N --zone=Z --project=P
+#   launch/tpu_vm.sh stop   --name=N --zone=Z --project=P
 #   launch/tpu_vm.sh delete --name=N --zone=Z --project=P
-#   launch/tpu_vm.sh all    every flag above: create, setup, run and delete
+#   launch/tpu_vm.sh resume every flag of create, setup and run
+#   launch/tpu_vm.sh all    the same
 #
-#   --name     of the TPU VM                   or TPU_NAME in the environment
-#   --zone     such as us-west4-a              or TPU_ZONE
-#   --project  of the Google Cloud account     or TPU_PROJECT
-#   --type     accelerator, v5litepod-16       or TPU_TYPE
-#   --version  runtime, v2-alpha-tpuv5-lite    or TPU_VERSION
-#   --repo     git URL of this project, which every worker can clone
-#   --branch   branch or tag; main if left out
-#   --config   experiment file inside the repository, experiments/X.py
-#   --workdir  absolute path on the workers. All of them must see one folder, and
-#              it must outlive the VM: mount a bucket or a file store there.
-#   --dry-run  prints every command, as it would be typed, and runs nothing
+#   create  asks for a queued resource and waits until it is there
+#   setup   installs the source on all workers, again if it has changed
+#   run     starts training on all workers, unless it runs, and then as logs
+#   logs    prints what training prints until it ends, and exits with its code:
+#           75 says that it was stopped and that `run` goes on. Ctrl-C ends the
+#           printing alone.
+#   stop    stops training after a checkpoint
+#   delete  deletes the machine, which costs money until then
+#   resume  makes what is missing or was preempted, and runs until the run is
+#           complete or fails: stopped and cut off ones go on
+#   all     resume, then delete
 #
-# `run` again goes on where a stopped run was. `all` deletes the VM only after a
-# run that ended well; a VM that is not deleted costs money. With several workers
-# gcloud wants the key in an agent: ssh-add ~/.ssh/google_compute_engine
+#   --name      of the queued resource and TPU  or TPU_NAME in the environment
+#   --zone      such as us-west4-a              or TPU_ZONE
+#   --project   of the Google Cloud account     or TPU_PROJECT
+#   --type      accelerator, v5litepod-16       or TPU_TYPE
+#   --version   runtime, v2-alpha-tpuv5-lite    or TPU_VERSION
+#   --capacity  spot (preempted at any time), reserved or guaranteed
+#   --repo      git URL of this project, which every worker can clone
+#   --branch    branch, tag or commit; main if left out
+#   --bucket    Cloud Storage bucket, mounted at /mnt/BUCKET
+#   --config    experiment file inside the repository, experiments/X.py
+#   --workdir   absolute path on the workers. All of them must see one folder, and
+#               it must outlive the machine: /mnt/BUCKET/X.
+#   --secret    VARIABLE=SECRET: the newest version of a secret of Secret Manager,
+#               which the workers read into their environment
+#   --dry-run   prints every command, as it would be typed, and runs nothing
+#
+# With several workers gcloud wants the key in an agent:
+# ssh-add ~/.ssh/google_compute_engine
 
 set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=flags.sh
+source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
 
-fail() {
-  echo "tpu_vm.sh: $*" >&2
-  exit 2
+BAD_INPUT=2 STOPPED=75 LOST=255 # of dash_jax.main, and of ssh
+
+queued_resources() {
+  call gcloud compute tpus queued-resources "$@" --zone="$zone" \
+    --project="$project" --quiet
 }
 
-# Prints the command, and runs it unless this is a rehearsal.
-call() {
-  printf '%q ' "$@"
-  echo
-  if [[ $dry_run == no ]]; then "$@"; fi
-}
-
-# Fails with the names of those flags in "$@" that are empty.
-need() {
-  local flag missing=()
-  for flag in "$@"; do
-    if [[ -z ${!flag} ]]; then missing+=("--$flag"); fi
-  done
-  if ((${#missing[@]})); then fail "$command needs ${missing[*]}"; fi
+# Prints the state of the queued resource: ACTIVE, SUSPENDED, .. or ABSENT.
+state() {
+  gcloud compute tpus queued-resources describe "$name" --zone="$zone" \
+    --project="$project" --format='value(state.state)' || echo ABSENT
 }
 
 # Runs one line of bash on every worker.
@@ -54,85 +68,139 @@ on_workers() {
 }
 
 create() {
-  call gcloud compute tpus tpu-vm create "$name" --zone="$zone" \
-    --project="$project" --quiet --accelerator-type="$type" \
-    --version="$version"
+  queued_resources create "$name" --node-id="$name" \
+    --accelerator-type="$type" --runtime-version="$version" \
+    ${capacity:+"--$capacity"}
+  await
 }
 
-# Runtimes differ in their Python, so uv brings the one that is tested. A second
-# setup updates the source and keeps the environment.
+await() {
+  local now
+  if [[ $dry_run == yes ]]; then return; fi
+  while true; do
+    now=$(state)
+    echo "$name: $now"
+    case $now in
+      ACTIVE) return ;;
+      ABSENT | FAILED | SUSPENDING | SUSPENDED | DELETING)
+        echo "tpu_vm.sh: $name will not be there; delete it, or resume" >&2
+        exit 1
+        ;;
+    esac
+    sleep 30
+  done
+}
+
 setup() {
-  local source
-  source=$(printf 'git -C dash_jax fetch %q %q' "$repo" "$branch")
-  on_workers "set -e; cd; test -d dash_jax || git init -q dash_jax; $source; \
+  on_workers "set -e; test -d dash_jax || git init -q dash_jax; \
+git -C dash_jax fetch $(quote "$repo" "$branch"); \
 git -C dash_jax checkout -q --detach FETCH_HEAD; \
-test -x .local/bin/uv || curl -LsSf https://astral.sh/uv/install.sh | sh; \
-test -d dash_jax/.venv || .local/bin/uv venv --python=3.11 dash_jax/.venv; \
-.local/bin/uv pip install --python=dash_jax/.venv/bin/python \
---editable='./dash_jax[tpu,smollm2]'"
+dash_jax/launch/tpu_worker.sh setup $(quote "$bucket")"
 }
 
 run() {
-  local line
-  # The last word: bash 3.2 calls an empty array an unset one.
-  line=$(printf '%q ' .venv/bin/python -m dash_jax.main --config="$config" \
-    --workdir="$workdir" --config.mesh.multi_host=True \
-    ${overrides[@]+"${overrides[@]}"})
-  on_workers "cd ~/dash_jax && ${line% }"
+  set_words .venv/bin/python
+  on_workers "dash_jax/launch/tpu_worker.sh start $(quote "${words[@]}") && \
+dash_jax/launch/tpu_worker.sh follow"
+}
+
+logs() {
+  on_workers 'dash_jax/launch/tpu_worker.sh follow'
+}
+
+stop() {
+  local code=0
+  on_workers 'dash_jax/launch/tpu_worker.sh stop' || code=$?
+  if ((code != STOPPED)); then return "$code"; fi
 }
 
 delete() {
-  call gcloud compute tpus tpu-vm delete "$name" --zone="$zone" \
-    --project="$project" --quiet
+  queued_resources delete "$name" --force
+}
+
+resume() {
+  local code now is_new=yes
+  while true; do
+    now=ABSENT
+    if [[ $dry_run == no ]]; then now=$(state); fi
+    case $now in
+      ACTIVE) ;;
+      ABSENT)
+        create
+        is_new=yes
+        ;;
+      FAILED | SUSPENDED)
+        delete
+        create
+        is_new=yes
+        ;;
+      SUSPENDING | DELETING)
+        sleep 30
+        continue
+        ;;
+      *)
+        await
+        is_new=yes
+        ;;
+    esac
+    # What runs on goes on with the source that it began with.
+    if [[ $is_new == yes ]]; then setup; fi
+    is_new=no code=0
+    run || code=$?
+    if ((code == 0 || code == BAD_INPUT)); then return "$code"; fi
+    # A preempted machine is ACTIVE for a while after its run was stopped.
+    sleep 60
+    if ((code != STOPPED && code != LOST)) && [[ $(state) == ACTIVE ]]; then
+      return "$code"
+    fi
+    echo "tpu_vm.sh: the run was cut off with code $code; it goes on" >&2
+  done
+}
+
+all() {
+  resume
+  delete
 }
 
 command=${1-}
 case $command in
-  create) flags=(name zone project type version) ;;
-  setup) flags=(name zone project repo branch) ;;
-  run) flags=(name zone project config workdir) ;;
-  delete) flags=(name zone project) ;;
-  all) flags=(name zone project type version repo branch config workdir) ;;
-  *) fail "'$command' is no command; valid: create, setup, run, delete, all" ;;
+  create) flags='type version capacity' ;;
+  setup) flags='repo branch bucket' ;;
+  run) flags='config workdir secret' ;;
+  logs | stop | delete) flags='' ;;
+  resume | all)
+    flags='type version capacity repo branch bucket config workdir secret'
+    ;;
+  *)
+    fail "'$command' is no command; valid: create, setup, run, logs, stop," \
+      "delete, resume, all"
+    ;;
 esac
 shift
 
 name=${TPU_NAME-} zone=${TPU_ZONE-} project=${TPU_PROJECT-}
-type=${TPU_TYPE-} version=${TPU_VERSION-}
-repo='' branch=main config='' workdir='' dry_run=no overrides=()
+type=${TPU_TYPE-} version=${TPU_VERSION-} capacity=''
+repo='' branch=main bucket='' config='' workdir=''
+read_flags "name zone project $flags" "$@"
 
-while (($#)); do
-  case $1 in
-    --dry-run) dry_run=yes ;;
-    --name=* | --zone=* | --project=* | --type=* | --version=* | --repo=* | \
-      --branch=* | --config=* | --workdir=*)
-      flag=${1%%=*}
-      printf -v "${flag#--}" '%s' "${1#*=}"
-      ;;
-    --) shift && overrides=("$@") && break ;;
-    *) fail "'$1' is no flag; flags are written --name=value, see the top of" \
-      "$0" ;;
+needed=(name zone project)
+for flag in $flags; do
+  case $flag in
+    capacity | bucket | secret) ;;
+    *) needed+=("$flag") ;;
   esac
-  shift
 done
+need "${needed[@]}"
+case $capacity in
+  '' | spot | reserved | guaranteed) ;;
+  *) fail "--capacity=$capacity must be spot, reserved or guaranteed" ;;
+esac
+if [[ $flags == *workdir* ]]; then need_shared_workdir "$workdir"; fi
+need_secrets
+need_program gcloud 'install it from https://cloud.google.com/sdk/docs/install'
 
-need "${flags[@]}"
-if [[ " ${flags[*]} " == *' workdir '* && $workdir != /* ]]; then
-  fail "--workdir=$workdir must be an absolute path on the workers, such as" \
-    "/mnt/runs/gsm8k; mount a bucket to write to it"
+if [[ $dry_run == no && $flags == *workdir* ]]; then
+  trap 'echo "tpu_vm.sh: $name may still run and cost money" >&2' EXIT
 fi
-if [[ $dry_run == no ]] && ! command -v gcloud >/dev/null; then
-  fail 'gcloud is not on PATH; install it from' \
-    'https://cloud.google.com/sdk/docs/install, or look with --dry-run'
-fi
-
-if [[ $command == all ]]; then
-  trap 'echo "tpu_vm.sh: stopped; $name may still run and cost money" >&2' EXIT
-  create
-  setup
-  run
-  delete
-  trap - EXIT
-else
-  "$command"
-fi
+"$command"
+if [[ $command == all ]]; then trap - EXIT; fi

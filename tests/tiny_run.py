@@ -58,7 +58,7 @@ def count_bytes(completion, answer, truncated, style):
 
 def start(
   workdir, *options, module='dash_jax.main', config=__file__, flags=(),
-  stdin=None, **env,
+  stdin=None, launcher=(), **env,
 ):  # fmt: skip
   """Starts a command in a process of its own with one CPU device.
 
@@ -69,6 +69,7 @@ def start(
     config: the file.
     flags: of the command.
     stdin: text that it reads.
+    launcher: arguments of Python that start the command.
     **env: more of its environment.
   """
   clean = {
@@ -80,6 +81,7 @@ def start(
   process = subprocess.Popen(
     [
       sys.executable,
+      *launcher,
       '-m',
       module,
       f'--config={config}',

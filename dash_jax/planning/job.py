@@ -104,6 +104,13 @@ class Job:
         max_completion_len=self.completion_len,
       )
 
+  def lower_sampler(
+    self, described: compiled.Compiled, *name
+  ) -> jax.stages.Lowered:
+    """Returns one of the programs that `describe_sampler` described."""
+    with jax.set_mesh(self.sampling_mesh):
+      return described.lower_one(*name)
+
   def make_room(self, minibatch_size: int) -> packing.Room:
     """Returns the shapes of a process's minibatches of so many full rows."""
     with jax.set_mesh(self.mesh):

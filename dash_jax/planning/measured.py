@@ -39,9 +39,10 @@ def compile_sampler(job: job_lib.Job, rows: int) -> dict[str, Program]:
   beside = dataclasses.replace(
     estimate.hold_beside_sampler(job), sampler=size, cache=cache
   )
+  lower = functools.partial(functools.partial, job.lower_sampler, described)
   return {
     estimate.PREPARE: _compile(
-      functools.partial(described.lower_one, 'prepare'),
+      lower('prepare'),
       dataclasses.replace(estimate.hold(job), sampler=size),
       # What it returns are the weights that are sampled with.
       lambda stats: stats.temp_size_in_bytes,
@@ -52,7 +53,7 @@ def compile_sampler(job: job_lib.Job, rows: int) -> dict[str, Program]:
       _count_made,
     ),
     estimate.DECODE: _compile(
-      functools.partial(described.lower_one, 'decode', described.largest),
+      lower('decode', described.largest),
       beside,
       _count_made,
     ),
