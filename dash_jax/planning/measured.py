@@ -1,7 +1,6 @@
 """A run's programs as the compiler of its devices makes them; none is run."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable
 
@@ -39,7 +38,10 @@ def compile_sampler(job: job_lib.Job, rows: int) -> dict[str, Program]:
   beside = dataclasses.replace(
     estimate.hold_beside_sampler(job), sampler=size, cache=cache
   )
-  lower = functools.partial(functools.partial, job.lower_sampler, described)
+
+  def lower(*name):
+    return lambda: job.lower_sampler(described, *name)
+
   return {
     estimate.PREPARE: _compile(
       lower('prepare'),
@@ -48,7 +50,7 @@ def compile_sampler(job: job_lib.Job, rows: int) -> dict[str, Program]:
       lambda stats: stats.temp_size_in_bytes,
     ),
     estimate.ADMIT: _compile(
-      functools.partial(described.lower_one, 'admit', described.most_admitted),
+      lower('admit', described.most_admitted),
       beside,
       _count_made,
     ),
