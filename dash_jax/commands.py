@@ -57,7 +57,7 @@ def run(
           f'unexpected argument {argv[1]!r}: write --config.section.field=value'
         )
       checks.check(config.value)
-      return command(config.value, workdir.value if workdir else None)
+      return command(config.value, workdir.value if needs_workdir else None)
     except INPUT_ERRORS as error:
       logging.info('This was raised:', exc_info=error)
       _refuse(error)

@@ -15,7 +15,7 @@
      Scoring, evaluation and what the host does are not in them.
   4. If something does not fit, the end says what would.
 
---topology=A,B,.. prints a line for each, estimated. Exit code 1: it does not fit.
+--topology=A,B,.. prints a line for each. Exit code 1: it does not fit.
 """
 
 from absl import flags
@@ -41,6 +41,26 @@ def main(config, workdir):
   if len(_TOPOLOGY.value) > 1:
     return _compare(config)
   found = devices.find(','.join(_TOPOLOGY.value))
+  plan = plans.make(config, found, _make_choice(found), report=_report)
+  print('\n'.join(tables.describe(plan)))
+  if plan.all_fit:
+    return 0
+  print('\n'.join(tables.advise(plan, plans.suggest(config, found))))
+  return DOES_NOT_FIT
+
+
+def _compare(config):
+  """Prints a line for each topology."""
+  made = []
+  for topology in _TOPOLOGY.value:
+    found = devices.find(topology)
+    made.append((topology, plans.make(config, found, _make_choice(found))))
+  print('\n'.join(tables.compare(made)))
+  return 0 if all(plan.all_fit for _, plan in made) else DOES_NOT_FIT
+
+
+def _make_choice(found):
+  """Returns whether to compile a model of so many weights, as a function."""
   if _COMPILE.value and not found.compiles:
     raise ValueError(
       f'--compile: there is no compiler for {found.name} here; for TPUs'
@@ -52,23 +72,7 @@ def main(config, workdir):
       return found.compiles and num_weights <= _SMALL
     return _COMPILE.value
 
-  plan = plans.make(config, found, compiles, report=_report)
-  print('\n'.join(tables.describe(plan)))
-  if plan.all_fit:
-    return 0
-  print('\n'.join(tables.advise(plan, plans.suggest(config, found))))
-  return DOES_NOT_FIT
-
-
-def _compare(config):
-  """Prints a line for each topology."""
-  lines, fit = [], True
-  for topology in _TOPOLOGY.value:
-    plan = plans.make(config, devices.find(topology))
-    lines.append((topology, plan))
-    fit &= plan.all_fit
-  print('\n'.join(tables.compare(lines)))
-  return 0 if fit else DOES_NOT_FIT
+  return compiles
 
 
 def _report(line):

@@ -122,16 +122,41 @@ def make_mesh(
       f'mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor} use {fixed}'
       f' of {num_devices} devices: set one of them to -1 to use the rest'
     )
-  mesh = jax.make_mesh(tuple(sizes.values()), AXES, devices=devices)
-  for split in _by_rows(mesh):
-    if len({device.process_index for device in split}) > 1:
-      raise ValueError(
-        f'mesh.tensor={tensor} splits the model over devices of several'
-        ' processes, but each process samples and scores rows of its own: take'
-        f' one that divides the {num_devices // jax.process_count()} devices of'
-        ' a process'
-      )
+  mesh = _arrange(tuple(sizes.values()), devices)
+  if not _keeps_rows(mesh):
+    num_processes = len({device.process_index for device in devices})
+    raise ValueError(
+      f'mesh.tensor={tensor} splits the model over devices of several'
+      ' processes, but each process samples and scores rows of its own: take'
+      f' one that divides the {num_devices // num_processes} devices of a'
+      ' process'
+    )
   return mesh
+
+
+def _arrange(sizes, devices):
+  """Returns a mesh as jax arranges devices, by how they are connected; where it
+  finds no such, or would part rows of a process, in the order of processes."""
+  try:
+    mesh = jax.make_mesh(sizes, AXES, devices=devices)
+    if _keeps_rows(mesh):
+      return mesh
+  except NotImplementedError:  # no such shape on these wires
+    pass
+  in_order = sorted(devices, key=lambda d: (d.process_index, d.id))
+  return jax.sharding.Mesh(
+    np.array(in_order).reshape(sizes),
+    AXES,
+    axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES),
+  )
+
+
+def _keeps_rows(mesh):
+  """Returns whether all devices with the same rows are of one process."""
+  return all(
+    len({device.process_index for device in split}) == 1
+    for split in _by_rows(mesh)
+  )
 
 
 def _by_rows(mesh):

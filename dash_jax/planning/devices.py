@@ -78,7 +78,7 @@ _NAMES = (
 
 # The compiler for TPUs would ask the network what machine this is, complain that
 # it is none, and wait for a compiler of another process.
-_ENVIRONMENT = {
+ENVIRONMENT = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_WORKER_HOSTNAMES': 'localhost',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-16',
@@ -130,7 +130,7 @@ def prepare(wanted: list[str]) -> None:
   it has looked for any."""
   parsed = [split(topology) for topology in wanted]
   most = max(num * KINDS[name].per_chip for name, num in parsed)
-  for name, value in _ENVIRONMENT.items():
+  for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', most)

@@ -194,19 +194,14 @@ def _preparing(shape):
 
 
 def _decoding(shape, own, platform):
-  made = 3.0 * own * shape.config.vocab_size * 4
+  made = 4.0 * own * shape.config.vocab_size * 4
   if platform == 'tpu':
-    # Joined matrices are laid out anew, for the unit that multiplies.
-    made += _count_joined(shape) * shape.weight_bytes
+    # Matrices of heads are laid out anew, for the unit that multiplies.
+    config = shape.config
+    heads = config.num_heads + 2 * config.num_kv_heads
+    layer = config.embed_dim * heads * config.head_dim / shape.tensor
+    made += config.num_layers * layer * shape.weight_bytes
   return made
-
-
-def _count_joined(shape):
-  """Returns how many weights of a device are in joined matrices."""
-  config = shape.config
-  heads = config.num_heads + 2 * config.num_kv_heads
-  layer = config.embed_dim * (heads * config.head_dim + 2 * config.ffw_dim)
-  return config.num_layers * layer / shape.tensor
 
 
 def _admitting(shape, own):
@@ -224,27 +219,33 @@ def _learning(job, shape, minibatch):
   """The new gradient, the cast layers, what a forward keeps, and the more of what
   tables and a layer need."""
   config, t, a = shape.config, shape.tensor, shape.itemsize
+  on_cpu = job.devices.kind.platform == 'cpu'
   b, T = job.find_lines(minibatch)
   tokens = b * T
   D, L = config.embed_dim, config.num_layers
   num_tables = 1 if config.tied else 2
   table = config.vocab_size / t * D
-  own = count_gradient(job) / 4
   layers = llama.count_params(config) / t - num_tables * table
   kept = L * tokens * D * a
-  cast = layers / shape.fsdp * a if a != shape.param_itemsize else 0
-  # Each in float32: the gradient, and what adds it up.
-  tables = num_tables * table * (8 + 1)
+  if config.lora:
+    cast, tables = 0.0, num_tables * table * a
+  else:
+    cast = layers / shape.fsdp * a if a != shape.param_itemsize else 0.0
+    # Each in float32: the gradient, and what adds it up.
+    tables = num_tables * table * (8 + 1)
   scores = b * config.num_heads / t * T * _count_seen(shape, T) * 4
   feed = tokens * config.ffw_dim / t * a
-  inner = 2 * scores + 5 * feed + 6 * tokens * D * a + 2 * layers / L * a
+  # Compilers for CPUs take no care to have few arrays at a time.
+  copies = 8 if on_cpu else 2
+  inner = copies * scores + 5 * feed + 6 * tokens * D * a + 2 * layers / L * a
   if shape.remat != 'layer':
     # What a layer made is kept, its gathered weights too.
     heads = (config.num_heads * 2 + 2 * config.num_kv_heads) * config.head_dim
     kept += L * tokens * (heads / t + 3 * config.ffw_dim / t + 3 * D) * a
     if shape.fsdp > 1 or a != shape.param_itemsize:
       kept += layers * a
-  return own * shape.param_itemsize + cast + kept + max(tables, inner)
+  gradient = count_gradient(job) / 4 * shape.param_itemsize
+  return gradient + cast + kept + max(tables, inner)
 
 
 def _count_seen(shape, num_slots):
@@ -256,4 +257,6 @@ def _count_seen(shape, num_slots):
 
 
 def _updating(job):
-  return 0.02 * count_gradient(job)
+  # On TPUs what is changed takes the place of what was; others hold the changes.
+  on_tpu = job.devices.kind.platform == 'tpu'
+  return (0.03 if on_tpu else 1.0) * count_gradient(job)

@@ -104,6 +104,13 @@ class Job:
         max_completion_len=self.completion_len,
       )
 
+  def lower_sampler(
+    self, described: compiled.Compiled, *name
+  ) -> jax.stages.Lowered:
+    """Returns one of the programs that `describe_sampler` described."""
+    with jax.set_mesh(self.sampling_mesh):
+      return described.lower_one(*name)
+
   def make_room(self, minibatch_size: int) -> packing.Room:
     """Returns the shapes of a process's minibatches of so many full rows."""
     with jax.set_mesh(self.mesh):
@@ -158,20 +165,14 @@ def make_meshes(
     ValueError: as a run would.
   """
   section = config.mesh
-  try:
-    learn, sample = sharding.split_devices(
-      section.sampler_devices, devices.devices
-    )
-    mesh = sharding.make_mesh(section.data, section.fsdp, section.tensor, learn)
-    sampling_mesh = mesh
-    if section.sampler_devices:
-      tensor = mesh.shape['tensor']
-      sampling_mesh = sharding.make_mesh(-1, 1, tensor, sample)
-  except NotImplementedError as error:  # no such shape on these wires
-    raise ValueError(
-      f'mesh.data={section.data}, mesh.fsdp={section.fsdp},'
-      f' mesh.tensor={section.tensor} on {devices}: {error}'
-    ) from error
+  learn, sample = sharding.split_devices(
+    section.sampler_devices, devices.devices
+  )
+  mesh = sharding.make_mesh(section.data, section.fsdp, section.tensor, learn)
+  sampling_mesh = mesh
+  if section.sampler_devices:
+    tensor = mesh.shape['tensor']
+    sampling_mesh = sharding.make_mesh(-1, 1, tensor, sample)
   checks.check_mesh(
     config,
     sharding.num_batch_shards(mesh),

@@ -1,7 +1,6 @@
 """A run's programs as the compiler of its devices makes them; none is run."""
 
 import dataclasses
-import functools
 import time
 from collections.abc import Callable
 
@@ -39,20 +38,24 @@ def compile_sampler(job: job_lib.Job, rows: int) -> dict[str, Program]:
   beside = dataclasses.replace(
     estimate.hold_beside_sampler(job), sampler=size, cache=cache
   )
+
+  def lower(*name):
+    return lambda: job.lower_sampler(described, *name)
+
   return {
     estimate.PREPARE: _compile(
-      functools.partial(described.lower_one, 'prepare'),
+      lower('prepare'),
       dataclasses.replace(estimate.hold(job), sampler=size),
       # What it returns are the weights that are sampled with.
       lambda stats: stats.temp_size_in_bytes,
     ),
     estimate.ADMIT: _compile(
-      functools.partial(described.lower_one, 'admit', described.most_admitted),
+      lower('admit', described.most_admitted),
       beside,
       _count_made,
     ),
     estimate.DECODE: _compile(
-      functools.partial(described.lower_one, 'decode', described.largest),
+      lower('decode', described.largest),
       beside,
       _count_made,
     ),

@@ -29,11 +29,13 @@ class Step:
 
   Attributes:
     work: on one device.
+    times: that it is called, or that its loop turns.
     seconds: that it takes at least.
     bound: what takes them.
   """
 
   work: work.Work
+  times: float
   seconds: float
   bound: str
 
@@ -106,6 +108,19 @@ class Plan:
 
   def _sum(self, names):
     return sum(s.seconds for name, s in self.steps.items() if name in names)
+
+  @property
+  def link_bytes(self) -> float:
+    """Bytes that come into a device in a step, as they follow from the layout."""
+    return sum(step.work.link_bytes for step in self.steps.values())
+
+  def find_links(self, name: str) -> dict[str, float]:
+    """Returns the bytes that a compiled program brings into a device in a step,
+    by kind of collective; {} if it is not compiled."""
+    program, times = self.measured.get(name), self.steps[name].times
+    if program is None:
+      return {}
+    return {kind: size * times for kind, size in program.link_bytes.items()}
 
   @property
   def tokens(self) -> int:
@@ -268,16 +283,23 @@ def _find_steps(job, shape, rows, minibatch):
     prompts = job.num_rows // job.group_size // sampling.shards
     calls = -(-prompts // sampling.count_admitted(own))
     works = {
-      estimate.PREPARE: work.prepare_work(shape),
-      estimate.ADMIT: work.prefill_work(sampling, prompts, calls),
-      estimate.DECODE: work.decode_work(sampling, own, waves),
+      estimate.PREPARE: (work.prepare_work(shape), 1),
+      estimate.ADMIT: (work.prefill_work(sampling, prompts, calls), calls),
+      estimate.DECODE: (
+        work.decode_work(sampling, own, waves),
+        waves * (job.completion_len - 1),
+      ),
     }
   passes = phase.updates / phase.updates_a_pass
   num = -(-job.num_rows // minibatch) * passes
   one = work.minibatch_work(shape, minibatch // job.shards)
-  works[estimate.GRADIENT] = one * num
-  works[estimate.UPDATE] = work.update_work(shape) * phase.updates
-  return {name: Step(x, *x.bound(kind)) for name, x in works.items()}
+  works[estimate.GRADIENT] = one * num, num
+  update = work.update_work(shape) * phase.updates
+  works[estimate.UPDATE] = update, phase.updates
+  return {
+    name: Step(done, times, *done.bound(kind))
+    for name, (done, times) in works.items()
+  }
 
 
 # What to try where a run does not fit, and what each costs: changes of no number

@@ -14,10 +14,6 @@ _NEEDS = (
   ('gradient', 'gradient'),
   ('activations', 'activations'),
 )
-_LOOPS = {
-  estimate.DECODE: 'a token',
-  estimate.GRADIENT: 'a minibatch',
-}
 
 
 def describe(plan: plans.Plan) -> Iterator[str]:
@@ -44,10 +40,11 @@ def describe(plan: plans.Plan) -> Iterator[str]:
   yield from _memory(plan)
   yield ''
   yield from _sizes(plan)
-  yield ''
-  yield from _work(plan)
-  yield ''
-  yield from _seconds(plan)
+  if plan.all_fit:
+    yield ''
+    yield from _work(plan)
+    yield ''
+    yield from _seconds(plan)
 
 
 def _memory(plan):
@@ -119,17 +116,13 @@ def _work(plan):
 
 
 def _describe_links(plan, name):
-  """Returns what a compiled program moves between devices."""
-  program = plan.measured.get(name)
-  if not program or len(plan.job.devices.devices) == 1:
+  """Returns what a compiled program brings from other devices in a step."""
+  moved = {k: x for k, x in plan.find_links(name).items() if x >= 1e4}
+  if not moved:
     return ''
-  moved = ', '.join(
-    f'{kind} {size / 1e9:.3g}'
-    for kind, size in sorted(program.link_bytes.items())
-    if size >= 1e6
+  return 'compiled: ' + ', '.join(
+    f'{kind} {size / 1e9:.4g}' for kind, size in sorted(moved.items())
   )
-  each = f' {_LOOPS[name]}' if name in _LOOPS else ''
-  return f'compiled{each}: {moved or "nothing"} GB' if moved else ''
 
 
 def _seconds(plan):
@@ -166,41 +159,59 @@ def advise(plan: plans.Plan, changes: dict | None) -> Iterator[str]:
       fields += ' --config.mesh.fsdp=-1'
     yield f'It does not fit. By the estimate this does: {fields}'
     return
+  needed, there = plans.count_devices(plan), len(plan.job.devices.devices)
   yield (
-    'It does not fit, nor with less memory for numbers, rows or layers. What rests'
-    f' on all devices and the gradient need {plans.count_devices(plan)} devices'
-    ' or more of this kind.'
+    'It does not fit, nor with fewer rows at once, less that is kept of layers,'
+    ' a larger mesh.tensor, or fewer bits.'
   )
+  if needed > there:
+    yield (
+      f'What rests on the devices, and the gradient, need {needed} of them or'
+      ' more.'
+    )
+  else:
+    yield (
+      'Its weights as they are sampled with are the largest part: take devices'
+      ' with more memory, or more of them in a process, over which mesh.tensor'
+      ' can split them.'
+    )
 
 
 def compare(found: list[tuple[str, plans.Plan]]) -> Iterator[str]:
   """Yields a table of plans by topology."""
   rows = [
     (
-      'devices', 'chips', 'mesh', 'fits', 'GiB', 'rows', 'minibatch', 'step, s',
-      'sampling', 'learning', 'tokens/s a chip', 'bound by',
+      'devices', 'chips', 'mesh', 'fits', 'GiB', 'rows', 'minibatch',
+      'GB from others', 'compiled', 'step, s', 'sampling', 'tokens/s a chip',
+      'learning bound by',
     )
   ]  # fmt: skip
   for topology, plan in found:
-    devices = plan.job.devices
-    chips = len(devices.devices) // devices.kind.per_chip
-    largest = max(needs.total for needs in plan.needs.values())
-    slowest = max(plan.steps.values(), key=lambda step: step.seconds)
-    known = plan.step_s > 0
+    kind = plan.job.devices.kind
+    chips = len(plan.job.devices.devices) // kind.per_chip
+    needs = [plan.find_needs(name) for name in plan.needs]
+    largest = max((n.total for n in needs if n), default=0)
+    links = sum(sum(plan.find_links(name).values()) for name in plan.steps)
+    seconds = ('', '', '', '')
+    if plan.step_s:
+      seconds = (
+        f'{plan.step_s:.3g}',
+        f'{plan.sampling_s / plan.step_s:.0%}',
+        f'{plan.tokens / plan.step_s / chips:,.0f}',
+        plan.steps[estimate.GRADIENT].bound,
+      )
     rows.append(
       (
         topology,
         str(chips),
         'x'.join(str(n) for n in plan.job.mesh.shape.values()),
         'yes' if plan.all_fit else 'NO',
-        f'{largest / _GIB:.1f}',
+        f'{largest / _GIB:.3g}',
         str(plan.rows),
         str(plan.minibatch),
-        f'{plan.step_s:.3g}',
-        f'{plan.sampling_s / plan.step_s:.0%}' if known else '',
-        f'{plan.learning_s / plan.step_s:.0%}' if known else '',
-        f'{plan.tokens / plan.step_s / chips:,.0f}' if known else '',
-        slowest.bound,
+        f'{plan.link_bytes / 1e9:.4g}',
+        f'{links / 1e9:.4g}' if plan.measured else '',
+        *seconds,
       )
     )
   yield from _align(rows)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import pytest
 import tiny_job
 
@@ -75,16 +74,13 @@ def test_a_minibatch_has_the_operations_of_its_program(remat):
   assert 0.75 < found / counted <= 1
 
 
-@pytest.mark.parametrize('mesh', [(1, 4, 1), (2, 2, 1), (1, 2, 2)])
-def test_bytes_from_others_are_those_of_the_program(mesh):
-  """As its collectives are found in the compiled text."""
-  with tiny_job.make(mesh) as job:
-    program = measured.compile_gradient(job, 8)
+@pytest.mark.parametrize(('mesh', 'sums'), [((4, 1, 1), 1), ((1, 4, 1), 2)])
+def test_bytes_from_others_are_those_of_the_program(mesh, sums):
+  """As its collectives are found in the compiled text. Of a gradient that is
+  split over fsdp the compiler for CPUs sums the whole, and so moves it twice."""
+  with tiny_job.make(mesh, {'model.remat': 'layer'}) as job:
+    moved = dict(measured.compile_gradient(job, 8).link_bytes)
     shape = estimate.find_shape(job)
     found = work.minibatch_work(shape, 8 // job.shards).link_bytes
-  counted = sum(program.link_bytes.values())
-  assert found == pytest.approx(counted, rel=0.1), program.link_bytes
-
-
-def test_jax_has_the_devices_that_these_tests_need():
-  assert len(jax.devices()) == 8
+  counted = moved.pop('all-reduce') / sums + sum(moved.values())
+  assert found == pytest.approx(counted, rel=0.02)
