@@ -46,8 +46,8 @@ class Compiled:
     """
     self.ladder = rungs
     self._run = run
-    self._weights = _after(run.prepare, params)
     source = find_mesh(params)
+    self._weights = _after(run.prepare, params, mesh=source)
     self._decoding = jax.tree.map(describe, decoding_lib.make_decoding(1.0))
     self._arrays = {
       rung: _after(functools.partial(run.start, rung)) for rung in rungs.rungs
@@ -226,8 +226,11 @@ def describe(x) -> jax.ShapeDtypeStruct:
   )
 
 
-def _after(function, *args):
-  """Describes what a function returns."""
+def _after(function, *args, mesh=None):
+  """Describes what a function that runs on a mesh, or the one in use, leaves on
+  the one in use."""
+  with jax.set_mesh(mesh or jax.sharding.get_mesh()):
+    made = jax.eval_shape(function, *args)
   mesh = jax.sharding.get_mesh()
 
   def place(x):
@@ -237,7 +240,7 @@ def _after(function, *args):
       x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
     )
 
-  return jax.tree.map(place, jax.eval_shape(function, *args))
+  return jax.tree.map(place, made)
 
 
 def _trace(function, args, donate=(), mesh=None):
