@@ -36,6 +36,7 @@ setuptools.setup(
       'gguf',
       'huggingface_hub',
       'ipykernel',
+      'jax[tpu]',  # compiles plans for TPUs; runs stay on the CPU
       'llama-models',
       'nbclient',
       'nbformat',

@@ -9,6 +9,8 @@ The model and its weights come from weights.py.
 """
 
 import bisect
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import os
@@ -28,7 +30,7 @@ from dash_jax.data import chat, pieces, prompts, questions, tokenizer
 from dash_jax.learning import optim
 from dash_jax.model import gguf, hub, llama
 from dash_jax.rewards import workers
-from dash_jax.runs import checkpoint
+from dash_jax.runs import checkpoint, watch
 from dash_jax.sampling import decoding, sampler
 
 TOKENIZER_NAME = 'tokenizer.model'
@@ -86,8 +88,9 @@ class Sampled:
     rows: with `tokens` and the rest, of these.
     texts: B texts.
     scores: of the B rows.
+    began_at: time.perf_counter() when sampling began.
     sample_s: seconds until the last reply was there.
-    reward_s: seconds from then until the last score was.
+    reward_s: seconds that were waited for the last score.
     terms: f32[B] by name, what the rewards are made of; {} if it is the scores
       alone.
     weighted: f32[B], the weighted sum of the terms, if there are such.
@@ -98,6 +101,7 @@ class Sampled:
   rows: batches.Rollouts
   texts: list[str]
   scores: workers.Scores
+  began_at: float
   sample_s: float
   reward_s: float
   terms: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -142,6 +146,7 @@ class Sampled:
         timeouts=self.scores.timeouts + other.scores.timeouts,
         errors=self.scores.errors + other.scores.errors,
       ),
+      began_at=self.began_at,
       sample_s=self.sample_s + other.sample_s,
       reward_s=self.reward_s + other.reward_s,
       terms=jax.tree.map(choose, self.terms, other.terms),
@@ -165,51 +170,66 @@ class Parts:
   train_questions: list[batches.Question]
   test_questions: list[batches.Question]
   pool: workers.Pool
+  sampling_mesh: jax.sharding.Mesh
 
   def sample_and_score(
     self,
     sampled_by: sampler.Sampler,
-    params: dict,
+    prepared: dict,
     asked: list[batches.Question],
     key: jax.Array,
     how: decoding.Decoding,
     policy_step: int = 0,
     num_scored: int | None = None,
-  ) -> Sampled:
-    """Samples replies to this process's questions, and scores those that have
-    finished while the others go on.
+  ) -> Callable[[], Sampled]:
+    """Samples replies to this process's questions, on the mesh in use, and scores
+    those that have finished while the others go on.
 
     Args:
       sampled_by: the sampler.
-      params: the model's weights, TRAIN layout.
+      prepared: the weights, of its `prepare`.
       asked: Q questions.
       key: the noise.
       how: the distribution.
       policy_step: stamped on every row.
       num_scored: score only the replies to so many of the questions.
+
+    Returns:
+      What waits for the last scores, and returns all.
     """
     start = time.perf_counter()
     prompts = self.encoding.encode(asked)
     answers = [q.answer for q in asked]
-    with scoring.Scoring(
+    scored = scoring.Scoring(
       self.pool, self.encoding.decode, answers, sampled_by.group_size
-    ) as scored:
+    )
+    with contextlib.ExitStack() as on_error:
+      on_error.enter_context(scored)
       for rows, made in sampled_by.stream(
-        params, prompts, key, how, find_end=self.find_end
+        prepared, prompts, key, how, find_end=self.find_end
       ):
+        watch.mark()
         if num_scored is not None:
           rows = rows[rows < num_scored * sampled_by.group_size]
         scored.add(rows, made)
-      sampled_at = time.perf_counter()
-      texts, scores = scored.finish()
-    return Sampled(
-      asked=asked,
-      rows=made.as_rollouts(prompts, policy_step),
-      texts=texts,
-      scores=scores,
-      sample_s=sampled_at - start,
-      reward_s=time.perf_counter() - sampled_at,
-    )
+      on_error.pop_all()
+    sampled_s = time.perf_counter() - start
+
+    def finish():
+      waits_from = time.perf_counter()
+      with scored:
+        texts, scores = scored.finish()
+      return Sampled(
+        asked=asked,
+        rows=made.as_rollouts(prompts, policy_step),
+        texts=texts,
+        scores=scores,
+        began_at=start,
+        sample_s=sampled_s,
+        reward_s=time.perf_counter() - waits_from,
+      )
+
+    return finish
 
   def weigh(self, sampled: Sampled) -> Sampled:
     """Returns replies with the rewards that `reward` makes of its terms."""
@@ -237,10 +257,44 @@ class Parts:
       reward_s=sampled.reward_s + time.perf_counter() - start,
     )
 
+  @property
+  def samples_apart(self) -> bool:
+    """Whether sampling has devices of its own."""
+    return bool(self.config.mesh.sampler_devices)
+
+  def on_sampler(self, begin: Callable[[], Callable]) -> Callable:
+    """Runs a function on the mesh that samples, and then what it returns. Where
+    its devices are shared, the function has ended when this returns; else a
+    thread goes on with one after the other.
+
+    All that runs on a mesh is begun in one thread, so that all processes begin
+    it in the same order.
+
+    Returns:
+      What waits for what the second function returns, and returns it.
+    """
+    if not self.samples_apart:
+      return begin()
+
+    def run():
+      with jax.set_mesh(self.sampling_mesh):
+        return begin()()
+
+    return self._sampling_thread.submit(run).result
+
+  def end_sampling(self) -> None:
+    """Waits for what `on_sampler` has begun, and forgets what it has not."""
+    self._sampling_thread.shutdown(cancel_futures=True)
+
+  @functools.cached_property
+  def _sampling_thread(self):
+    return concurrent.futures.ThreadPoolExecutor(1, 'sampling')
+
   @functools.cached_property
   def judge(self) -> judge.Judge | None:
     """The reward model, if `reward` names one; cached."""
-    return judge.load(self.config) if self.config.reward.model else None
+    with jax.set_mesh(self.sampling_mesh):
+      return judge.load(self.config) if self.config.reward.model else None
 
   @functools.cached_property
   def train_sampler(self) -> sampler.Sampler:
@@ -248,6 +302,7 @@ class Parts:
     return make_sampler(
       self.config,
       self.model,
+      self.sampling_mesh,
       num_prompts=config_lib.sizes(self.config).num_questions,
       group_size=self.config.algorithm.group_size,
     )
@@ -256,7 +311,13 @@ class Parts:
   def eval_sampler(self) -> sampler.Sampler:
     """What evaluation samples with, one reply a question, compiled; cached."""
     num = len(self.test_questions)
-    return make_sampler(self.config, self.model, num_prompts=num, group_size=1)
+    return make_sampler(
+      self.config,
+      self.model,
+      self.sampling_mesh,
+      num_prompts=num,
+      group_size=1,
+    )
 
   @property
   def own_folder(self) -> pathlib.Path:
@@ -267,20 +328,51 @@ class Parts:
 
 
 def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
-  """Joins the job's processes if `mesh.multi_host`, and returns the mesh.
+  """Joins the job's processes if `mesh.multi_host`, and returns the mesh of the
+  devices that learn.
 
   On TPU pods, Slurm and similar launchers jax finds the others by itself;
   elsewhere COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID name them.
   """
   if config.mesh.multi_host and not jax.distributed.is_initialized():
-    jax.distributed.initialize(**_named_processes())
+    jax.distributed.initialize(
+      **_named_processes(),
+      # watch.py ends the run first, and says why.
+      heartbeat_timeout_seconds=int(3 * config.mesh.silent_s) + 60,
+    )
+  devices, _ = sharding.split_devices(config.mesh.sampler_devices)
   mesh = sharding.make_mesh(
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor
+    config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices
   )
   checks.check_mesh(
-    config, sharding.num_batch_shards(mesh), jax.process_count()
+    config,
+    sharding.num_batch_shards(mesh),
+    sharding.num_batch_shards(make_sampling_mesh(config, mesh)),
+    jax.process_count(),
   )
   return mesh
+
+
+def make_sampling_mesh(
+  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
+) -> jax.sharding.Mesh:
+  """Returns the mesh of the devices that sample.
+
+  Args:
+    config: of a run.
+    mesh: of the devices that learn.
+  """
+  num = config.mesh.sampler_devices
+  if not num:
+    return mesh
+  tensor = mesh.shape['tensor']
+  if num % tensor:
+    raise ValueError(
+      f'mesh.sampler_devices={num}: must be a multiple of mesh.tensor={tensor},'
+      ' over which both sides split the model'
+    )
+  _, devices = sharding.split_devices(num)
+  return sharding.make_mesh(-1, 1, tensor, devices)
 
 
 def _named_processes():
@@ -343,6 +435,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
       timeout_s=config.reward.timeout_s,
       others=terms.list_functions(config.reward),
     ),
+    sampling_mesh=make_sampling_mesh(config, jax.sharding.get_mesh()),
   )
 
 
@@ -465,18 +558,24 @@ def _train_tokenizer(config, folder, train):
 
 
 def _fit(config, encoding, split, asked):
-  """Returns the questions that fit their slots, under `data.too_long`. Those
-  that SFT trains on fit with their solutions."""
+  """Returns the questions that fit their slots, under `data.too_long`; each
+  process looks at its share of them. Those that SFT trains on fit with their
+  solutions."""
   with_solutions = split == 'train' and config.algorithm.sft_steps > 0
+  own = asked[jax.process_index() :: jax.process_count()]
   if config.data.too_long == 'error':
-    if with_solutions:
-      encoding.encode_solutions(asked)
-    else:
-      encoding.encode(asked)
+    if with_solutions and own:
+      encoding.encode_solutions(own)
+    elif own:
+      encoding.encode(own)
     return asked
-  kept, num_dropped = encoding.drop_too_long(
-    asked, with_solutions=with_solutions
-  )
+  fitting = set()
+  if own:
+    found, _ = encoding.drop_too_long(own, with_solutions=with_solutions)
+    fitting = {id(q) for q in found}
+  fits = sharding.gather_hosts(np.array([id(q) in fitting for q in asked]))
+  kept = [q for q, fit in zip(asked, fits.any(axis=0), strict=True) if fit]
+  num_dropped = len(asked) - len(kept)
   if num_dropped:
     logging.warning(
       'data.too_long=drop: left out %d of %d %s questions, with more than'
@@ -555,20 +654,30 @@ def fit_batch_size(
 def make_sampler(
   config: ml_collections.ConfigDict,
   model: llama.Llama,
+  mesh: jax.sharding.Mesh,
   *,
   num_prompts: int,
   group_size: int,
 ) -> sampler.Sampler:
-  """Returns a compiled sampler as the config has it."""
-  return sampler.Sampler(
-    model,
-    weights.abstract_params(model),
-    num_prompts=num_prompts,
-    group_size=group_size,
-    max_prompt_len=config.data.max_prompt_len,
-    max_completion_len=config.sampling.max_completion_len,
-    batch_size=config.sampling.batch_size,
-    quantize_cache=config.sampling.quantize_cache,
-    quantize_weights=config.sampling.quantize_weights,
-    attention=config.sampling.attention,
-  )
+  """Returns a compiled sampler as the config has it.
+
+  Args:
+    config: of a run.
+    model: its weights rest on the mesh in use.
+    mesh: of the devices that sample.
+    num_prompts, group_size: as `Sampler`'s.
+  """
+  params = weights.abstract_params(model)
+  with jax.set_mesh(mesh):
+    return sampler.Sampler(
+      model,
+      params,
+      num_prompts=num_prompts,
+      group_size=group_size,
+      max_prompt_len=config.data.max_prompt_len,
+      max_completion_len=config.sampling.max_completion_len,
+      batch_size=config.sampling.batch_size,
+      quantize_cache=config.sampling.quantize_cache,
+      quantize_weights=config.sampling.quantize_weights,
+      attention=config.sampling.attention,
+    )

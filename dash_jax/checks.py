@@ -108,6 +108,8 @@ _AT_LEAST = {
   'algorithm.gae_lambda': 0,
   'algorithm.num_epochs': 1,
   'algorithm.num_updates': 1,
+  'algorithm.max_staleness': 0,
+  'mesh.sampler_devices': 0,
   'sampling.batch_size': 1,
   'sampling.max_completion_len': 1,
   'sampling.min_completion_len': 0,
@@ -216,6 +218,11 @@ def check(config: ml_collections.ConfigDict) -> None:
     f'algorithm.clip_low={config.algorithm.clip_low}: must be at most 1, since'
     ' a ratio of probabilities is never below 0',
   )
+  for field in ('silent_s', 'stall_s'):
+    _require(
+      config.mesh[field] > 0,
+      f'mesh.{field}={config.mesh[field]}: must be above 0 seconds',
+    )
   _require(
     config.reward.timeout_s > 0,
     f'reward.timeout_s={config.reward.timeout_s}: must be above 0 seconds',
@@ -324,6 +331,13 @@ def _check_sizes(config):
   _check_loss(algorithm)
   _check_reference(algorithm)
   _check_critic(algorithm)
+  corrects = 'importance_cap' not in _UNUSED[algorithm.loss]
+  _require(
+    not algorithm.max_staleness or not corrects or algorithm.importance_cap,
+    f'algorithm.max_staleness={algorithm.max_staleness} with'
+    ' algorithm.importance_cap=0: rows of older weights need a bound on their'
+    ' importance weights, such as 2.0',
+  )
   _check_optim(config.optim)
   _require(
     run.rl_steps >= 1,
@@ -532,12 +546,15 @@ def _check_critic(algorithm):
   )
 
 
-def check_mesh(config, num_shards: int, num_hosts: int) -> None:
-  """Refuses row counts and a model that the mesh cannot split.
+def check_mesh(
+  config, num_shards: int, num_sampling: int, num_hosts: int
+) -> None:
+  """Refuses row counts that the mesh cannot split.
 
   Args:
     config: a checked config.
-    num_shards: ways that rows are split, mesh.data * mesh.fsdp.
+    num_shards: ways that rows to learn from are split, mesh.data * mesh.fsdp.
+    num_sampling: ways that rows that are sampled are.
     num_hosts: processes.
 
   Raises:
@@ -563,16 +580,20 @@ def check_mesh(config, num_shards: int, num_hosts: int) -> None:
   if config.algorithm.name == 'sft':
     return
   G = config.algorithm.group_size
+  fields = 'mesh.data * mesh.fsdp'
+  if config.mesh.sampler_devices:
+    fields = 'mesh.sampler_devices of all processes / mesh.tensor'
   _require(
-    run.num_questions % num_shards == 0,
+    run.num_questions % num_sampling == 0,
     f'{run.num_questions} questions per step'
-    f' (algorithm.name={config.algorithm.name!r}) do not divide over {num_shards}'
-    ' shards of rows (mesh.data * mesh.fsdp): '
+    f' (algorithm.name={config.algorithm.name!r}) do not divide over'
+    f' {num_sampling} shards of rows ({fields}): '
     + (
       "'grpo' samples one question at a time, so set both to 1, with"
       ' mesh.tensor=-1 for several devices or one device shown to jax'
       if config.algorithm.name == 'grpo'
-      else f'take algorithm.batch_size={_multiples(num_shards * G, run.batch_size)}'
+      else 'take algorithm.batch_size='
+      f'{_multiples(num_sampling * G, run.batch_size)}'
     ),
   )
   own, updates = run.num_questions // num_hosts, config.algorithm.num_updates
@@ -583,10 +604,10 @@ def check_mesh(config, num_shards: int, num_hosts: int) -> None:
   )
   at_once = config.sampling.batch_size
   _require(
-    at_once == AUTO or at_once % (num_shards * G) == 0,
-    f'sampling.batch_size={at_once} does not divide over {num_shards} shards of'
-    f' rows (mesh.data * mesh.fsdp) in groups of {G}: take'
-    f' {at_once if at_once == AUTO else _multiples(num_shards * G, at_once)},'
+    at_once == AUTO or at_once % (num_sampling * G) == 0,
+    f'sampling.batch_size={at_once} does not divide over {num_sampling} shards of'
+    f' rows ({fields}) in groups of {G}: take'
+    f' {at_once if at_once == AUTO else _multiples(num_sampling * G, at_once)},'
     f' or {AUTO!r}',
   )
 

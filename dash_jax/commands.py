@@ -21,23 +21,32 @@ from dash_jax import checks
 from dash_jax import config as config_lib
 
 BAD_INPUT = 2
+INPUT_ERRORS = (ValueError, OSError, ModuleNotFoundError)
 
 
-def run(command: Callable[[ml_collections.ConfigDict, str], int]) -> None:
+def run(
+  command: Callable[[ml_collections.ConfigDict, str | None], int],
+  *,
+  needs_workdir: bool = True,
+) -> None:
   """Runs `command(config, workdir)` and exits with the code that it returns.
 
   Args:
     command: gets the checked config. A ValueError or OSError that it raises,
       or a missing package, is about the input: exits with `BAD_INPUT`. What
       goes wrong later it must raise as something else.
+    needs_workdir: whether it has a use for a workdir; else it gets None.
   """
   config = config_flags.DEFINE_config_file(
     'config',
     None,
     'A file with get_config(), such as experiments/quickstart.py.',
   )
-  workdir = flags.DEFINE_string('workdir', None, "The run's folder.")
-  flags.mark_flags_as_required(['config', 'workdir'])
+  required, workdir = ['config'], None
+  if needs_workdir:
+    workdir = flags.DEFINE_string('workdir', None, "The run's folder.")
+    required.append('workdir')
+  flags.mark_flags_as_required(required)
 
   def main(argv):
     if not flags.FLAGS['verbosity'].present:
@@ -48,8 +57,8 @@ def run(command: Callable[[ml_collections.ConfigDict, str], int]) -> None:
           f'unexpected argument {argv[1]!r}: write --config.section.field=value'
         )
       checks.check(config.value)
-      return command(config.value, workdir.value)
-    except (ValueError, OSError, ModuleNotFoundError) as error:
+      return command(config.value, workdir.value if needs_workdir else None)
+    except INPUT_ERRORS as error:
       logging.info('This was raised:', exc_info=error)
       _refuse(error)
 

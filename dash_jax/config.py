@@ -45,7 +45,14 @@ def default() -> ml_collections.ConfigDict:
           'data': 1,
           'fsdp': -1,  # -1: the devices that the others leave
           'tensor': 1,
+          # Devices of each process that sample while the others learn; 0: all
+          # do both in turn.
+          'sampler_devices': 0,
           'multi_host': False,  # call jax.distributed.initialize
+          # The run ends where a process has not been heard of for so long, or
+          # none has gone on.
+          'silent_s': 30.0,
+          'stall_s': 1800.0,
         }
       ),
       'data': section(
@@ -140,6 +147,8 @@ def default() -> ml_collections.ConfigDict:
           'entropy_coef': 0.0,
           'num_epochs': 1,  # passes over a step's rows
           'num_updates': 1,  # of the weights in a pass
+          # Optimizer steps that sampling may be ahead of learning; 0 is on-policy.
+          'max_staleness': 0,
           'sft_steps': 0,  # a supervised warm start before sampling begins
         }
       ),

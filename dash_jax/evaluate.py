@@ -10,6 +10,7 @@ The life of an evaluation:
   3. The interval is Wilson's, which holds near 0 and 1 too.
 """
 
+import functools
 import math
 import time
 
@@ -44,31 +45,10 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
   reward_errors, eval_s.
   """
   start = time.perf_counter()
-  config, asked = parts.config, parts.test_questions
-  # Filled up so that every shard has as many; what is added is not counted.
-  shards = sharding.num_batch_shards(jax.sharding.get_mesh())
-  full = asked + asked[:1] * (-len(asked) % shards)
-  # What is added stands last in every process's share.
-  counted = np.array(sharding.host_share(range(len(full)))) < len(asked)
-  sampled = parts.sample_and_score(
-    parts.eval_sampler,
-    params,
-    sharding.host_share(full),
-    # No training step has this number, so noise is not shared with one.
-    jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1),
-    decoding.make_decoding(
-      config.eval.temperature, config.eval.top_p, stop_ids=parts.stop_ids
-    ),
-    num_scored=counted.sum(),
-  )
-  total = sharding.sum_over_hosts(
-    {
-      'right': ((sampled.scores.rewards == 1) & counted).sum(),
-      'tokens': sampled.rows.lengths[counted].sum(),
-      'timeouts': sampled.scores.timeouts,
-      'errors': sampled.scores.errors,
-    }
-  )
+  asked = parts.test_questions
+  prepared = parts.eval_sampler.prepare(params)
+  sums = parts.on_sampler(functools.partial(_begin, parts, prepared))()
+  total = sharding.sum_over_hosts(sums)
   total = {name: round(float(value)) for name, value in total.items()}
   right = total['right']
   low, high = wilson_interval(right, len(asked))
@@ -83,6 +63,39 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
     'reward_errors': total['errors'],
     'eval_s': time.perf_counter() - start,
   }
+
+
+def _begin(parts, prepared):
+  """Samples; returns what waits for the scores and returns sums over this
+  process's questions."""
+  config, asked = parts.config, parts.test_questions
+  # Filled up so that every shard has as many; what is added is not counted.
+  shards = sharding.num_batch_shards(jax.sharding.get_mesh())
+  full = asked + asked[:1] * (-len(asked) % shards)
+  # What is added stands last in every process's share.
+  counted = np.array(sharding.host_share(range(len(full)))) < len(asked)
+  finish = parts.sample_and_score(
+    parts.eval_sampler,
+    prepared,
+    sharding.host_share(full),
+    # No training step has this number, so noise is not shared with one.
+    jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1),
+    decoding.make_decoding(
+      config.eval.temperature, config.eval.top_p, stop_ids=parts.stop_ids
+    ),
+    num_scored=counted.sum(),
+  )
+
+  def sum_up():
+    sampled = finish()
+    return {
+      'right': ((sampled.scores.rewards == 1) & counted).sum(),
+      'tokens': sampled.rows.lengths[counted].sum(),
+      'timeouts': sampled.scores.timeouts,
+      'errors': sampled.scores.errors,
+    }
+
+  return sum_up
 
 
 def main(config, workdir):

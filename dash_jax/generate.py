@@ -237,9 +237,11 @@ def _sample(config, encoding, model, params, settings, requests, done):
   sampled_by = assemble.make_sampler(
     assemble.fit_batch_size(config, G * shards),
     model,
+    jax.sharding.get_mesh(),
     num_prompts=min(len(left), _MOST_AT_ONCE),
     group_size=G,
   )
+  prepared = sampled_by.prepare(params)
   for first in range(0, len(left), _MOST_AT_ONCE):
     asked = left[first : first + _MOST_AT_ONCE]
     # Filled up so that every shard has as many; what is added is not written.
@@ -247,7 +249,7 @@ def _sample(config, encoding, model, params, settings, requests, done):
     prompts = encoding.encode([_ask(r) for r in full])
     limits = np.array([[r.max_completion_len] * G for r in full])
     for rows, made in sampled_by.stream(
-      params,
+      prepared,
       prompts,
       jax.random.key(config.seed),
       settings,

@@ -4,18 +4,23 @@
         --workdir=runs/quickstart [--config.section.field=value ..]
 
 The same command again goes on where the run was. Exit codes: 0 the run is
-complete; 75 a signal stopped it after a checkpoint; 2 the input is bad.
+complete; 75 a signal stopped it after a checkpoint; 69 a process of the job is
+lost (runs/watch.py); 2 the input is bad.
 """
 
 import jax
 
 from dash_jax import assemble, commands, train
+from dash_jax.runs import watch
 
 STOPPED = 75  # BSD's EX_TEMPFAIL: call again
 
 
 def main(config, workdir):
-  with jax.set_mesh(assemble.connect(config)):
+  with (
+    jax.set_mesh(assemble.connect(config)),
+    watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
+  ):
     finished = train.train(config, workdir)
   if finished:
     return 0

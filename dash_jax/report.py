@@ -31,6 +31,7 @@ _RUN_COLOURS = (
   '#000000',
 )
 _LINE_STYLES = ('-', '--', '-.', ':')
+_TIMELINE_STEPS = 10
 _PARTS = (
   ('sample_s', 'sampling', '#56B4E9'),
   ('reward_s', 'reward', '#E69F00'),
@@ -116,7 +117,10 @@ def draw(
     _draw_smoothed(sampled, rl, 'reward_mean', style)
     _draw_smoothed(lengths, rl, 'completion_len_mean', style)
     _draw_share(kept, rl, style)
-  if len(runs) == 1:
+  ahead = [row for row in runs[0][1] if 'wait_s' in row]
+  if len(runs) == 1 and ahead:
+    _draw_timeline(seconds, ahead)
+  elif len(runs) == 1:
     _draw_seconds_by_step(seconds, runs[0][1])
   else:
     _draw_seconds_by_run(seconds, runs)
@@ -245,7 +249,12 @@ def _draw_share(axes, rows, style):
 
 
 def _parts(rows):
-  """Returns f64[parts, steps], seconds; the last part is what is left."""
+  """Returns f64[parts, steps], seconds; the last part is what is left. Of what is
+  done ahead only the waiting counts, as sampling."""
+  rows = [
+    row | {'sample_s': row['wait_s'], 'reward_s': 0} if 'wait_s' in row else row
+    for row in rows
+  ]
   parts = [_column(rows, key) for key, _, _ in _PARTS[:-1]]
   # Clocks differ by microseconds: no negative area.
   rest = np.maximum(_column(rows, 'step_s') - sum(parts), 0.0)
@@ -275,6 +284,35 @@ def _draw_seconds_by_step(axes, steps):
       fontweight='bold',
     )
   axes.legend(frameon=False, ncols=len(_PARTS), loc='upper right')
+
+
+def _draw_timeline(axes, rows):
+  """Draws when the rows of the newest steps were sampled and learned from."""
+  rows = rows[-_TIMELINE_STEPS:]
+  # A run that went on has a clock of its own since.
+  restarts = np.flatnonzero(np.diff(_column(rows, 'learning_at_s')) < 0) + 1
+  rows = rows[restarts[-1] if restarts.size else 0 :]
+  lanes = {
+    'sampling_at_s': (1, ('sample_s', 'reward_s')),
+    'learning_at_s': (0, ('learn_s',)),
+  }
+  shades = {key: colour for key, _, colour in _PARTS}
+  for begin, (lane, keys) in lanes.items():
+    for row in rows:
+      left = row[begin]
+      for key in keys:
+        axes.barh(
+          lane, row[key], left=left, height=0.6, color=shades[key],
+          edgecolor='white',
+        )  # fmt: skip
+        left += row[key]
+      middle = (row[begin] + left) / 2
+      axes.text(middle, lane, f'{row["step"]:.0f}', ha='center', va='center')
+  _label(
+    axes, 'C  Rows of each step (number), sampled ahead', 'wall seconds', ''
+  )
+  axes.set_yticks([0, 1], ['learning', 'sampling,\nreward'])
+  axes.grid(axis='y', visible=False)
 
 
 def _draw_seconds_by_run(axes, runs):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from dash_jax.rewards import workers
+from dash_jax.runs import watch
 from dash_jax.sampling import calls
 
 
@@ -27,7 +28,7 @@ class Scoring:
   ):
     """
     Args:
-      pool: of worker processes; nothing else scores meanwhile.
+      pool: of worker processes.
       decode: a row's tokens as text.
       answers: of the Q questions.
       group_size: G.
@@ -79,6 +80,7 @@ class Scoring:
       rows, made.tokens[at], made.lengths[at], strict=True
     ):
       self._texts[row] = self._decode(tokens[:length])
+    watch.mark()
     scores = self._pool.score(
       [self._texts[row] for row in rows],
       [self._answers[row] for row in rows],

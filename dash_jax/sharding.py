@@ -1,11 +1,13 @@
 """Every layout decision, in one table that checks itself.
 
-  1. `make_mesh` arranges the devices on the axes data, fsdp and tensor.
+  1. `make_mesh` arranges devices on the axes data, fsdp and tensor. All learn and
+     sample, or `split_devices` sets some of each process aside to sample.
   2. `Rules` maps logical axes (batch, embed, heads, ..) to mesh axes. TRAIN is
      how weights and optimizer state rest; SAMPLE is how they are used: gathered
      over fsdp, still split over tensor.
   3. `put_rows` moves each process's rows from the host to the devices and
-     `local_rows` brings them back.
+     `local_rows` brings them back; `move` takes weights from the devices that
+     learn to those that sample.
 
 The mesh is explicit: a layout is part of an array's type, so a mistake is a
 type error even on one device.
@@ -15,7 +17,6 @@ import dataclasses
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 AXES = ('data', 'fsdp', 'tensor')
@@ -57,17 +58,54 @@ TRAIN = Rules(embed='fsdp')
 SAMPLE = Rules()
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
-  """Returns a mesh over all devices with explicit axes data, fsdp, tensor.
+def split_devices(
+  num_sampling: int, devices: list | None = None
+) -> tuple[list, list]:
+  """Returns the devices that learn, and those that sample: the last
+  `num_sampling` of each process; 0 gives all to both.
+
+  Args:
+    num_sampling: of each process.
+    devices: None takes all.
+
+  Raises:
+    ValueError: none would be left to learn.
+  """
+  devices = jax.devices() if devices is None else devices
+  by_process = {}
+  for device in devices:
+    by_process.setdefault(device.process_index, []).append(device)
+  fewest = min(map(len, by_process.values()))
+  if num_sampling >= fewest:
+    raise ValueError(
+      f'mesh.sampler_devices={num_sampling}: a process has {fewest} devices, of'
+      ' which one at least must learn: take fewer, or 0 to share them all'
+    )
+  if not num_sampling:
+    return devices, devices
+  learn = [d for own in by_process.values() for d in own[:-num_sampling]]
+  sample = [d for own in by_process.values() for d in own[-num_sampling:]]
+  return learn, sample
+
+
+def make_mesh(
+  data: int, fsdp: int, tensor: int, devices: list | None = None
+) -> jax.sharding.Mesh:
+  """Returns a mesh with explicit axes data, fsdp, tensor.
 
   At most one size may be -1: it takes the devices that the others leave.
+
+  Args:
+    data, fsdp, tensor: sizes.
+    devices: None takes all.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices, or devices
       of two processes would hold the same rows.
   """
   sizes = {'data': data, 'fsdp': fsdp, 'tensor': tensor}
-  num_devices = jax.device_count()
+  devices = jax.devices() if devices is None else devices
+  num_devices = len(devices)
   free = [name for name, size in sizes.items() if size == -1]
   fixed = int(np.prod([size for size in sizes.values() if size != -1]))
   bad = [name for name, size in sizes.items() if size == 0 or size < -1]
@@ -84,15 +122,41 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> jax.sharding.Mesh:
       f'mesh.data={data}, mesh.fsdp={fsdp}, mesh.tensor={tensor} use {fixed}'
       f' of {num_devices} devices: set one of them to -1 to use the rest'
     )
-  mesh = jax.make_mesh(tuple(sizes.values()), AXES)
-  for devices in _by_rows(mesh):
-    if len({device.process_index for device in devices}) > 1:
-      raise ValueError(
-        f'mesh.tensor={tensor} splits the model over devices of several'
-        ' processes, but each process samples and scores rows of its own: take'
-        f' one that divides the {jax.local_device_count()} devices of a process'
-      )
+  mesh = _arrange(tuple(sizes.values()), devices)
+  if not _keeps_rows(mesh):
+    num_processes = len({device.process_index for device in devices})
+    raise ValueError(
+      f'mesh.tensor={tensor} splits the model over devices of several'
+      ' processes, but each process samples and scores rows of its own: take'
+      f' one that divides the {num_devices // num_processes} devices of a'
+      ' process'
+    )
   return mesh
+
+
+def _arrange(sizes, devices):
+  """Returns a mesh as jax arranges devices, by how they are connected; where it
+  finds no such, or would part rows of a process, in the order of processes."""
+  try:
+    mesh = jax.make_mesh(sizes, AXES, devices=devices)
+    if _keeps_rows(mesh):
+      return mesh
+  except NotImplementedError:  # no such shape on these wires
+    pass
+  in_order = sorted(devices, key=lambda d: (d.process_index, d.id))
+  return jax.sharding.Mesh(
+    np.array(in_order).reshape(sizes),
+    AXES,
+    axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES),
+  )
+
+
+def _keeps_rows(mesh):
+  """Returns whether all devices with the same rows are of one process."""
+  return all(
+    len({device.process_index for device in split}) == 1
+    for split in _by_rows(mesh)
+  )
 
 
 def _by_rows(mesh):
@@ -156,6 +220,28 @@ def put_known(x: np.ndarray) -> jax.Array:
   return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
 
 
+def move(tree, mesh: jax.sharding.Mesh):
+  """Copies arrays to another mesh, device to device within each process.
+
+  Args:
+    tree: jax.Arrays in the SAMPLE layout.
+    mesh: has as many parts of the axis tensor as theirs.
+  """
+
+  def copy(x):
+    layout = NamedSharding(mesh, x.sharding.spec)
+    held = {str(shard.index): shard.data for shard in x.addressable_shards}
+    parts = [
+      jax.device_put(held[str(index)], device)
+      for device, index in layout.addressable_devices_indices_map(
+        x.shape
+      ).items()
+    ]
+    return jax.make_array_from_single_device_arrays(x.shape, layout, parts)
+
+  return jax.tree.map(copy, tree)
+
+
 def local_rows(tree):
   """Returns this process's rows of `tree` (split over dimension 0) as NumPy."""
 
@@ -190,10 +276,19 @@ def max_over_hosts(values: dict[str, float]) -> dict[str, float]:
 
 
 def gather_hosts(x: np.ndarray) -> np.ndarray:
-  """Returns the arrays of all processes, which must be alike, stacked."""
+  """Returns the arrays of all processes, which must be alike, stacked. They go
+  over the mesh in use: what runs on others at the time is not in their way."""
   if jax.process_count() == 1:
     return x[None]
-  return multihost_utils.process_allgather(x)
+  shards = put_rows(np.repeat(x[None], len(local_shards()), axis=0))
+  everywhere = np.asarray(_replicate(shards).addressable_data(0))
+  owners = [d[0].process_index for d in _by_rows(jax.sharding.get_mesh())]
+  return everywhere[[owners.index(i) for i in range(jax.process_count())]]
+
+
+@jax.jit
+def _replicate(x):
+  return jax.sharding.reshard(x, PartitionSpec())
 
 
 def _gather_hosts(values, reduce):

@@ -9,23 +9,21 @@ its number, so a run resumes from any step.
 
 import time
 
-import jax
 import numpy as np
 
-from dash_jax import assemble, batches, phases, sharding, updates
-from dash_jax import config as config_lib
+from dash_jax import assemble, batches, feed, phases, sharding, updates
 from dash_jax import credit as credit_lib
-from dash_jax.data import questions
 from dash_jax.learning import learner, losses, packing
 from dash_jax.learning import reference as reference_lib
 from dash_jax.model import lora
-from dash_jax.runs import rollouts
+from dash_jax.runs import rollouts, watch
 
 
 def take_step(
   parts: assemble.Parts,
   phase: phases.Phase,
   room: packing.Room,
+  fed: feed.Feed,
   state: batches.TrainState,
   step: int,
   *,
@@ -37,6 +35,7 @@ def take_step(
     parts: of the run.
     phase: what to do.
     room: of its minibatches, `make_ready`'s.
+    fed: what an RL step's rows come from.
     state: donated.
     step: its number, over all phases.
     write_rollouts: whether to write what was sampled to the workdir.
@@ -46,7 +45,7 @@ def take_step(
   """
   if phase.name == 'sft':
     return sft_step(parts, phase, room, state, step)
-  return rl_step(parts, phase, room, state, step, write_rollouts)
+  return rl_step(parts, phase, room, fed, state, step, write_rollouts)
 
 
 def sft_step(
@@ -57,8 +56,9 @@ def sft_step(
   step: int,
 ) -> tuple[batches.TrainState, dict]:
   """Takes one supervised step on worked solutions."""
+  watch.mark(f'learning in step {step + 1}')
   start = time.perf_counter()
-  asked = _draw(parts, step, phase.rows_per_step)
+  asked = feed.draw(parts, step, phase.rows_per_step)
   rows = parts.encoding.encode_solutions(asked)
   weight, counted = losses.row_weights(
     'token', rows.lengths, parts.encoding.max_completion_len
@@ -79,17 +79,20 @@ def rl_step(
   parts: assemble.Parts,
   phase: phases.Phase,
   room: packing.Room,
+  fed: feed.Feed,
   state: batches.TrainState,
   step: int,
   write_rollouts: bool,
 ) -> tuple[batches.TrainState, dict]:
-  """Takes one on-policy step: sample, score, filter, learn."""
+  """Takes one step of RL: sample, score, filter, learn."""
   config = parts.config
   start = time.perf_counter()
-  sampled, num_rounds = _sample(parts, phase, state, step)
+  watch.mark(f'waiting for the rows of step {step + 1}')
+  sampled, num_rounds = fed.take(state, step)
   rows, scores = sampled.rows, sampled.scores
   rewards = sampled.rewards
   verified = scores.rewards.reshape(rewards.shape)
+  watch.mark(f'learning in step {step + 1}')
   scored_at = time.perf_counter()
   expected = penalty = kl = None
   if phase.kl_in_reward:
@@ -150,6 +153,12 @@ def rl_step(
   }
   if config.algorithm.refill_rounds:
     values['sampling_rounds'] = num_rounds
+  if config.algorithm.max_staleness:
+    values |= {
+      'wait_s': scored_at - start,
+      'sampling_at_s': sampled.began_at - fed.began_at,
+      'learning_at_s': scored_at - fed.began_at,
+    }
   return state, values | more | seconds | _summarize(sums, seconds)
 
 
@@ -163,47 +172,6 @@ def _move_reference(phase, state, step, kl):
     taken=step + 1 - phase.first_step, num_steps=phase.num_steps, kl=kl,
   )  # fmt: skip
   return state, {'kl_scale': scale}
-
-
-def _draw(parts, step, num, round_=0):
-  """Returns this process's share of the questions of a step, other ones in each
-  round of sampling."""
-  seed = parts.config.seed + 2**31 * round_
-  return sharding.host_share(
-    questions.draw(parts.train_questions, step, num, seed)
-  )
-
-
-def _sample(parts, phase, state, step):
-  """Returns the step's rows with their scores, and how often was sampled.
-
-  Where the rewards of a group all agree, other questions are asked, up to
-  `refill_rounds` times, until there are as many groups as the step has questions;
-  of those that agree only what is still missing is kept. A round draws among all
-  questions, with noise of its own.
-
-  Source: DAPO, arXiv 2503.14476, dynamic sampling; it has no bound of rounds.
-  """
-  config, num = parts.config, config_lib.sizes(parts.config).num_questions
-  found = None
-  for i in range(config.algorithm.refill_rounds + 1):
-    # Each round has questions and noise of its own, functions of the seed.
-    asked = _draw(parts, step, num, round_=i)
-    key = jax.random.fold_in(jax.random.key(config.seed), step)
-    sampled = parts.sample_and_score(
-      parts.train_sampler,
-      lora.join(state.params, state.frozen),
-      asked,
-      jax.random.fold_in(key, i) if i else key,
-      phase.decoding,
-      policy_step=step,
-    )
-    new = parts.weigh(sampled)
-    found = new if found is None else found.join(new)
-    missing = float((~found.find_mixed()).sum())
-    if not sharding.max_over_hosts({'missing': missing})['missing']:
-      break
-  return found, i + 1
 
 
 def _summarize(sums, seconds):

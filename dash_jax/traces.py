@@ -54,18 +54,20 @@ def sample(
   sampled_by = assemble.make_sampler(
     assemble.fit_batch_size(parts.config, num_replies * shards),
     parts.model,
+    jax.sharding.get_mesh(),
     num_prompts=most,
     group_size=num_replies,
   )
   how = assemble.make_decoding(parts.config, parts.stop_ids)
   key = jax.random.fold_in(jax.random.key(parts.config.seed), _NOISE)
+  prepared = sampled_by.prepare(params)
   for first in range(0, len(asked), most):
     some = asked[first : first + most]
     # Filled up so that every shard has as many; what is added is not scored.
     full = some + some[:1] * (-len(some) % shards)
     yield parts.sample_and_score(
-      sampled_by, params, full, key, how, num_scored=len(some)
-    )
+      sampled_by, prepared, full, key, how, num_scored=len(some)
+    )()
 
 
 def choose(

@@ -15,6 +15,8 @@ import jax
 
 from dash_jax import (
   assemble,
+  commands,
+  feed,
   phases,
   report,
   sharding,
@@ -25,7 +27,7 @@ from dash_jax import (
 from dash_jax import evaluate as evaluate_lib
 from dash_jax.learning import learner, reference
 from dash_jax.model import lora
-from dash_jax.runs import checkpoint, compiles, metrics, progress
+from dash_jax.runs import checkpoint, compiles, metrics, progress, watch
 
 
 def train(config, workdir: str) -> bool:
@@ -54,8 +56,12 @@ def train(config, workdir: str) -> bool:
     checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saved,
     progress.Progress(shown=is_writer) as bars,
     contextlib.ExitStack() as closing,
+    watch.report_failure(),
   ):
+    closing.callback(parts.end_sampling)
+    watch.mark('making or reading the weights')
     state = _start(parts, plan, saved)
+    watch.mark('compiling what samples')
     _compile(parts, plan)
     log = None
     if is_writer:
@@ -65,6 +71,7 @@ def train(config, workdir: str) -> bool:
       )
     with _at_work(saved):
       finished = _go_on(parts, plan, state, stop, saved, bars, log)
+      watch.mark('waiting for the last checkpoint')
       saved.wait()
   if finished and is_writer:
     with _at_work(saved):
@@ -79,7 +86,7 @@ def _at_work(saved):
   """Keeps what fails in the run apart from what commands call bad input."""
   try:
     yield
-  except (ValueError, OSError, ModuleNotFoundError) as error:
+  except commands.INPUT_ERRORS as error:
     raise RuntimeError(
       'the run failed at work; the same command goes on from its newest'
       f' checkpoint, step {saved.latest_step() or 0}'
@@ -94,7 +101,9 @@ def _go_on(parts, plan, state, stop, saved, bars, log) -> bool:
     if not 0 <= done < phase.num_steps:
       continue
     bar = bars.phase(phase.title, phase.num_steps, done)
+    watch.mark('compiling what learns')
     room = updates.make_ready(parts, phase, state)
+    fed = feed.Feed(parts, phase, int(state.step))
     if phase.name == 'rl' and not done:
       _evaluate(parts, log, state, 'sft' if phase.first_step else 'rl')
     elif _is_eval_due(parts, phase, done):
@@ -106,7 +115,7 @@ def _go_on(parts, plan, state, stop, saved, bars, log) -> bool:
         return False
       taken = step + 1 - phase.first_step
       state, values = steps.take_step(
-        parts, phase, room, state, step,
+        parts, phase, room, fed, state, step,
         write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
       )  # fmt: skip
       if log:
@@ -172,6 +181,7 @@ def _begin_reference(phase, state):
 
 def _save(saved, state):
   step = int(state.step)
+  watch.mark(f'saving step {step}')
   if saved.latest_step() != step:
     saved.save(step, state)
 
@@ -187,6 +197,7 @@ def _evaluate(parts, log, state, phase_name):
   done = bool(log and log.has_eval(step, phase_name, 'test'))
   if sharding.max_over_hosts({'done': done})['done']:
     return
+  watch.mark(f'evaluating step {step}')
   result = evaluate_lib.evaluate(parts, lora.join(state.params, state.frozen))
   if log:
     log.write_eval({'step': step, 'phase': phase_name} | result)

@@ -56,6 +56,10 @@ ALGORITHMS = {
   'PPO-Mini': {'num_updates': 8},
   'dual clip': {'clip_dual': 3.0, 'num_epochs': 2},
   'truncated importance sampling': {'importance_cap': 2.0},
+  # As old as they may be, rows are corrected as in the line before.
+  'one step behind': {'max_staleness': 1, 'importance_cap': 2.0},
+  'two steps behind': {'max_staleness': 2, 'importance_cap': 2.0},
+  'four steps behind': {'max_staleness': 4, 'importance_cap': 2.0},
   'KL k3 in the loss': {'kl_coef': 0.04},
   'KL k2 falling': {
     'kl_coef': 0.04,

@@ -372,7 +372,7 @@ def test_rows_that_the_mesh_cannot_split_are_refused(
   config = change(**fields)
   checks.check(config)
   with pytest.raises(ValueError, match=re.escape(named)) as caught:
-    checks.check_mesh(config, num_shards, num_hosts)
+    checks.check_mesh(config, num_shards, num_shards, num_hosts)
   assert offered in str(caught.value)
 
 
@@ -391,7 +391,7 @@ def test_rows_that_the_mesh_can_split_pass():
       8,
     ),
   ):
-    checks.check_mesh(change(**fields), num_shards, 1)
+    checks.check_mesh(change(**fields), num_shards, num_shards, 1)
 
 
 @pytest.mark.parametrize(

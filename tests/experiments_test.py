@@ -159,7 +159,7 @@ def test_rows_divide_over_the_meshes_it_names(name):
   config = _load(name).get_config()
   preset = presets.PRESETS[config.model.preset]
   for data, fsdp, tensor in _mesh_sizes(name) or [(1, 1, 1)]:
-    checks.check_mesh(config, data * fsdp, num_hosts=1)
+    checks.check_mesh(config, data * fsdp, data * fsdp, num_hosts=1)
     checks.check_model_on_mesh(preset, tensor)
 
 

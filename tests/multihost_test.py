@@ -1,10 +1,13 @@
-"""Two processes that find each other over loopback, as two hosts would."""
+"""Runs over several devices and processes that find each other over loopback, as
+hosts would."""
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,11 +15,9 @@ import safetensors.numpy
 import tiny_run
 
 from dash_jax.model import hf_write, llama, tensors
-from dash_jax.runs import jsonl
+from dash_jax.runs import jsonl, watch
 
-OPTIONS = (
-  'mesh.fsdp=4', 'algorithm.sft_steps=1', 'algorithm.num_samples=64',
-)  # fmt: skip
+OPTIONS = ('algorithm.sft_steps=1', 'algorithm.num_samples=64')
 DEVICES = '--xla_force_host_platform_device_count='
 
 
@@ -38,45 +39,100 @@ def read_numbers(workdir, name):
   ]
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path):
-  """The same mesh of four devices, in one process and two by two: rewards,
-  losses, gradients and token counts agree, so each process took its share of
-  the prompts and no more. Process 0 alone writes the run's files."""
-  alone, together = tmp_path / 'alone', tmp_path / 'together'
+def start_job(workdir, num_processes, num_devices, *options, **env):
+  """Starts the processes of a run, each with some devices of its own."""
   address = f'localhost:{find_port()}'
-  started = [
-    tiny_run.start(alone, *OPTIONS, XLA_FLAGS=DEVICES + '4'),
-    *(
-      tiny_run.start(
-        together,
-        *OPTIONS,
-        'mesh.multi_host=True',
-        XLA_FLAGS=DEVICES + '2',
-        COORDINATOR_ADDRESS=address,
-        NUM_PROCESSES='2',
-        PROCESS_ID=str(i),
-      )
-      for i in range(2)
-    ),
+  return [
+    tiny_run.start(
+      workdir,
+      *OPTIONS,
+      *options,
+      f'mesh.multi_host={num_processes > 1}',
+      XLA_FLAGS=f'{DEVICES}{num_devices}',
+      COORDINATOR_ADDRESS=address,
+      NUM_PROCESSES=str(num_processes),
+      PROCESS_ID=str(i),
+      **env,
+    )
+    for i in range(num_processes)
   ]
-  results = [tiny_run.finish(process) for process in started]
-  for code, output in results:
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+  """The run of one process with one device."""
+  workdir = tmp_path_factory.mktemp('alone')
+  (process,) = start_job(workdir, 1, 1)
+  code, output = tiny_run.finish(process)
+  assert code == 0, output
+  return workdir
+
+
+@pytest.mark.parametrize(
+  ('num_processes', 'num_devices', 'options'),
+  [
+    (1, 8, ('data=2', 'fsdp=2', 'tensor=2')),
+    (2, 1, ('data=2',)),
+    (2, 4, ('fsdp=2', 'tensor=2', 'sampler_devices=2')),
+    (4, 1, ('fsdp=4',)),
+  ],
+)
+def test_any_mesh_takes_the_steps_of_one_device(
+  alone, tmp_path, num_processes, num_devices, options
+):
+  """Rewards, losses, gradients and token counts agree, so each process took its
+  share of the prompts and no more. Process 0 alone writes the run's files."""
+  options = [f'mesh.{option}' for option in options]
+  started = start_job(tmp_path, num_processes, num_devices, *options)
+  for i, process in enumerate(started):
+    code, output = tiny_run.finish(process)
     assert code == 0, output
-  assert 'Curves:' in results[1][1]
-  assert 'Curves:' not in results[2][1]
+    assert ('Curves:' in output) == (i == 0)
   for name, num_rows in (('metrics.jsonl', 3), ('evals.jsonl', 2)):
-    one, two = (read_numbers(w, name) for w in (alone, together))
-    assert len(one) == len(two) == num_rows
-    for a, b in zip(one, two, strict=True):
+    one, several = (read_numbers(w, name) for w in (alone, tmp_path))
+    assert len(one) == len(several) == num_rows
+    for a, b in zip(one, several, strict=True):
       assert b == pytest.approx(a, abs=1e-5)
-  # Each process keeps the rollouts of its own prompts, half of the whole.
+  # Each process keeps the rollouts of its own prompts, its share of the whole.
   step = 'rollouts/step_000002.jsonl'
+  shares = [tmp_path]
+  if num_processes > 1:
+    shares = [tmp_path / f'host_{i}' for i in range(num_processes)]
   whole = list(jsonl.read(alone / step))
-  shares = [list(jsonl.read(together / f'host_{i}' / step)) for i in (0, 1)]
-  uids = [[row['uid'] for row in rows] for rows in (whole, *shares)]
-  assert uids[0] == uids[1] + uids[2]
-  texts = [[row['completion'] for row in rows] for rows in (whole, *shares)]
-  assert texts[0] == texts[1] + texts[2]
+  found = [row for share in shares for row in jsonl.read(share / step)]
+  assert len(whole) == len(found) == 32
+  for key in ('uid', 'sample', 'completion', 'reward'):
+    assert [row[key] for row in whole] == [row[key] for row in found]
+
+
+def test_a_run_of_two_goes_on_alone_when_one_is_killed(alone, tmp_path):
+  """Whoever is left names the one that is gone and the stage. One process, with
+  other devices, then goes on from the checkpoint, and comes to the end that the
+  run would have come to."""
+  options = ('mesh.data=2', 'mesh.silent_s=4', 'checkpoint.every_samples=32')
+  pair = start_job(tmp_path, 2, 1, *options, SLOW='0.1')
+  deadline = time.monotonic() + 200
+  while not list(tmp_path.glob('checkpoints/[0-9]*')):
+    assert pair[0].poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  pair[1].kill()
+  code, output = tiny_run.finish(pair[0])
+  tiny_run.finish(pair[1])
+  assert code == watch.LOST, output
+  assert re.search(
+    r'dash_jax: process 1 of 2 \(.+\) has not been heard of for 4 s; it was at'
+    r' \w+.*step \d\. The same command',
+    output,
+  ), output
+  (process,) = start_job(tmp_path, 1, 2, 'mesh.fsdp=2')
+  code, output = tiny_run.finish(process)
+  assert code == 0, output
+  for name in ('metrics.jsonl', 'evals.jsonl'):
+    one, both = (read_numbers(w, name) for w in (alone, tmp_path))
+    assert len(one) == len(both)
+    for a, b in zip(one, both, strict=True):
+      assert b == pytest.approx(a, abs=1e-5)
 
 
 # Loads the folder named in argv on a mesh over two processes, and prints how

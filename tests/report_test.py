@@ -96,8 +96,8 @@ def test_evaluations_of_one_split_are_compared(tmp_path):
   assert summary['rl_eval'] == _eval(1, 'rl', 0.3)
 
 
-def _lines(monkeypatch, workdirs, out_path):
-  """Draws, and returns x and y of each line with a label, by axes title."""
+def _draw(monkeypatch, workdirs, out_path):
+  """Draws, and returns the figure."""
   figures = []
   figure_class = report.matplotlib.figure.Figure
 
@@ -108,6 +108,12 @@ def _lines(monkeypatch, workdirs, out_path):
   monkeypatch.setattr(report.matplotlib.figure, 'Figure', keep)
   report.draw(workdirs, out_path)
   (figure,) = figures
+  return figure
+
+
+def _lines(monkeypatch, workdirs, out_path):
+  """Draws, and returns x and y of each line with a label, by axes title."""
+  figure = _draw(monkeypatch, workdirs, out_path)
   return {
     (axes.get_title(loc='left')[:1], line.get_label()): line.get_xydata()
     for axes in figure.axes
@@ -138,6 +144,31 @@ def test_several_runs_are_lines_of_one_picture(tmp_path, monkeypatch):
     )
   pixels = matplotlib.image.imread(out_path)
   assert pixels.shape[:2] == (880, 1320)
+
+
+def test_a_run_that_samples_ahead_has_a_timeline(tmp_path, monkeypatch):
+  """One bar for sampling, one for its reward, one for learning, of each step
+  since the run went on; of its seconds, waiting counts."""
+  with metrics.MetricsWriter(tmp_path) as writer:
+    for step, at in ((1, 0.0), (2, 4.0), (3, 0.0), (4, 3.0)):
+      times = {
+        'sample_s': 2.0, 'reward_s': 0.5, 'learn_s': 1.0, 'step_s': 2.0,
+        'wait_s': 0.5, 'sampling_at_s': at, 'learning_at_s': at + 3.0,
+      }  # fmt: skip
+      more = {
+        'phase': 'rl', 'reward_mean': 0.5, 'completion_len_mean': 3.0,
+        'kept_rows': 1, 'sampled_rows': 2,
+      }  # fmt: skip
+      writer.write(step, times | more)
+  figure = _draw(monkeypatch, [tmp_path], tmp_path / 'curves.png')
+  (axes,) = [a for a in figure.axes if 'sampled ahead' in a.get_title('left')]
+  bars = [(b.get_x(), b.get_y() + 0.3, b.get_width()) for b in axes.patches]
+  assert bars == [
+    (0.0, 1.0, 2.0), (2.0, 1.0, 0.5), (3.0, 1.0, 2.0), (5.0, 1.0, 0.5),
+    (3.0, 0.0, 1.0), (6.0, 0.0, 1.0),
+  ]  # fmt: skip
+  steps = metrics.read(tmp_path / 'metrics.jsonl')
+  np.testing.assert_allclose(report._parts(steps)[:, 0], [0.5, 0, 1, 0.5])
 
 
 def test_a_run_with_no_rl_step_yet_is_drawn(tmp_path):

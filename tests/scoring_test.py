@@ -95,11 +95,11 @@ def test_a_step_scores_rows_while_others_are_sampled():
 
   parts = assemble.Parts(
     config=None, workdir=None, model=None, stop_ids=(), find_end=None,
-    train_questions=[], test_questions=[], pool=pool,
+    train_questions=[], test_questions=[], pool=pool, sampling_mesh=None,
     encoding=types.SimpleNamespace(encode=lambda asked: None, decode=decode),
   )  # fmt: skip
   asked = [batches.Question('', answer, uid=0) for answer in 'abc']
-  sampled = parts.sample_and_score(Sampler(), {}, asked, key=None, how=None)
+  sampled = parts.sample_and_score(Sampler(), {}, asked, key=None, how=None)()
   assert sampled.texts[5] == '20'
   assert sampled.scores.rewards.tolist() == [1, 0, 0, 0, 0, 1]
 

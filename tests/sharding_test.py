@@ -94,6 +94,7 @@ def test_rows_come_back_as_they_went(shape):
 @dataclasses.dataclass(frozen=True)
 class Device:
   process_index: int
+  id: int = 0
 
 
 @pytest.mark.parametrize(
@@ -116,14 +117,44 @@ def test_shares_follow_the_rows_that_a_process_holds(monkeypatch, grid, shares):
     assert sharding.host_share(list(range(6))) == share
 
 
+def _fake_meshes(monkeypatch, arrange):
+  """Makes meshes plain, and lets `arrange(devices)` say how jax would order a
+  mesh's devices."""
+
+  def make(devices, axis_names, axis_types=None):
+    del axis_types
+    shape = dict(zip(axis_names, devices.shape, strict=True))
+    return types.SimpleNamespace(devices=devices, shape=shape)
+
+  def make_mesh(sizes, axis_names, devices):
+    return make(np.array(arrange(devices)).reshape(sizes), axis_names)
+
+  monkeypatch.setattr(jax, 'make_mesh', make_mesh)
+  monkeypatch.setattr(jax.sharding, 'Mesh', make)
+
+
+_TWO_PROCESSES = [Device(process_index=i // 4, id=i) for i in range(8)]
+
+
 def test_a_shard_of_rows_stays_within_a_process(monkeypatch):
-  mesh = types.SimpleNamespace(
-    devices=np.array([[[Device(i // 4) for i in range(8)]]]),
-    shape={'data': 1, 'fsdp': 1, 'tensor': 8},
-  )
-  monkeypatch.setattr(jax, 'make_mesh', lambda *args: mesh)
-  with pytest.raises(ValueError, match=r'mesh\.tensor=8 .* processes'):
-    sharding.make_mesh(1, 1, 8)
+  _fake_meshes(monkeypatch, list)
+  with pytest.raises(ValueError, match=r'mesh\.tensor=8 .* the 4 devices'):
+    sharding.make_mesh(1, 1, 8, _TWO_PROCESSES)
+
+
+@pytest.mark.parametrize('knows_a_way', [True, False])
+def test_devices_of_a_process_stay_together(monkeypatch, knows_a_way):
+  """Where jax, which goes by wires, would part them or finds no mesh."""
+
+  def arrange(devices):
+    if not knows_a_way:
+      raise NotImplementedError
+    return devices[::2] + devices[1::2]
+
+  _fake_meshes(monkeypatch, arrange)
+  mesh = sharding.make_mesh(1, 2, 4, _TWO_PROCESSES)
+  found = [[d.process_index for d in row] for row in mesh.devices[0]]
+  assert found == [[0] * 4, [1] * 4]
 
 
 def test_one_process_shares_and_sums_with_nobody(mesh):

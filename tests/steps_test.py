@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import assemble, batches, checks, phases, steps, updates, weights
+from dash_jax import (
+  assemble,
+  batches,
+  checks,
+  feed,
+  phases,
+  steps,
+  updates,
+  weights,
+)
 from dash_jax.learning import learner, packing, reference
 from dash_jax.model import presets
 from dash_jax.rewards import workers
@@ -27,10 +36,10 @@ def config(mesh, monkeypatch, samplers):
   monkeypatch.syspath_prepend(tiny_run.FOLDER)
   make = assemble.make_sampler
 
-  def make_once(config, model, **sizes):
+  def make_once(config, model, mesh, **sizes):
     key = (model.config, *sizes.items())
     if key not in samplers:
-      samplers[key] = make(config, model, **sizes)
+      samplers[key] = make(config, model, mesh, **sizes)
     return samplers[key]
 
   monkeypatch.setattr(assemble, 'make_sampler', make_once)
@@ -68,8 +77,9 @@ def test_weights_and_advantages_follow_the_config(
   parts = assemble.build(config, str(tmp_path))
   with parts.pool:
     phase, state, room = make_ready(parts, config)
+    fed = feed.Feed(parts, phase, 0)
     _, metrics = steps.take_step(
-      parts, phase, room, state, 0, write_rollouts=False
+      parts, phase, room, fed, state, 0, write_rollouts=False
     )
     rows = seen['rows']
     texts = [
@@ -187,8 +197,9 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
     phase, state, room = make_ready(parts, config)
     if name == 'kl_in_reward':
       state.reference['embed'] *= 1.5
+    fed = feed.Feed(parts, phase, 2)
     state, metrics = steps.take_step(
-      parts, phase, room, state, 2, write_rollouts=False
+      parts, phase, room, fed, state, 2, write_rollouts=False
     )
   algorithm = config.algorithm
   num = algorithm.num_epochs * algorithm.num_updates
@@ -277,7 +288,7 @@ def test_refilled_groups_take_the_places_of_those_that_agree():
       asked=questions, rows=rows,
       texts=[f'{q.prompt}/{g}' for q in questions for g in range(2)],
       scores=workers.Scores(np.float32(rewards).reshape(-1), 1, 2),
-      sample_s=1.0, reward_s=2.0,
+      began_at=0.0, sample_s=1.0, reward_s=2.0,
     )  # fmt: skip
 
   a = sampled(0, [[1, 1], [0, 1], [0, 0]])

@@ -63,7 +63,7 @@ def start(
   """Starts a command in a process of its own with one CPU device.
 
   Args:
-    workdir: of the run.
+    workdir: of the run, None for a command without.
     *options: of its config, as 'section.field=value'.
     module: the command.
     config: the file.
@@ -85,7 +85,7 @@ def start(
       '-m',
       module,
       f'--config={config}',
-      f'--workdir={workdir}',
+      *([f'--workdir={workdir}'] if workdir else []),
       *(f'--config.{option}' for option in options),
       *flags,
     ],

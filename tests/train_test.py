@@ -227,10 +227,10 @@ def test_what_fails_at_work_is_not_called_bad_input(
   config.algorithm.sft_steps = 4
   take_step = steps.take_step
 
-  def fail(parts, phase, room, state, step, *args, **kwargs):
+  def fail(parts, phase, room, fed, state, step, *args, **kwargs):
     if step == 2:
       raise ValueError('out of shape')
-    return take_step(parts, phase, room, state, step, *args, **kwargs)
+    return take_step(parts, phase, room, fed, state, step, *args, **kwargs)
 
   with monkeypatch.context() as patched:
     patched.setattr(steps, 'take_step', fail)

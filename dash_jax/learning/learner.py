@@ -366,15 +366,48 @@ def measure(
     RuntimeError: RESOURCE_EXHAUSTED, where the compiler itself finds that it
       does not fit.
   """
-  ((stacked, num),) = _stack([minibatch])
-  lowered = _accumulate.lower(
-    jax.eval_shape(_zeros, state.params), state, stacked, np.int32(num),
-    np.int32(0), decoding, _step_key(model, dropout_key, state.step),
-    model=model, objective=objective,
-  )  # fmt: skip
+  lowered = lower(
+    state, minibatch, decoding, dropout_key, model=model, objective=objective
+  )
   memory = lowered.compile().memory_analysis()
   # The gradient is both an argument and what is returned.
   return memory.temp_size_in_bytes + memory.output_size_in_bytes
+
+
+def lower(
+  state: batches.TrainState,
+  minibatch: batches.Minibatch,
+  decoding: decoding_lib.Decoding,
+  dropout_key: jax.Array | None = None,
+  *,
+  model: llama.Llama,
+  objective: losses.Objective,
+) -> jax.stages.Lowered:
+  """Returns the program that `sum_gradients` runs of minibatches of this shape.
+
+  Args: as `update`'s; shapes and layouts do.
+  """
+  stacked = jax.eval_shape(
+    lambda m: jax.tree.map(lambda x: jnp.stack([x] * _AT_ONCE), m), minibatch
+  )
+  key = jax.eval_shape(
+    functools.partial(_step_key, model), dropout_key, state.step
+  )
+  return _accumulate.lower(
+    jax.eval_shape(_zeros, state.params), state, stacked, np.int32(1),
+    np.int32(0), decoding, key, model=model, objective=objective,
+  )  # fmt: skip
+
+
+def lower_apply(
+  state: batches.TrainState, optimizer: optax.GradientTransformation
+) -> jax.stages.Lowered:
+  """Returns the program that changes the weights.
+
+  Args: as `update`'s; shapes and layouts do.
+  """
+  totals = jax.eval_shape(_zeros, state.params)
+  return _apply.lower(state, totals, np.bool_(True), optimizer=optimizer)
 
 
 @jax.jit

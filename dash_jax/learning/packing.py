@@ -318,9 +318,14 @@ def _write_line(minibatch, rollouts, parts, values):
       end += n
 
 
+def make_filler(room: Room) -> list[batches.Minibatch]:
+  """Returns this process's part of a minibatch of filler of each shape, NumPy."""
+  return [_make_filler(shape, room) for shape in room.shapes]
+
+
 def make_empty(room: Room) -> list[batches.Minibatch]:
   """Returns a minibatch of filler of each shape, on the mesh in use."""
-  return [sharding.put_rows(_make_filler(shape, room)) for shape in room.shapes]
+  return [sharding.put_rows(filler) for filler in make_filler(room)]
 
 
 def unpack(

@@ -36,23 +36,32 @@ def prepare(params: dict, model: llama.Llama, quantize: bool = False) -> dict:
     A dict of weights by name, in the SAMPLE layout; `layers` is a tuple of such
     dicts, one a layer.
   """
-  config = model.config
-  spec = sharding.SAMPLE.spec
-  w = jax.tree.map(
-    lambda w, x: reshard(x.astype(model.dtype), spec(*w.axes)),
-    llama.weights(config),
-    params,
-    is_leaf=llama.is_weight,
-  )
-  stacked = w.pop('layers')
+  config, spec = model.config, sharding.SAMPLE.spec
+  declared = llama.weights(config)
+  # The unit that multiplies on TPUs would have joined gates laid out anew, in a
+  # copy of them all.
+  joins_gates = not _is_tpu()
+
+  def gather(x, axes):
+    return reshard(x.astype(model.dtype), spec(*axes))
 
   def layer(i):
-    one = _join({name: x[i] for name, x in stacked.items()})
+    # Parted before they are gathered, so that no stack of them is.
+    parted = {
+      name: gather(x[i], declared['layers'][name].axes[1:])
+      for name, x in params['layers'].items()
+    }
+    one = _join(parted, joins_gates)
     if quantize:
-      for name in ('w_qkv', 'w_o', 'w_gate_up', 'w_down'):
+      for name in _MATRICES & one.keys():
         one[name] = layers.quantize(one[name], axis=0)
     return one
 
+  w = {
+    name: gather(x, declared[name].axes)
+    for name, x in params.items()
+    if name != 'layers'
+  }
   if quantize:
     # Where it is not tied, the embedding is only looked up.
     if config.tied:
@@ -62,12 +71,21 @@ def prepare(params: dict, model: llama.Llama, quantize: bool = False) -> dict:
   return w | {'layers': tuple(layer(i) for i in range(config.num_layers))}
 
 
-def _join(w):
+_MATRICES = {'w_qkv', 'w_o', 'w_gate_up', 'w_gate', 'w_up', 'w_down'}
+
+
+def _is_tpu():
+  """Returns whether the devices in use are TPUs."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return device is not None and 'TPU' in device.device_kind
+
+
+def _join(w, joins_gates):
   """Returns a layer's weights with joined matrices.
 
   w_qkv [D, K, R + 2, H] has the queries, key and value of each kv head, so that
-  it is split over kv heads as its parts are; w_gate_up is [D, 2, F]; w_o is wo
-  as a plain matrix [N * H, D].
+  it is split over kv heads as its parts are; w_gate_up, if gates are joined, is
+  [D, 2, F]; w_o is wo as a plain matrix [N * H, D].
   """
   w, spec = dict(w), sharding.SAMPLE.spec
   wq, wk, wv, wo = (w.pop(name) for name in ('wq', 'wk', 'wv', 'wo'))
@@ -75,9 +93,10 @@ def _join(w):
   queries = jnp.reshape(
     wq, (D, K, -1, H), out_sharding=spec('embed', 'kv_heads', None, None)
   )
+  if joins_gates:
+    w['w_gate_up'] = jnp.stack([w.pop('w_gate'), w.pop('w_up')], axis=1)
   return w | {
     'w_qkv': jnp.concatenate([queries, wk[:, :, None], wv[:, :, None]], axis=2),
-    'w_gate_up': jnp.stack([w.pop('w_gate'), w.pop('w_up')], axis=1),
     'w_o': jnp.reshape(wo, (-1, D), out_sharding=spec('heads', 'embed')),
   }
 

@@ -26,6 +26,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import numpy as np
@@ -63,7 +64,8 @@ class Pool:
   an attribute `prepare`, then prepare(**kwargs) is called once in every new
   process, outside any row's time-out: the place for slow imports and tables.
 
-  A pool scores one batch at a time. Its workers end with `close`, or when this
+  A pool scores one batch at a time; others, of other threads, wait. Its workers
+  end with `close`, or when this
   process ends in whatever way.
   """
 
@@ -115,6 +117,7 @@ class Pool:
     self._others = tuple(others)
     self._timeout_s = timeout_s
     self._has_warned = False
+    self._turn = threading.Lock()
     self._workers = []
     try:
       for _ in range(num_workers):
@@ -169,7 +172,8 @@ class Pool:
       )
     ]
     try:
-      return self._score(rows)
+      with self._turn:
+        return self._score(rows)
     except BaseException:
       self.close()  # Workers hold rows of a batch that nobody waits for.
       raise

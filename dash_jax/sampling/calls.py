@@ -109,9 +109,9 @@ class Call:
     self._where = None  # as `decode` takes places; None until they are put
     self._none_ended = {}  # on the device, by their number
 
-  def run(self, params: dict) -> Iterator[tuple[np.ndarray, Completions]]:
+  def run(self, weights: dict) -> Iterator[tuple[np.ndarray, Completions]]:
     """Decodes all rows that are not finished; yields as `Sampler.stream`."""
-    self._weights = self._compiled.prepare(params)
+    self._weights = weights
     self._prompts, self._rows, self._rings = self._compiled.start()
     yield from self._admit_all()
     while self._at.live.any():

@@ -22,7 +22,8 @@ class Compiled:
 
   Attributes:
     ladder: the shapes.
-    prepare, start: callables; `start` is of the first rung.
+    prepare, start: callables; `prepare` runs where the model's weights are, which
+      may be on another mesh, `start` is of the first rung.
     admit: {number of prompts of a shard: callable}.
     decode, lengthen, narrow: {rung: callable}; the latter two lead away from it.
   """
@@ -37,7 +38,8 @@ class Compiled:
     """Describes the programs; `compile` makes them ready.
 
     Args:
-      params: shapes and layouts of the model's weights.
+      params: shapes and layouts of the model's weights, which may be on another
+        mesh than the one in use.
       run: what to compile.
       rungs: for which shapes.
       admitted: numbers of prompts of a shard that `admit` takes.
@@ -45,6 +47,7 @@ class Compiled:
     self.ladder = rungs
     self._run = run
     self._weights = _after(run.prepare, params)
+    source = find_mesh(params)
     self._decoding = jax.tree.map(describe, decoding_lib.make_decoding(1.0))
     self._arrays = {
       rung: _after(functools.partial(run.start, rung)) for rung in rungs.rungs
@@ -53,7 +56,7 @@ class Compiled:
     self._largest = max(rungs.rungs, key=lambda rung: (rung.rows, rung.slots))
     self._most_admitted = max(admitted)
     self._lowered = {
-      ('prepare',): _trace(run.prepare, (params,)),
+      ('prepare',): _trace(run.prepare, (params,), mesh=source),
       ('start',): _trace(functools.partial(run.start, first), ()),
     }
     for num in admitted:
@@ -110,6 +113,20 @@ class Compiled:
     return {
       name: lower() for name, lower in self._lowered.items() if name[0] == kind
     }
+
+  @property
+  def largest(self) -> ladder.Rung:
+    """The rung whose caches are the largest."""
+    return self._largest
+
+  @property
+  def most_admitted(self) -> int:
+    """Prompts of a shard that `admit` takes, at most."""
+    return self._most_admitted
+
+  def lower_one(self, *name) -> jax.stages.Lowered:
+    """Returns one lowered program that is not compiled, as ('decode', rung)."""
+    return self._lowered[name]()
 
   def _trace_admit(self, rung, num):
     run, rows = self._run, num * self._run.group_size
@@ -196,6 +213,12 @@ def _rows(*shape, dtype=np.int32):
   )
 
 
+def find_mesh(params: dict) -> jax.sharding.Mesh:
+  """Returns the mesh that weights, or their descriptions, are on."""
+  layout = jax.tree.leaves(params)[0].sharding
+  return getattr(layout, 'mesh', jax.sharding.get_mesh())
+
+
 def describe(x) -> jax.ShapeDtypeStruct:
   """Returns the shape, type and layout of an array, or of what has them."""
   return jax.ShapeDtypeStruct(
@@ -217,8 +240,12 @@ def _after(function, *args):
   return jax.tree.map(place, jax.eval_shape(function, *args))
 
 
-def _trace(function, args, donate=()):
-  """Returns a function that lowers another for these arguments."""
-  return functools.partial(
-    jax.jit(function, donate_argnums=donate).lower, *args
-  )
+def _trace(function, args, donate=(), mesh=None):
+  """Returns a function that lowers another for these arguments, on a mesh or the
+  one in use."""
+
+  def lower():
+    with jax.set_mesh(mesh or jax.sharding.get_mesh()):
+      return jax.jit(function, donate_argnums=donate).lower(*args)
+
+  return lower

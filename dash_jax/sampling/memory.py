@@ -6,20 +6,20 @@ import jax
 
 from dash_jax import sharding
 
-_USABLE = 0.92  # the rest goes to fragments and to the runtime
+USABLE = 0.92  # the rest goes to fragments and to the runtime
 
 
 def find_room() -> float:
-  """Returns the bytes that every device has room for beside what it holds now.
+  """Returns the bytes that every device of the mesh in use has room for beside
+  what it holds now.
 
   On CPU a device's memory is its share of the machine's.
   """
-  devices = jax.local_devices()
-  held = [device.memory_stats() for device in devices]
+  held = [
+    device.memory_stats() for device in jax.sharding.get_mesh().local_devices
+  ]
   if all(held):
-    room = min(
-      s['bytes_limit'] * _USABLE - s['bytes_in_use'] for s in held if s
-    )
+    room = min(s['bytes_limit'] * USABLE - s['bytes_in_use'] for s in held if s)
   else:
     total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     used = sum(
@@ -27,7 +27,7 @@ def find_room() -> float:
       for x in jax.live_arrays()
       for shard in x.addressable_shards
     )
-    room = (total * _USABLE - used) / len(devices)
+    room = (total * USABLE - used) / jax.local_device_count()
   return -sharding.max_over_hosts({'room': -room})['room']
 
 

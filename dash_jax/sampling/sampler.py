@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from dash_jax import batches
+from dash_jax import batches, sharding
 from dash_jax.model import kernels, llama
 from dash_jax.sampling import calls, ladder, memory, programs
 from dash_jax.sampling import compiled as compiled_lib
@@ -34,7 +34,7 @@ AUTO = 'auto'
 _WIDTH = 128  # tokens of a row between two looks of the host, at most
 _PROMPTS_PER_ROW = 3  # places for prompts whose rows stop at different times
 _REFILL_SHARE = 8  # rows are replaced when this part of them has stopped
-_PREFILL_TOKENS = 2**14  # of a shard's prompts that run at once, at most
+PREFILL_TOKENS = 2**14  # of a shard's prompts that run at once, at most
 
 
 def sample(
@@ -94,7 +94,8 @@ class Sampler:
 
     Args:
       model: the architecture and the dtype to compute in.
-      params: its weights, TRAIN layout, or their shapes and layouts.
+      params: its weights, TRAIN layout, or their shapes and layouts; they may
+        rest on another mesh, split over the axis tensor alike.
       num_prompts: prompts of a call, over all processes; a call may have
         others, but with more of them, rows wait for places.
       group_size: G, completions of a prompt.
@@ -110,20 +111,21 @@ class Sampler:
       ValueError: `batch_size` does not divide by G times the mesh's shards of
         rows, or not even one prompt a shard fits the memory.
     """
+    self._mesh = jax.sharding.get_mesh()
+    self._moves = compiled_lib.find_mesh(params) != self._mesh
     self._num_shards = programs.num_shards()
     self._params = jax.tree.map(compiled_lib.describe, params)
     self._num_prompts = -(-num_prompts // self._num_shards)
-    self._programs = programs.Programs(
+    self._programs = make_programs(
       model,
-      prompt_len=max_prompt_len,
       group_size=group_size,
+      max_prompt_len=max_prompt_len,
+      max_completion_len=max_completion_len,
       quantize_cache=quantize_cache,
       quantize_weights=quantize_weights,
       attention=attention,
-      width=min(_WIDTH, max_completion_len),
     )
     self._max_completion_len = max_completion_len
-    self._slots_unit = kernels.BLOCK if attention == kernels.PALLAS else 1
     rows = self._num_prompts * group_size
     if batch_size != AUTO:
       unit = group_size * self._num_shards
@@ -153,9 +155,19 @@ class Sampler:
     """Bytes of keys and values on one device, of prompts and rows, at most."""
     return self._compiled.cache_bytes
 
+  def prepare(self, params: dict) -> dict:
+    """Returns the model's weights as `stream` takes them, on the mesh of the
+    sampler: cast, gathered and, if they are on other devices, copied.
+
+    Args:
+      params: as they rest, TRAIN layout; not donated.
+    """
+    weights = self._compiled.prepare(params)
+    return sharding.move(weights, self._mesh) if self._moves else weights
+
   def stream(
     self,
-    params: dict,
+    weights: dict,
     prompts: batches.PromptBatch,
     key: jax.Array,
     decoding: decoding_lib.Decoding,
@@ -166,7 +178,7 @@ class Sampler:
     """Samples G completions for every prompt, and hands out rows that finish.
 
     Args:
-      params: the model's weights, TRAIN layout.
+      weights: of `prepare`.
       prompts: this process's Q prompts, NumPy; every shard has as many.
       key: the noise of this call; a new one for every optimizer step.
       decoding: how to draw, stop ids included.
@@ -193,7 +205,7 @@ class Sampler:
     while True:
       call = calls.Call(self._compiled, self._programs, request, made)
       try:
-        yield from call.run(params)
+        yield from call.run(weights)
         return
       except jax.errors.JaxRuntimeError as error:
         # Other processes would not know of it.
@@ -217,11 +229,12 @@ class Sampler:
     """Returns all that `stream` samples, of this process's prompts, NumPy.
 
     Args:
-      params, prompts, key, decoding: as `stream`'s.
+      params: as `prepare`'s.
+      prompts, key, decoding: as `stream`'s.
       policy_step: stamped on every row.
       **options: as `stream`'s.
     """
-    parts = self.stream(params, prompts, key, decoding, **options)
+    parts = self.stream(self.prepare(params), prompts, key, decoding, **options)
     _, made = collections.deque(parts, maxlen=1).pop()
     return made.as_rollouts(prompts, policy_step)
 
@@ -275,29 +288,21 @@ class Sampler:
 
   def _describe(self, rows: int) -> compiled_lib.Compiled:
     """Returns the programs that decode so many rows of a shard at once."""
-    G = self.group_size
-    refill = self._num_prompts * G > rows
-    num_prompts = rows // G
-    at_once = max(_PREFILL_TOKENS // self._programs.prompt_len, 1)
-    admitted = [min(num_prompts, at_once)]
-    if refill:
-      admitted.append(max(min(num_prompts // _REFILL_SHARE, at_once), 1))
-      if G > 1:
-        num_prompts = min(self._num_prompts, _PROMPTS_PER_ROW * num_prompts)
-        num_prompts = min(num_prompts, rows - 1)
-    rungs = ladder.make(
-      rows, num_prompts, G, self._max_completion_len, refill, self._slots_unit
-    )
-    return compiled_lib.Compiled(
-      self._params, self._programs, rungs, tuple(sorted(set(admitted)))
+    return describe_programs(
+      self._params,
+      self._programs,
+      num_prompts=self._num_prompts,
+      rows=rows,
+      max_completion_len=self._max_completion_len,
     )
 
   def _find_share(self) -> float:
     """Returns how many times the rows of the programs fit; 1 or more if they do."""
     needed = self._compiled.measure()
-    # Weights take their room whatever the rows.
+    # Weights take their room whatever the rows; the next ones may come while
+    # these are still sampled with.
     weights = self._compiled.weight_bytes
-    room = memory.find_room() - weights
+    room = memory.find_room() - weights * (2 if self._moves else 1)
     return max(room, 0) / max(needed - weights, 1)
 
   def _take_fewer(self, message: str) -> None:
@@ -317,6 +322,59 @@ class Sampler:
       self.batch_size,
       self.batch_size,
     )
+
+
+def make_programs(
+  model: llama.Llama,
+  *,
+  group_size: int,
+  max_prompt_len: int,
+  max_completion_len: int,
+  quantize_cache: bool,
+  quantize_weights: bool,
+  attention: str,
+) -> programs.Programs:
+  """Returns what a `Sampler` compiles; see there for arguments."""
+  return programs.Programs(
+    model,
+    prompt_len=max_prompt_len,
+    group_size=group_size,
+    quantize_cache=quantize_cache,
+    quantize_weights=quantize_weights,
+    attention=attention,
+    width=min(_WIDTH, max_completion_len),
+  )
+
+
+def describe_programs(
+  params: dict,
+  run: programs.Programs,
+  *,
+  num_prompts: int,
+  rows: int,
+  max_completion_len: int,
+) -> compiled_lib.Compiled:
+  """Returns the programs that decode so many rows of a shard at once.
+
+  Args:
+    params: shapes and layouts of the model's weights.
+    run: what to compile.
+    num_prompts: of a call, on each shard.
+    rows: of a shard, at once; a multiple of G.
+    max_completion_len: C.
+  """
+  G = run.group_size
+  refill = num_prompts * G > rows
+  held = rows // G
+  at_once = max(PREFILL_TOKENS // run.prompt_len, 1)
+  admitted = [min(held, at_once)]
+  if refill:
+    admitted.append(max(min(held // _REFILL_SHARE, at_once), 1))
+    if G > 1:
+      held = min(num_prompts, _PROMPTS_PER_ROW * held, rows - 1)
+  unit = kernels.BLOCK if run.attention == kernels.PALLAS else 1
+  rungs = ladder.make(rows, held, G, max_completion_len, refill, unit)
+  return compiled_lib.Compiled(params, run, rungs, tuple(sorted(set(admitted))))
 
 
 def _nothing_fits(message: str) -> ValueError:

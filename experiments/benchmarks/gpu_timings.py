@@ -23,6 +23,7 @@ import optax
 from dash_jax import batches
 from dash_jax.learning import learner, losses, packing
 from dash_jax.model import llama
+from dash_jax.planning import work
 from dash_jax.runs import compiles
 from dash_jax.sampling import decoding, sampler
 from experiments.benchmarks import workloads
@@ -179,7 +180,7 @@ def time_sampler(
 
   seconds, _ = time_runs(draw, deadline)
   tokens = case.num_rows * case.completion_len
-  floor = workloads.decode_floor(
+  floor = work.decode_floor(
     config,
     np.full(rows, case.completion_len),
     prompt_len=case.prompt_len,
@@ -279,7 +280,7 @@ def time_learner(
   bad = [v for v in values if not all(map(math.isfinite, v.values()))]
   if bad:
     raise FloatingPointError(f'a step gave {bad[0]}')
-  flops = workloads.learn_flops(config, case.num_rows, case.prompt_len, C)
+  flops = work.learn_flops(config, case.num_rows, case.prompt_len, C)
   row = _spread(f'learning, {case}', seconds, 's a step') | {
     'tokens_per_s': case.num_rows * C / statistics.median(seconds),
     'compile_s': compiles.total_s() - compiled_s,

@@ -21,6 +21,7 @@ import numpy as np
 
 from dash_jax import sharding
 from dash_jax.model import llama, presets
+from dash_jax.planning import work
 from dash_jax.sampling import decoding, sampler
 from experiments.benchmarks import gpu_timings, step, workloads
 
@@ -229,7 +230,7 @@ def time_call(call: Call, turns: int, tiny: bool) -> Iterator[dict]:
         most=turns,
       )
       one = 1 if quantize else np.dtype(model.dtype).itemsize
-      floor = workloads.decode_floor(
+      floor = work.decode_floor(
         model.config, lengths, prompt_len=P, weight_bytes=one, cache_bytes=one
       )
       least_s = floor.bandwidth_seconds(ceilings['bytes_per_s'])

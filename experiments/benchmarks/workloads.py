@@ -5,7 +5,6 @@
    do differently is refused, so that a comparison compares the same work.
 2. `make_prompts` and `fraction_even` are the questions and the reward, the
    same numbers in every program; `write_model` writes the weights for others.
-3. `learn_flops` and `decode_floor` count what no program can avoid.
 """
 
 import dataclasses
@@ -164,96 +163,4 @@ def make_params(workload: Workload) -> dict:
     llama.weights(config),
     llama.abstract_params(config, jnp.float32),
     is_leaf=llama.is_weight,
-  )
-
-
-def count_matmul_params(config: llama.LlamaConfig) -> tuple[int, int]:
-  """Returns the weights that multiply every token, layers and unembedding."""
-  D, H = config.embed_dim, config.head_dim
-  heads = 2 * config.num_heads + 2 * config.num_kv_heads
-  layer = D * H * heads + 3 * D * config.ffw_dim
-  return layer * config.num_layers, D * config.vocab_size
-
-
-def _attention_flops(config, first, last):
-  """Returns the FLOPs of positions first < t <= last, each over all before."""
-  pairs = (last * (last + 1) - first * (first + 1)) / 2
-  return 4 * config.num_heads * config.head_dim * config.num_layers * pairs
-
-
-def learn_flops(
-  config: llama.LlamaConfig, num_rows: int, prompt_len: int, completion_len: int
-) -> float:
-  """Returns the FLOPs of a forward and a backward over full rows, each with a
-  prompt of its own.
-
-      3 * rows * (2 * layers' weights * T + attention + 2 * unembedding * C)
-
-  That is the usual 6 N T with attention's causal half, the unembedding only
-  where a completion token is predicted; a last token predicts none. What
-  rematerialisation or padding adds is not counted.
-  """
-  body, head = count_matmul_params(config)
-  T = prompt_len + completion_len - 1
-  forward = 2 * body * T + _attention_flops(config, 0, T)
-  return 3 * num_rows * (forward + 2 * head * completion_len)
-
-
-@dataclasses.dataclass(frozen=True)
-class Floor:
-  """The least that sampling must do: a prefill, then decode steps."""
-
-  prefill_flops: float
-  step_flops: np.ndarray  # f64[steps]
-  step_bytes: np.ndarray  # f64[steps]
-
-  def seconds(self, flops_per_s: float, bytes_per_s: float) -> float:
-    """Returns the time on a machine that reaches both rates: each decode step
-    waits for its arithmetic or for its memory, whichever is slower."""
-    decode = np.maximum(
-      self.step_flops / flops_per_s, self.step_bytes / bytes_per_s
-    )
-    return self.prefill_flops / flops_per_s + float(decode.sum())
-
-  def bandwidth_seconds(self, bytes_per_s: float) -> float:
-    """Returns the time that reading weights and cache alone takes."""
-    return float(self.step_bytes.sum()) / bytes_per_s
-
-
-def decode_floor(
-  config: llama.LlamaConfig,
-  lengths: np.ndarray,
-  *,
-  prompt_len: int,
-  weight_bytes: float,
-  cache_bytes: float,
-) -> Floor:
-  """Returns the floor of sampling rows that all begin together.
-
-  Each prompt is prefilled once. A decode step reads every weight once, the cache
-  of each prompt that has a live row once, and the live rows' own tokens so far.
-
-  Args:
-    config: the architecture.
-    lengths: i[Q, G], completion tokens of each row.
-    prompt_len: P.
-    weight_bytes: of one weight.
-    cache_bytes: of one number in the cache.
-  """
-  body, head = count_matmul_params(config)
-  own = np.arange(1, lengths.max())  # own tokens that a step sees
-  live = lengths[..., None] > own
-  rows = live.sum(axis=(0, 1)).astype(float)
-  prompts = live.any(axis=1).sum(axis=0)
-  token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-  token_bytes *= cache_bytes
-  prefill = 2 * body * prompt_len + 2 * head
-  seen = prompt_len + own
-  return Floor(
-    prefill_flops=len(lengths)
-    * (prefill + _attention_flops(config, 0, prompt_len)),
-    step_flops=rows
-    * (2.0 * (body + head) + _attention_flops(config, seen - 1, seen)),
-    step_bytes=(body + head) * weight_bytes
-    + token_bytes * (prompts * prompt_len + rows * own),
   )

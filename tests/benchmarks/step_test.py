@@ -12,6 +12,7 @@ import tiny_workload
 from dash_jax import batches
 from dash_jax.learning import learner, losses, packing
 from dash_jax.model import llama
+from dash_jax.planning import work
 from dash_jax.sampling import decoding
 from experiments.benchmarks import step, workloads
 
@@ -140,7 +141,7 @@ def test_learn_flops_are_what_xla_counts(mesh):
 
   params = llama.abstract_params(config, jnp.float32)
   counted = jax.jit(gradient).lower(params, minibatch).cost_analysis()['flops']
-  found = workloads.learn_flops(config, 1, P, C)
+  found = work.learn_flops(config, 1, P, C)
   assert 0.75 < found / counted <= 1
 
 
@@ -148,7 +149,7 @@ def test_decode_floor_counts_weights_once_and_the_live_cache():
   """Two decode steps by hand: D=4, H=2, one query and one kv head, F=8, V=16,
   one layer, 3 questions x 2 samples, 5 prompt slots, 3 completion slots."""
   config = llama.LlamaConfig(16, 4, 1, 1, 1, 2, 8)
-  floor = workloads.decode_floor(
+  floor = work.decode_floor(
     config, np.full((3, 2), 3), prompt_len=5, weight_bytes=2, cache_bytes=2
   )
   weights = 4 * 2 * 4 + 3 * 4 * 8 + 4 * 16  # projections, feed-forward, head
@@ -163,7 +164,7 @@ def test_decode_floor_counts_weights_once_and_the_live_cache():
   )
   # Of prompts 0 and 1 one row each goes on, of prompt 2 none: two steps, of two
   # rows and then of one.
-  ragged = workloads.decode_floor(
+  ragged = work.decode_floor(
     config, np.array([[3, 1], [1, 2], [1, 1]]),
     prompt_len=5, weight_bytes=1, cache_bytes=2,
   )  # fmt: skip

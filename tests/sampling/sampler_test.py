@@ -311,8 +311,9 @@ def test_no_call_compiles(params, tiny, options):
 @pytest.mark.parametrize('options', [AT_ONCE, REFILLED])
 def test_rows_are_handed_out_as_they_finish(params, tiny, options):
   """Each row once, complete, and the first before the last has begun to end."""
-  stream = get_sampler(params, tiny, **options).stream(
-    params, make_prompts(8), jax.random.key(0),
+  made = get_sampler(params, tiny, **options)
+  stream = made.stream(
+    made.prepare(params), make_prompts(8), jax.random.key(0),
     decoding.make_decoding(1.0, stop_ids=STOPS),
   )  # fmt: skip
   seen, times = [], 0
@@ -386,7 +387,7 @@ def test_too_little_memory_means_smaller_waves(
   before = count_held()
   seen = []
   with caplog.at_level(logging.WARNING):
-    for part in small.stream(params, prompts, key, how):
+    for part in small.stream(small.prepare(params), prompts, key, how):
       seen += part[0].tolist()
   assert sorted(seen) == list(range(Q * G))
   assert_equal(part[1].as_rollouts(prompts, 3), whole)

@@ -1,0 +1,41 @@
+"""One of two processes of a run, for watch_test: process WHO does WHAT in the
+stage that both come to.
+
+    python watched.py PORT PROCESS WHO WHAT
+"""
+
+import os
+import signal
+import sys
+import time
+
+import jax
+from jax.experimental import multihost_utils
+
+from dash_jax.runs import watch
+
+port, process, who, what = sys.argv[1:]
+jax.distributed.initialize(
+  heartbeat_timeout_seconds=100,
+  coordinator_address=f'localhost:{port}',
+  num_processes=2,
+  process_id=int(process),
+)
+with watch.Watch(silent_s=5.0, stall_s=14.0):
+  watch.mark('scoring')
+  multihost_utils.sync_global_devices('both are here')
+  time.sleep(3)  # they have heard of each other
+  if process == who:
+    if what == 'hangs':
+      time.sleep(1000)
+    elif what == 'fails':
+      raise ValueError('this host has no such file')
+    elif what != 'ends':
+      os.kill(os.getpid(), getattr(signal, what))
+  watch.mark('learning')
+  if what == 'ends':
+    if process != who:
+      time.sleep(9)  # the other is silent meanwhile
+    print('ended')
+  else:
+    multihost_utils.sync_global_devices('never')
