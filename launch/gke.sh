@@ -15,8 +15,8 @@
 #   --dry-run  prints the command, as it would be typed, and runs nothing
 #
 # xpk puts this working tree on a Python image and pushes it to the project. A run
-# that was stopped (exit code 75) or whose pods were killed starts again, and goes
-# on from its checkpoint.
+# that was stopped (exit code 75), lost a process (69) or whose pods were killed
+# starts again, at most 100 times, and goes on from its checkpoint.
 
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=flags.sh
@@ -36,6 +36,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 call xpk workload create --workload="$name" --cluster="$cluster" \
   --zone="$zone" --project="$project" --tpu-type="$type" \
   --base-docker-image=python:3.11 --script-dir=. \
-  --max-restarts=100 --restart-on-exit-codes=75 \
+  --max-restarts=100 --restart-on-exit-codes=69,75 \
   --termination-grace-period-seconds=600 \
   --command="pip install -q -e '.[tpu,smollm2,hub]' && exec ${line//'$'/'$$'}"

@@ -17,13 +17,14 @@
 #   setup   installs the source on all workers, again if it has changed
 #   run     starts training on all workers, unless it runs, and then as logs
 #   logs    prints what training prints until it ends, and exits with its code:
-#           75 says that it was stopped and that `run` goes on. Ctrl-C ends the
-#           printing alone.
+#           75 says that it was stopped and 69 that it lost a worker; `run` goes
+#           on. Ctrl-C ends the printing alone.
 #   stop    stops training after a checkpoint. First end a resume or all that
 #           watches it, with Ctrl-C: they would start it again.
 #   delete  deletes the machine, which costs money until then
 #   resume  makes what is missing or was preempted, and runs until the run is
-#           complete or fails: stopped and cut off ones go on
+#           complete or fails: one that was stopped, cut off or lost a worker
+#           goes on
 #   all     resume, then delete
 #
 #   --name      of the queued resource and TPU  or TPU_NAME in the environment
@@ -49,7 +50,8 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=flags.sh
 source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
 
-BAD_INPUT=2 STOPPED=75 LOST=255 # of dash_jax.main, and of ssh
+BAD_INPUT=2 LOST=69 STOPPED=75 # dash_jax.main's exit codes
+CUT_OFF=255                     # ssh's
 
 queued_resources() {
   call gcloud compute tpus queued-resources "$@" --zone="$zone" \
@@ -121,7 +123,7 @@ delete() {
 }
 
 resume() {
-  local code now is_new=yes
+  local code now is_new=yes num_lost=0
   while true; do
     now=ABSENT
     if [[ $dry_run == no ]]; then now=$(state); fi
@@ -152,8 +154,15 @@ resume() {
     if ((code == 0 || code == BAD_INPUT)); then return "$code"; fi
     # A preempted machine is ACTIVE for a while after its run was stopped.
     sleep 60
-    if ((code != STOPPED && code != LOST)) && [[ $(state) == ACTIVE ]]; then
-      return "$code"
+    if [[ $(state) == ACTIVE ]]; then
+      case $code in
+        "$STOPPED" | "$CUT_OFF") num_lost=0 ;;
+        # The third loss in a row on one machine is no accident.
+        "$LOST") ((++num_lost < 3)) || return "$code" ;;
+        *) return "$code" ;;
+      esac
+    else
+      num_lost=0
     fi
     echo "tpu_vm.sh: the run was cut off with code $code; it goes on" >&2
   done

@@ -60,7 +60,7 @@ def test_gke_asks_xpk_for_a_workload(cloud):
     *['xpk', 'workload', 'create', '--workload=my-run'],
     *['--cluster=my-cluster', '--zone=us-west4-a', '--project=my-project'],
     *['--tpu-type=v5litepod-16', '--base-docker-image=python:3.11'],
-    *['--script-dir=.', '--max-restarts=100', '--restart-on-exit-codes=75'],
+    *['--script-dir=.', '--max-restarts=100', '--restart-on-exit-codes=69,75'],
     '--termination-grace-period-seconds=600',
   ]
   # xpk writes the command into one line of a YAML block.
@@ -109,16 +109,16 @@ def test_slurm_asks_for_a_task_a_gpu_and_time_to_stop(cloud):
   assert (cloud.folder / 'pwd').read_text() == _ROOT + '\n'
 
 
-@pytest.mark.parametrize('code', [0, 1, 75])
-def test_a_job_of_slurm_goes_back_to_the_queue_if_it_was_stopped(cloud, code):
-  """And only then."""
+@pytest.mark.parametrize('code', [0, 1, 69, 75])
+def test_a_job_of_slurm_goes_back_to_the_queue_to_go_on(cloud, code):
+  """If it was stopped or lost a task, and only then."""
   done = cloud.launch(
     'slurm_job.sh', *_TRAIN[2:], CODE=str(code), SLURM_JOB_ID='17'
   )
   assert done.returncode == code
   step = ['srun', '--kill-on-bad-exit=0', '--wait=300', '--label']
   train = ['python', '-u', *_TRAIN]
-  requeue = [['scontrol', 'requeue', '17']] if code == 75 else []
+  requeue = [['scontrol', 'requeue', '17']] if code in (69, 75) else []
   assert cloud.calls() == [step + train, train, *requeue]
 
 
@@ -141,7 +141,7 @@ def test_a_node_of_skypilot_trains_with_the_words_it_was_given(cloud):
   launch(cloud, 'skypilot.sh')
   (flags,) = (w for w in cloud.calls()[0] if w.startswith('FLAGS='))
   job = yaml.safe_load((LAUNCH / 'skypilot.yaml').read_text())
-  assert job['resources']['job_recovery'] == {'recover_on_exit_codes': [75]}
+  assert job['resources']['job_recovery'] == {'recover_on_exit_codes': [69, 75]}
   cloud.add(
     'dash_jax_venv/bin/python',
     'echo "$COORDINATOR_ADDRESS $NUM_PROCESSES $PROCESS_ID"; exit 75',

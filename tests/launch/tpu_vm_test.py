@@ -227,6 +227,9 @@ def test_delete_asks_no_question(cloud):
     ),
     # Stopped or lost from sight on a machine that is still there.
     (['ACTIVE'], [75, 255, 0], ['setup', 'run', 'run', 'run'], 0),
+    # A worker was lost; what is lost again and again has failed.
+    (['ACTIVE'], [69, 69, 75, 69, 0], ['setup'] + ['run'] * 5, 0),
+    (['ACTIVE'], [69], ['setup'] + ['run'] * 3, 69),
     # Failed.
     (['ACTIVE'], [1], ['setup', 'run'], 1),
     (['ACTIVE'], [2], ['setup', 'run'], 2),
