@@ -336,10 +336,19 @@ def suggest(config, devices: devices_lib.Devices) -> dict | None:
     if len(dict(chosen)) == num  # one value a field
   ]
   candidates.sort(key=lambda chosen: sum(_CHANGES[c] for c in chosen))
+  if not any(_fits(config, devices, chosen) for chosen in _list_most(useful)):
+    return None
   for chosen in candidates:
     if _fits(config, devices, chosen):
       return dict(chosen)
   return None
+
+
+def _list_most(changes):
+  """Returns all changes at once, with each that says how a mesh is split."""
+  others = [c for c in changes if c[0] != 'mesh.tensor']
+  meshes = [[c] for c in changes if c[0] == 'mesh.tensor']
+  return [others + mesh for mesh in [[], *meshes]]
 
 
 def _get(config, field):
