@@ -110,7 +110,7 @@ def estimate(job: job_lib.Job, rows: int, minibatch: int) -> dict[str, Needs]:
     rows: decoded at once, on all devices; 0 if it samples none.
     minibatch: rows of a minibatch, on all devices.
   """
-  shape = find_shape(job)
+  shape, platform = find_shape(job), job.devices.kind.platform
   learning = dataclasses.replace(hold(job), gradient=count_gradient(job))
   needs = {}
   if rows:
@@ -121,10 +121,10 @@ def estimate(job: job_lib.Job, rows: int, minibatch: int) -> dict[str, Needs]:
     own = rows // sampling.shards
     made = {
       ADMIT: _admitting(sampling, own),
-      DECODE: _decoding(sampling, own, job.devices.kind.platform),
+      DECODE: _decoding(sampling, own, platform),
     }
     needs[PREPARE] = dataclasses.replace(
-      hold(job), sampler=size, activations=_preparing(shape)
+      hold(job), sampler=size, activations=_preparing(shape, platform)
     )
     for name, activations in made.items():
       needs[name] = dataclasses.replace(
@@ -193,11 +193,15 @@ def count_cache(job: job_lib.Job, shape: work.Shape, rows: int) -> float:
   return slots * shape.token_bytes
 
 
-def _preparing(shape):
-  """A layer or two are gathered before they are as they should be."""
+def _preparing(shape, platform):
+  """Layers are gathered one by one before they are as they should be; on TPUs
+  they are laid out anew when all are there, if they are not quantised."""
   if shape.fsdp == 1:
     return 0.0
-  return 1.3 * _count_layers(shape) / shape.config.num_layers * shape.itemsize
+  at_once = 1.3 / shape.config.num_layers
+  if platform == 'tpu' and shape.weight_bytes > 1:
+    at_once = 1.05
+  return at_once * _count_layers(shape) * shape.itemsize
 
 
 def _count_layers(shape):
