@@ -45,7 +45,7 @@ def main(config, workdir):
   print('\n'.join(tables.describe(plan)))
   if plan.all_fit:
     return 0
-  print('\n'.join(tables.advise(plan, plans.suggest(config, found))))
+  print('\n'.join(tables.advise(plan, plans.suggest(plan, config))))
   return DOES_NOT_FIT
 
 

@@ -63,7 +63,7 @@ def test_several_topologies_are_compared():
   ('flag', 'message'),
   [
     ('--topology=v9:4', 'must be a kind of device'),
-    ('--topology=h200:3', 'questions per step'),
+    ('--topology=h200:3', 'does not divide over 3 shards'),
   ],
 )
 def test_bad_input_is_one_line(flag, message):

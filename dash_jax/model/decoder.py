@@ -45,13 +45,14 @@ def prepare(params: dict, model: llama.Llama, quantize: bool = False) -> dict:
   def gather(x, axes):
     return reshard(x.astype(model.dtype), spec(*axes))
 
-  def layer(i):
-    # Parted before they are gathered, so that no stack of them is.
-    parted = {
-      name: gather(x[i], declared['layers'][name].axes[1:])
-      for name, x in params['layers'].items()
-    }
-    one = _join(parted, joins_gates)
+  def make_layer(parted):
+    one = _join(
+      {
+        name: gather(x, declared['layers'][name].axes[1:])
+        for name, x in parted.items()
+      },
+      joins_gates,
+    )
     if quantize:
       for name in _MATRICES & one.keys():
         one[name] = layers.quantize(one[name], axis=0)
@@ -68,7 +69,14 @@ def prepare(params: dict, model: llama.Llama, quantize: bool = False) -> dict:
       w['embed'] = layers.quantize(w['embed'], axis=1)
     else:
       w['unembed'] = layers.quantize(w['unembed'], axis=0)
-  return w | {'layers': tuple(layer(i) for i in range(config.num_layers))}
+  made = []
+  for i in range(config.num_layers):
+    parted = {name: x[i] for name, x in params['layers'].items()}
+    if made:
+      # One after the other: gathered together, they would take their room twice.
+      parted, made[-1] = jax.lax.optimization_barrier((parted, made[-1]))
+    made.append(make_layer(parted))
+  return w | {'layers': tuple(made)}
 
 
 _MATRICES = {'w_qkv', 'w_o', 'w_gate_up', 'w_gate', 'w_up', 'w_down'}

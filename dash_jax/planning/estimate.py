@@ -13,7 +13,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
+from dash_jax import sharding
 from dash_jax.model import llama
 from dash_jax.planning import job as job_lib
 from dash_jax.planning import work
@@ -108,7 +110,7 @@ def estimate(job: job_lib.Job, rows: int, minibatch: int) -> dict[str, Needs]:
     rows: decoded at once, on all devices; 0 if it samples none.
     minibatch: rows of a minibatch, on all devices.
   """
-  shape = find_shape(job)
+  shape, platform = find_shape(job), job.devices.kind.platform
   learning = dataclasses.replace(hold(job), gradient=count_gradient(job))
   needs = {}
   if rows:
@@ -119,10 +121,10 @@ def estimate(job: job_lib.Job, rows: int, minibatch: int) -> dict[str, Needs]:
     own = rows // sampling.shards
     made = {
       ADMIT: _admitting(sampling, own),
-      DECODE: _decoding(sampling, own, job.devices.kind.platform),
+      DECODE: _decoding(sampling, own, platform),
     }
     needs[PREPARE] = dataclasses.replace(
-      hold(job), sampler=size, activations=_preparing(shape)
+      hold(job), sampler=size, activations=_preparing(shape, platform)
     )
     for name, activations in made.items():
       needs[name] = dataclasses.replace(
@@ -158,12 +160,19 @@ def count_gradient(job: job_lib.Job) -> float:
 
 def count_sampler_weights(job: job_lib.Job) -> float:
   """Returns the bytes of the weights that are sampled with."""
-  config, t = job.model.config, job.mesh.shape['tensor']
+  config, mesh = job.model.config, job.sampling_mesh
   itemsize = jnp.dtype(job.model.dtype).itemsize
-  total = llama.count_params(config) * itemsize / t
+
+  def count(weight):
+    layout = NamedSharding(mesh, sharding.SAMPLE.spec(*weight.axes))
+    return itemsize * math.prod(layout.shard_shape(weight.shape))
+
+  declared = llama.weights(config)
+  leaves = jax.tree.leaves(declared, is_leaf=llama.is_weight)
+  total = float(sum(map(count, leaves)))
   if job.config.sampling.quantize_weights:
     body, head = work.count_matmul_params(config)
-    total -= (body + head) * (itemsize - 1) / t
+    total -= (body + head) * (itemsize - 1) / mesh.shape['tensor']
   return total
 
 
@@ -184,17 +193,34 @@ def count_cache(job: job_lib.Job, shape: work.Shape, rows: int) -> float:
   return slots * shape.token_bytes
 
 
-def _preparing(shape):
-  """Stacked layers are gathered before they are parted, some at a time."""
+def _preparing(shape, platform):
+  """Layers are gathered one by one before they are as they should be; on TPUs
+  they are laid out anew when all are there, if they are not quantised."""
   if shape.fsdp == 1:
     return 0.0
+  at_once = 1.3 / shape.config.num_layers
+  if platform == 'tpu' and shape.weight_bytes > 1:
+    at_once = 1.05
+  return at_once * _count_layers(shape) * shape.itemsize
+
+
+def _count_layers(shape):
+  """Returns the weights of all layers once they are gathered."""
   config = shape.config
-  stacked = config.num_layers * config.embed_dim * config.ffw_dim
-  return 1.5 * stacked / shape.tensor * shape.param_itemsize
+  tables = config.vocab_size * config.embed_dim * (1 if config.tied else 2)
+  return shape.used_weights - tables / shape.tensor
+
+
+def _relaying(shape):
+  """The embedding is split over its other axis to be looked up."""
+  if shape.tensor == 1:
+    return 0.0
+  table = shape.config.vocab_size * shape.config.embed_dim / shape.tensor
+  return 2.0 * table * shape.itemsize
 
 
 def _decoding(shape, own, platform):
-  made = 4.0 * own * shape.config.vocab_size * 4
+  made = 4.0 * own * shape.config.vocab_size * 4 + _relaying(shape)
   if platform == 'tpu':
     # Matrices of heads are laid out anew, for the unit that multiplies.
     config = shape.config
@@ -212,7 +238,8 @@ def _admitting(shape, own):
   feed = 3 * tokens * config.ffw_dim / t * shape.itemsize
   stream = 4 * tokens * config.embed_dim * shape.itemsize
   logits = 2.0 * prompts * shape.group_size * config.vocab_size * 4
-  return max(2 * scores, feed) + stream + tokens * shape.token_bytes + logits
+  made = max(2 * scores, feed) + stream + logits + _relaying(shape)
+  return made + tokens * shape.token_bytes
 
 
 def _learning(job, shape, minibatch):
@@ -225,7 +252,7 @@ def _learning(job, shape, minibatch):
   D, L = config.embed_dim, config.num_layers
   num_tables = 1 if config.tied else 2
   table = config.vocab_size / t * D
-  layers = llama.count_params(config) / t - num_tables * table
+  layers = _count_layers(shape)
   kept = L * tokens * D * a
   if config.lora:
     cast, tables = 0.0, num_tables * table * a
@@ -245,6 +272,8 @@ def _learning(job, shape, minibatch):
     if shape.fsdp > 1 or a != shape.param_itemsize:
       kept += layers * a
   gradient = count_gradient(job) / 4 * shape.param_itemsize
+  if on_cpu and shape.fsdp > 1 and L <= llama.UNROLLED_LAYERS:
+    tables += layers * a  # whole gradients of layers, before they are split
   return gradient + cast + kept + max(tables, inner)
 
 

@@ -10,6 +10,7 @@
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -320,14 +321,22 @@ _CHANGES = {
 _MOST_CHANGES = 4
 
 
-def suggest(config, devices: devices_lib.Devices) -> dict | None:
-  """Returns the fewest changes of fields with which a run fits by the estimate,
+def suggest(plan: Plan, config) -> dict | None:
+  """Returns the least changes of fields with which a run fits by the estimate,
   None if none of those that are known do.
 
   Args:
-    config: of a run that does not fit.
-    devices: to run on.
+    plan: that does not fit.
+    config: that it was made of.
   """
+  devices = plan.job.devices
+  # Where programs were compiled, estimates that were too small are corrected.
+  ratios = [
+    plan.measured[name].needs.total / plan.needs[name].total
+    for name in plan.needs
+    if plan.measured.get(name)
+  ]
+  fits = functools.partial(_fits, config, devices, max([1.0, *ratios]))
   useful = [c for c in _CHANGES if _get(config, c[0]) != c[1]]
   candidates = [
     chosen
@@ -336,10 +345,16 @@ def suggest(config, devices: devices_lib.Devices) -> dict | None:
     if len(dict(chosen)) == num  # one value a field
   ]
   candidates.sort(key=lambda chosen: sum(_CHANGES[c] for c in chosen))
-  for chosen in candidates:
-    if _fits(config, devices, chosen):
-      return dict(chosen)
-  return None
+  if not any(map(fits, _list_most(useful))):
+    return None
+  return next((dict(chosen) for chosen in candidates if fits(chosen)), None)
+
+
+def _list_most(changes):
+  """Returns all changes at once, with each that says how a mesh is split."""
+  others = [c for c in changes if c[0] != 'mesh.tensor']
+  meshes = [[c] for c in changes if c[0] == 'mesh.tensor']
+  return [others + mesh for mesh in [[], *meshes]]
 
 
 def _get(config, field):
@@ -347,7 +362,7 @@ def _get(config, field):
   return config[section][name]
 
 
-def _fits(config, devices, changes):
+def _fits(config, devices, ratio, changes):
   changed = config.copy_and_resolve_references()
   with changed.ignore_type():  # a size may be 'auto'
     for field, value in changes:
@@ -361,7 +376,7 @@ def _fits(config, devices, changes):
     needs = estimate.estimate(job, *_find_sizes(job, 0, 0))
   except ValueError:  # no config that can run
     return False
-  return all(n.total <= find_room(job) for n in needs.values())
+  return all(n.total * ratio <= find_room(job) for n in needs.values())
 
 
 def count_devices(plan: Plan) -> int:

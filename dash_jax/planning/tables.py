@@ -218,9 +218,9 @@ def compare(found: list[tuple[str, plans.Plan]]) -> Iterator[str]:
 
 
 def _align(rows):
-  """Yields rows of a table, columns under each other."""
+  """Yields rows of a table, columns under each other, the last one as it is."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  for first, *rest in rows:
+  for first, *numbers, last in rows:
     cells = [first.ljust(widths[0])]
-    cells += [x.rjust(w) for x, w in zip(rest, widths[1:], strict=True)]
-    yield '  '.join(cells).rstrip()
+    cells += [x.rjust(w) for x, w in zip(numbers, widths[1:-1], strict=True)]
+    yield '  '.join([*cells, last]).rstrip()

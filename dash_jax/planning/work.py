@@ -310,15 +310,19 @@ def minibatch_work(shape: Shape, rows: int) -> Work:
   attention = prompts * _attention_flops(config, 0, P)
   attention += rows * _attention_flops(config, P, P + C)
   layers = 2 * body * tokens
-  again = {'layer': layers + attention, 'dots': attention}
+  # A layer's last product is not needed again.
+  last = 2 * config.num_layers * config.embed_dim * config.ffw_dim * tokens
+  again = {'layer': layers - last + attention}
   flops = 3 * (layers + attention + 2 * head * rows * C)
   flops += again.get(shape.remat, attention)
   flops += shape.forwards * (layers + attention + 2 * head * rows * C)
 
   tables = config.vocab_size * config.embed_dim * (1 if config.tied else 2)
   in_layers = shape.used_weights - tables / t
-  passes = 2 + (shape.remat == 'layer') + shape.forwards
-  gathers = passes - 1  # but for the gradient's pass, which has what it needs
+  is_again = shape.remat == 'layer'
+  gathers = 1 + is_again + shape.forwards
+  # Nor is the sum that ends a layer.
+  sums = 2 + is_again / 2 + shape.forwards
   used = in_layers * gathers + tables / t * (1 + shape.forwards)
   residuals = config.num_layers * tokens * config.embed_dim * shape.itemsize
   # Of tables, chunks add a gradient up in float32.
@@ -332,7 +336,7 @@ def minibatch_work(shape: Shape, rows: int) -> Work:
     + 2 * residuals,
     link_bytes=gathered(used * shape.itemsize + gradient, shape.fsdp)
     + summed(gradient / shape.fsdp, shape.data)
-    + passes * (shape.layer_sums(tokens) + gathered(stream, t)),
+    + sums * (shape.layer_sums(tokens) + gathered(stream, t)),
   )
 
 

@@ -60,8 +60,9 @@ def test_auto_takes_the_most_that_fits():
 def test_what_is_suggested_fits():
   config = tiny_job.make_config({'optim.minibatch_size': 32})
   found = _shrink(devices.find('cpu:1'), 2**26.5)
-  assert not plans.make(config, found).all_fit
-  changes = plans.suggest(config, found)
+  plan = plans.make(config, found)
+  assert not plan.all_fit
+  changes = plans.suggest(plan, config)
   assert changes
   config = tiny_job.make_config({'optim.minibatch_size': 32} | changes)
   assert plans.make(config, found).all_fit
@@ -71,7 +72,7 @@ def test_what_cannot_fit_has_no_suggestion():
   config = tiny_job.make_config()
   found = _shrink(devices.find('cpu:1'), 2**16)
   plan = plans.make(config, found)
-  assert plans.suggest(config, found) is None
+  assert plans.suggest(plan, config) is None
   assert plans.count_devices(plan) > 100
   assert 'devices' in ' '.join(tables.advise(plan, None))
 

@@ -8,23 +8,22 @@ from dash_jax import config as config_lib
 from dash_jax.model import llama, presets
 from dash_jax.planning import devices, job
 
-# Weights and activations are of one size, so that neither hides the other.
 MODEL = llama.LlamaConfig(
-  vocab_size=512,
-  embed_dim=128,
+  vocab_size=4096,
+  embed_dim=512,
   num_layers=2,
-  num_heads=4,
-  num_kv_heads=2,
-  head_dim=32,
-  ffw_dim=512,
+  num_heads=8,
+  num_kv_heads=4,
+  head_dim=64,
+  ffw_dim=2048,
 )
 
 
 def make_config(changes: dict | None = None):
   """Returns a small run's config, some fields changed."""
   config = config_lib.default()
-  config.data.max_prompt_len = 64
-  config.sampling.max_completion_len = 64
+  config.data.max_prompt_len = 16
+  config.sampling.max_completion_len = 16
   config.algorithm.group_size = 4
   config.algorithm.batch_size = 32
   config.algorithm.num_samples = 64
