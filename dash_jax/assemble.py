@@ -267,20 +267,20 @@ class Parts:
     its devices are shared, the function has ended when this returns; else a
     thread goes on with one after the other.
 
-    All that runs on a mesh is begun in one thread, so that all processes begin
-    it in the same order.
+    What runs there needs no other process: threads of two processes may begin
+    what they do in different orders.
 
     Returns:
       What waits for what the second function returns, and returns it.
     """
-    if not self.samples_apart:
-      return begin()
 
-    def run():
+    def run(function):
       with jax.set_mesh(self.sampling_mesh):
-        return begin()()
+        return function()
 
-    return self._sampling_thread.submit(run).result
+    if self.samples_apart:
+      return self._sampling_thread.submit(run, lambda: begin()()).result
+    return functools.partial(run, run(begin))
 
   def end_sampling(self) -> None:
     """Waits for what `on_sampler` has begun, and forgets what it has not."""
@@ -303,14 +303,15 @@ class Parts:
       self.config,
       self.model,
       self.sampling_mesh,
-      num_prompts=config_lib.sizes(self.config).num_questions,
+      num_prompts=config_lib.sizes(self.config).num_questions
+      // jax.process_count(),
       group_size=self.config.algorithm.group_size,
     )
 
   @functools.cached_property
   def eval_sampler(self) -> sampler.Sampler:
     """What evaluation samples with, one reply a question, compiled; cached."""
-    num = len(self.test_questions)
+    num = -(-len(self.test_questions) // jax.process_count())
     return make_sampler(
       self.config,
       self.model,
@@ -347,7 +348,8 @@ def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
   checks.check_mesh(
     config,
     sharding.num_batch_shards(mesh),
-    sharding.num_batch_shards(make_sampling_mesh(config, mesh)),
+    sharding.num_batch_shards(make_sampling_mesh(config, mesh))
+    * jax.process_count(),
     jax.process_count(),
   )
   return mesh
@@ -356,7 +358,8 @@ def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
 def make_sampling_mesh(
   config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
 ) -> jax.sharding.Mesh:
-  """Returns the mesh of the devices that sample.
+  """Returns the mesh of this process's devices that sample: no process waits for
+  another one's rows.
 
   Args:
     config: of a run.
@@ -364,7 +367,7 @@ def make_sampling_mesh(
   """
   num = config.mesh.sampler_devices
   if not num:
-    return mesh
+    return sharding.local_mesh(mesh)
   tensor = mesh.shape['tensor']
   if num % tensor:
     raise ValueError(
@@ -372,7 +375,7 @@ def make_sampling_mesh(
       ' over which both sides split the model'
     )
   _, devices = sharding.split_devices(num)
-  return sharding.make_mesh(-1, 1, tensor, devices)
+  return sharding.local_mesh(sharding.make_mesh(1, -1, tensor, devices))
 
 
 def _named_processes():
@@ -665,9 +668,12 @@ def make_sampler(
     config: of a run.
     model: its weights rest on the mesh in use.
     mesh: of the devices that sample.
-    num_prompts, group_size: as `Sampler`'s.
+    num_prompts, group_size: as `Sampler`'s, of this process.
   """
   params = weights.abstract_params(model)
+  at_once = config.sampling.batch_size
+  if at_once != config_lib.AUTO:
+    at_once //= jax.process_count()
   with jax.set_mesh(mesh):
     return sampler.Sampler(
       model,
@@ -676,7 +682,7 @@ def make_sampler(
       group_size=group_size,
       max_prompt_len=config.data.max_prompt_len,
       max_completion_len=config.sampling.max_completion_len,
-      batch_size=config.sampling.batch_size,
+      batch_size=at_once,
       quantize_cache=config.sampling.quantize_cache,
       quantize_weights=config.sampling.quantize_weights,
       attention=config.sampling.attention,

@@ -71,6 +71,7 @@ def _begin(parts, prepared):
   config, asked = parts.config, parts.test_questions
   # Filled up so that every shard has as many; what is added is not counted.
   shards = sharding.num_batch_shards(jax.sharding.get_mesh())
+  shards *= jax.process_count()
   full = asked + asked[:1] * (-len(asked) % shards)
   # What is added stands last in every process's share.
   counted = np.array(sharding.host_share(range(len(full)))) < len(asked)

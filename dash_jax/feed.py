@@ -99,7 +99,7 @@ def _begin(parts, phase, prepared, step, policy_step):
   Where the rewards of a group all agree, other questions are asked, up to
   `refill_rounds` times, until there are as many groups as the step has questions;
   of those that agree only what is still missing is kept. A round draws among all
-  questions, with noise of its own.
+  questions, with noise of its own; each process takes the rounds that it needs.
 
   Source: DAPO, arXiv 2503.14476, dynamic sampling; it has no bound of rounds.
   """
@@ -123,8 +123,7 @@ def _begin(parts, phase, prepared, step, policy_step):
     return lambda: (parts.weigh(finish()), 1)
   found, num_rounds = parts.weigh(finish()), 1
   while num_rounds <= config.algorithm.refill_rounds:
-    missing = float((~found.find_mixed()).sum())
-    if not sharding.max_over_hosts({'missing': missing})['missing']:
+    if found.find_mixed().all():
       break
     found = found.join(parts.weigh(sample(num_rounds)()))
     num_rounds += 1

@@ -60,9 +60,8 @@ class Judge:
     ]
 
   def find_slots(self, rows: list[list[int]]) -> int:
-    """Returns T, in which the rows of every process fit."""
-    longest = float(max([self.min_slots, *map(len, rows)]))
-    longest = int(sharding.max_over_hosts({'longest': longest})['longest'])
+    """Returns T, in which rows fit."""
+    longest = max([self.min_slots, *map(len, rows)])
     return -(-longest // _SLOTS_UNIT) * _SLOTS_UNIT
 
   def score(
@@ -77,7 +76,7 @@ class Judge:
     """
     rows = self.encode(prompts, replies, truncated)
     num_slots = self.find_slots(rows)
-    shards = len(sharding.local_shards())
+    shards = sharding.num_batch_shards(jax.sharding.get_mesh())
     most = max(_TOKENS_AT_ONCE // num_slots, 1)
     size = shards * min(most, -(-len(rows) // shards))
     scores = []

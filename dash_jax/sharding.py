@@ -144,10 +144,12 @@ def _arrange(sizes, devices):
   except NotImplementedError:  # no such shape on these wires
     pass
   in_order = sorted(devices, key=lambda d: (d.process_index, d.id))
+  return _make_plain_mesh(np.array(in_order).reshape(sizes))
+
+
+def _make_plain_mesh(devices):
   return jax.sharding.Mesh(
-    np.array(in_order).reshape(sizes),
-    AXES,
-    axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES),
+    devices, AXES, axis_types=(jax.sharding.AxisType.Explicit,) * len(AXES)
   )
 
 
@@ -164,12 +166,25 @@ def _by_rows(mesh):
   return mesh.devices.reshape(num_batch_shards(mesh), -1)
 
 
-def local_shards():
+def local_mesh(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
+  """Returns the part of a mesh that this process has: what runs there needs no
+  other process."""
+  if jax.process_count() == 1:
+    return mesh
+  shards = _by_rows(mesh)[_list_local_shards(mesh)]
+  return _make_plain_mesh(shards[None])
+
+
+def local_shards() -> list[int]:
   """Returns which shards of rows this process holds, in order."""
+  return _list_local_shards(jax.sharding.get_mesh())
+
+
+def _list_local_shards(mesh):
   process = jax.process_index()
   return [
     i
-    for i, devices in enumerate(_by_rows(jax.sharding.get_mesh()))
+    for i, devices in enumerate(_by_rows(mesh))
     if devices[0].process_index == process
   ]
 
@@ -214,29 +229,25 @@ def put_rows(tree, *, axis: int = 0):
   return jax.tree.map(put, tree)
 
 
-def put_known(x: np.ndarray) -> jax.Array:
-  """Puts rows that every process has, all of them, on the mesh in use."""
-  layout = NamedSharding(jax.sharding.get_mesh(), SAMPLE.spec('batch'))
-  return jax.make_array_from_callback(x.shape, layout, lambda index: x[index])
-
-
 def move(tree, mesh: jax.sharding.Mesh):
   """Copies arrays to another mesh, device to device within each process.
 
   Args:
     tree: jax.Arrays in the SAMPLE layout.
-    mesh: has as many parts of the axis tensor as theirs.
+    mesh: of this process's devices, with as many parts of the axis tensor as
+      theirs. What is on such a device already stays where it is.
   """
 
   def copy(x):
     layout = NamedSharding(mesh, x.sharding.spec)
-    held = {str(shard.index): shard.data for shard in x.addressable_shards}
-    parts = [
-      jax.device_put(held[str(index)], device)
-      for device, index in layout.addressable_devices_indices_map(
-        x.shape
-      ).items()
-    ]
+    held = {}
+    for shard in x.addressable_shards:
+      held[str(shard.index), None] = shard.data
+      held[str(shard.index), shard.device] = shard.data
+    parts = []
+    for device, index in layout.devices_indices_map(x.shape).items():
+      nearest = held.get((str(index), device), held[str(index), None])
+      parts.append(jax.device_put(nearest, device))
     return jax.make_array_from_single_device_arrays(x.shape, layout, parts)
 
   return jax.tree.map(copy, tree)
@@ -257,12 +268,10 @@ def local_rows(tree):
 
 
 def host_share(items: list) -> list:
-  """Returns this process's equal share of `items`: those that `put_rows` would
-  put back in their places."""
-  size = len(items) // num_batch_shards(jax.sharding.get_mesh())
-  return [
-    item for i in local_shards() for item in items[i * size : (i + 1) * size]
-  ]
+  """Returns this process's equal share of `items`, which are a multiple of the
+  processes."""
+  size = len(items) // jax.process_count()
+  return items[jax.process_index() * size :][:size]
 
 
 def sum_over_hosts(values: dict[str, float]) -> dict[str, float]:
@@ -277,7 +286,7 @@ def max_over_hosts(values: dict[str, float]) -> dict[str, float]:
 
 def gather_hosts(x: np.ndarray) -> np.ndarray:
   """Returns the arrays of all processes, which must be alike, stacked. They go
-  over the mesh in use: what runs on others at the time is not in their way."""
+  over the mesh in use, which all have a part of."""
   if jax.process_count() == 1:
     return x[None]
   shards = put_rows(np.repeat(x[None], len(local_shards()), axis=0))

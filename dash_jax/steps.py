@@ -152,7 +152,9 @@ def rl_step(
     'step_s': learned_at - start,
   }
   if config.algorithm.refill_rounds:
-    values['sampling_rounds'] = num_rounds
+    values['sampling_rounds'] = sharding.max_over_hosts({'rounds': num_rounds})[
+      'rounds'
+    ]
   if config.algorithm.max_staleness:
     values |= {
       'wait_s': scored_at - start,

@@ -51,7 +51,7 @@ def make_ready(
   if size == config_lib.AUTO:
     size = find_minibatch_size(
       measure,
-      memory.find_room(),
+      -sharding.max_over_hosts({'room': -memory.find_room()})['room'],
       phase.rows_per_step,
       sharding.num_batch_shards(jax.sharding.get_mesh()),
     )

@@ -97,24 +97,32 @@ class Device:
   id: int = 0
 
 
-@pytest.mark.parametrize(
-  ('grid', 'shares'),
-  [
-    ([[0, 0], [1, 1]], [[0, 1, 2], [3, 4, 5]]),
-    ([[0], [1], [1], [0], [2], [2]], [[0, 3], [1, 2], [4, 5]]),
-  ],
-)
-def test_shares_follow_the_rows_that_a_process_holds(monkeypatch, grid, shares):
-  """Meshes may order processes in any way (a TPU's topology decides): of six
-  items, each process gets those of the shards it holds."""
-  mesh = types.SimpleNamespace(
-    devices=np.array([[[Device(p) for p in row] for row in grid]]),
-    shape={'data': 1, 'fsdp': len(grid), 'tensor': len(grid[0])},
-  )
-  monkeypatch.setattr(jax.sharding, 'get_mesh', lambda: mesh)
-  for process, share in enumerate(shares):
+def test_shares_are_of_processes(monkeypatch):
+  monkeypatch.setattr(jax, 'process_count', lambda: 3)
+  for process, share in enumerate([[0, 1], [2, 3], [4, 5]]):
     monkeypatch.setattr(jax, 'process_index', lambda p=process: p)
     assert sharding.host_share(list(range(6))) == share
+
+
+@pytest.mark.parametrize(
+  ('grid', 'own'),
+  [
+    ([[0, 0], [1, 1]], [2, 3]),
+    ([[0], [1], [1], [0], [2], [2]], [1, 2]),
+  ],
+)
+def test_a_process_has_a_part_of_a_mesh(monkeypatch, grid, own):
+  """Meshes may order processes in any way (a TPU's topology decides)."""
+  numbers = iter(range(6))
+  grid = np.array([[[Device(p, next(numbers)) for p in row] for row in grid]])
+  shape = {'data': 1, 'fsdp': grid.shape[1], 'tensor': grid.shape[2]}
+  monkeypatch.setattr(sharding, '_make_plain_mesh', lambda devices: devices)
+  monkeypatch.setattr(jax, 'process_count', lambda: 3)
+  monkeypatch.setattr(jax, 'process_index', lambda: 1)
+  mesh = types.SimpleNamespace(devices=grid, shape=shape)
+  found = sharding.local_mesh(mesh)
+  assert found.shape == (1, len(own) // shape['tensor'], shape['tensor'])
+  assert [device.id for device in found.flat] == own
 
 
 def _fake_meshes(monkeypatch, arrange):

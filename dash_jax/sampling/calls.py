@@ -35,7 +35,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Completions:
-  """What has been sampled so far of this process's prompts; grows in place.
+  """What has been sampled so far; grows in place.
 
   Attributes:
     tokens: i32[Q, G, C].
@@ -92,14 +92,13 @@ class Call:
     self._group_size = programs.group_size
     self._request = request
     self._made = made
-    self._shards = sharding.local_shards()
-    per_shard = len(request.prompts.tokens) // len(self._shards)
     self._num_shards = programs_lib.num_shards()
+    per_shard = len(request.prompts.tokens) // self._num_shards
     waiting = [list(range(per_shard)) for _ in range(self._num_shards)]
-    # Some are done if memory ran out before, which a single process survives.
-    for i, shard in enumerate(self._shards):
+    # Some are done if memory ran out before.
+    for i in range(self._num_shards):
       rows = made.finished[i * per_shard : (i + 1) * per_shard]
-      waiting[shard] = np.flatnonzero(~rows.all(axis=1)).tolist()
+      waiting[i] = np.flatnonzero(~rows.all(axis=1)).tolist()
     for x in (made.tokens, made.logprobs, made.lengths):
       x[~made.finished] = 0
     self._per_shard = per_shard
@@ -134,11 +133,11 @@ class Call:
     at, request = self._at, self._request
     taken, prompt_places, row_places = at.admit(num)
     # Rows of these prompts that were done before memory ran out need no more.
-    at.ended[self._shards] |= at.live[self._shards] & self._is_finished()
+    at.ended |= at.live & self._is_finished()
     # Places that stay empty get the first prompt, and are nowhere.
-    numbers = np.zeros((len(self._shards), num), int)
-    for i, shard in enumerate(self._shards):
-      numbers[i, : len(taken[shard])] = taken[shard]
+    numbers = np.zeros((self._num_shards, num), int)
+    for i in range(self._num_shards):
+      numbers[i, : len(taken[i])] = taken[i]
       numbers[i] += i * self._per_shard
     numbers = numbers.reshape(-1)
     self._prompts, self._rows, drawn = self._compiled.admit[num](
@@ -147,16 +146,16 @@ class Call:
       self._rows,
       sharding.put_rows(jax.tree.map(lambda x: x[numbers], request.prompts)),
       sharding.put_rows(request.limits[numbers].reshape(-1)),
-      sharding.put_known(prompt_places),
-      sharding.put_known(row_places),
+      sharding.put_rows(prompt_places),
+      sharding.put_rows(row_places),
       request.key,
       request.decoding,
     )
     self._where = None
     # What was drawn is in the order of prompts, not of places.
-    places = row_places.reshape(self._num_shards, -1)[self._shards]
+    places = row_places.reshape(self._num_shards, -1)
     tokens, logprobs = sharding.local_rows((drawn.tokens, drawn.logprobs))
-    shape = (len(self._shards), at.rung.rows + 1, 1)
+    shape = (self._num_shards, at.rung.rows + 1, 1)
 
     def place(x):
       out = np.zeros(shape, x.dtype)
@@ -185,9 +184,9 @@ class Call:
         None if prompt is None else self._prompts,
         self._rows,
         self._rings,
-        sharding.put_known(row),
-        sharding.put_known(live),
-        None if prompt is None else sharding.put_known(prompt),
+        sharding.put_rows(row),
+        sharding.put_rows(live),
+        None if prompt is None else sharding.put_rows(prompt),
       )
       self._prompts = self._prompts if moved is None else moved
       self._where = None
@@ -195,7 +194,7 @@ class Call:
   def _decode(self):
     at, compiled = self._at, self._compiled
     if self._where is None and not at.rung.in_order:
-      self._where = tuple(map(sharding.put_known, at.describe()))
+      self._where = tuple(map(sharding.put_rows, at.describe()))
     num_live = at.live.sum(axis=1)
     # Ends where so many have stopped that others can take their places.
     few = np.minimum(min(compiled.admit), [*map(len, at.waiting)])
@@ -217,13 +216,13 @@ class Call:
       np.int32(floor),
     )
     tokens, logprobs = (
-      x.reshape(len(self._shards), -1, x.shape[-1])
+      x.reshape(self._num_shards, -1, x.shape[-1])
       for x in sharding.local_rows((drawn.tokens, drawn.logprobs))
     )
     yield from self._take_in(tokens, logprobs, drawn)
 
   def _put_ended(self):
-    ended = self._at.ended[self._shards].reshape(-1)
+    ended = self._at.ended.reshape(-1)
     if ended.any():
       return sharding.put_rows(ended)
     if ended.size not in self._none_ended:
@@ -234,17 +233,17 @@ class Call:
     """Adds what was drawn to what is made, and yields the rows that finished.
 
     Args:
-      tokens, logprobs: [shards, rows, W], of this process's shards.
-      drawn: programs.Drawn, for what all processes know.
+      tokens, logprobs: [shards, rows, W].
+      drawn: programs.Drawn, for the rest.
     """
     at, made = self._at, self._made
     lengths = np.asarray(drawn.lengths).reshape(at.live.shape)
     stopped = np.asarray(drawn.stopped).reshape(at.live.shape)
     # A row that has its end, or had it before memory ran out, stays as it is.
-    changing = at.live[self._shards] & ~self._is_finished()
+    changing = at.live & ~self._is_finished()
     row = self._find_rows()[changing]
-    before = at.lengths[self._shards][changing]
-    after = lengths[self._shards][changing]
+    before = at.lengths[changing]
+    after = lengths[changing]
     flat = _flatten(made)
     width = tokens.shape[-1]
     source, column = np.nonzero(np.arange(width) < (after - before)[:, None])
@@ -252,14 +251,12 @@ class Call:
     flat.tokens[to] = tokens[changing][source, column]
     flat.logprobs[to] = logprobs[changing][source, column]
     flat.lengths[row] = after
-    done = stopped[self._shards][changing]
+    done = stopped[changing]
     last = flat.tokens[row, after - 1]
     flat.truncated[row] = done & ~np.isin(last, self._request.decoding.stop_ids)
     if self._request.find_end:
       cut = np.array([self._cut(flat, r) for r in row], bool)
-      ended = at.ended[self._shards]
-      ended[changing] = cut
-      at.ended[self._shards] = ended
+      at.ended[changing] = cut
       done |= cut
     flat.finished[row] = done
     at.lengths = np.where(at.live, lengths, at.lengths)
@@ -268,10 +265,9 @@ class Call:
       yield np.sort(row[done]), made
 
   def _find_rows(self):
-    """Returns i64[shards, rows], of this process's shards which row of
-    Completions stands at each place."""
-    first = np.arange(len(self._shards))[:, None] * self._per_shard
-    return self._at.row[self._shards] + first * self._group_size
+    """Returns i64[shards, rows], which row of Completions stands at each place."""
+    first = np.arange(self._num_shards)[:, None] * self._per_shard
+    return self._at.row + first * self._group_size
 
   def _is_finished(self):
     """Returns bool[shards, rows], of the row at each place; where there is none

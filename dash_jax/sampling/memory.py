@@ -4,14 +4,12 @@ import os
 
 import jax
 
-from dash_jax import sharding
-
 USABLE = 0.92  # the rest goes to fragments and to the runtime
 
 
 def find_room() -> float:
-  """Returns the bytes that every device of the mesh in use has room for beside
-  what it holds now.
+  """Returns the bytes that each device of this process in the mesh in use has
+  room for beside what it holds now.
 
   On CPU a device's memory is its share of the machine's.
   """
@@ -28,7 +26,7 @@ def find_room() -> float:
       for shard in x.addressable_shards
     )
     room = (total * USABLE - used) / jax.local_device_count()
-  return -sharding.max_over_hosts({'room': -room})['room']
+  return room
 
 
 def is_exhausted(error: Exception) -> bool:

@@ -81,8 +81,8 @@ class Drawn:
   Attributes:
     tokens: i32[B, W], new tokens of each row that was live, from column 0 on.
     logprobs: f32[B, W].
-    lengths: i32[B], completion tokens by now; every process has them all.
-    stopped: bool[B]; every process has them all.
+    lengths: i32[B], completion tokens by now.
+    stopped: bool[B].
   """
 
   tokens: jax.Array
@@ -210,7 +210,9 @@ class Programs:
       prompts, Prompts(new.lengths, caches), prompt_places, _PROMPT_SPECS
     )
     rows = _put(rows, fresh, row_places, _BATCH)
-    drawn = _report(tokens[:, None], logprobs[:, None], rows)
+    drawn = Drawn(
+      tokens[:, None], logprobs[:, None], rows.lengths, rows.stopped
+    )
     return prompts, rows, drawn
 
   def decode(
@@ -300,7 +302,8 @@ class Programs:
         jnp.zeros(shape, jnp.float32, out_sharding=layout),
       ),
     )
-    return rows, rings, _report(tokens, logprobs, rows)
+    drawn = Drawn(tokens, logprobs, rows.lengths, rows.stopped)
+    return rows, rings, drawn
 
   def lengthen(self, rings: Rings, num_slots: int) -> Rings:
     """Returns rings with more slots."""
@@ -444,13 +447,3 @@ def _take(tree, places, specs):
   return jax.shard_map(
     take, in_specs=(specs, _BATCH), out_specs=specs
   )(tree, places)  # fmt: skip
-
-
-def _report(tokens, logprobs, rows):
-  everywhere = sharding.SAMPLE.spec(None)
-  return Drawn(
-    tokens,
-    logprobs,
-    jax.sharding.reshard(rows.lengths, everywhere),
-    jax.sharding.reshard(rows.stopped, everywhere),
-  )

@@ -13,7 +13,7 @@
 
 A row's noise is a function of (key, prompt uid, sample index, slot), so its
 tokens depend neither on the batch, its waves and the order of places, nor on the
-mesh. Every process takes the same decisions, from lengths that all of them have.
+mesh. Each process samples on its own devices and waits for no other.
 """
 
 import collections
@@ -64,7 +64,7 @@ def sample(
   once = Sampler(
     model,
     params,
-    num_prompts=num_prompts * jax.process_count(),
+    num_prompts=num_prompts,
     group_size=group_size,
     max_prompt_len=P,
     max_completion_len=max_completion_len,
@@ -74,7 +74,7 @@ def sample(
 
 class Sampler:
   """Samples from one model, with programs that are compiled before the first
-  call. The mesh in use is the same at every call."""
+  call. The mesh in use is the same at every call, and of one process."""
 
   def __init__(
     self,
@@ -96,8 +96,8 @@ class Sampler:
       model: the architecture and the dtype to compute in.
       params: its weights, TRAIN layout, or their shapes and layouts; they may
         rest on another mesh, split over the axis tensor alike.
-      num_prompts: prompts of a call, over all processes; a call may have
-        others, but with more of them, rows wait for places.
+      num_prompts: prompts of a call; a call may have others, but with more of
+        them, rows wait for places.
       group_size: G, completions of a prompt.
       max_prompt_len: P.
       max_completion_len: C.
@@ -112,7 +112,9 @@ class Sampler:
         rows, or not even one prompt a shard fits the memory.
     """
     self._mesh = jax.sharding.get_mesh()
-    self._moves = compiled_lib.find_mesh(params) != self._mesh
+    source = compiled_lib.find_mesh(params)
+    self._moves = source != self._mesh
+    self._copies = not set(self._mesh.devices.flat) <= set(source.devices.flat)
     self._num_shards = programs.num_shards()
     self._params = jax.tree.map(compiled_lib.describe, params)
     self._num_prompts = -(-num_prompts // self._num_shards)
@@ -192,8 +194,7 @@ class Sampler:
 
     Raises:
       ValueError: prompts have other sizes than the sampler, limits are out of
-        range, or not even one prompt a shard fits the memory. With several
-        processes, too little memory is an error of jax's at once.
+        range, or not even one prompt a shard fits the memory.
     """
     Q, G, C = len(prompts.tokens), self.group_size, self._max_completion_len
     limits = np.full((Q, G), C) if limits is None else np.asarray(limits)
@@ -208,8 +209,7 @@ class Sampler:
         yield from call.run(weights)
         return
       except jax.errors.JaxRuntimeError as error:
-        # Other processes would not know of it.
-        if not memory.is_exhausted(error) or jax.process_count() > 1:
+        if not memory.is_exhausted(error):
           raise
         message = str(error)
       # Not above: the error's traceback has the arrays that did not fit, and so
@@ -240,7 +240,7 @@ class Sampler:
 
   def _check(self, prompts, limits):
     Q, P = prompts.tokens.shape
-    C, shards = self._max_completion_len, self._num_local_shards
+    C, shards = self._max_completion_len, self._num_shards
     if not Q or Q % shards:
       raise ValueError(f'{Q} prompts: must be a multiple of {shards} shards')
     if self._programs.prompt_len != P:
@@ -257,10 +257,6 @@ class Sampler:
       raise ValueError(
         f'limits must be {shape} numbers from 1 to {C}: {limits}'
       )
-
-  @property
-  def _num_local_shards(self):
-    return self._num_shards // jax.process_count()
 
   def _build(self, rows: int, *, measure: bool) -> None:
     """Compiles all programs, of fewer rows where these do not fit the device.
@@ -302,7 +298,7 @@ class Sampler:
     # Weights take their room whatever the rows; the next ones may come while
     # these are still sampled with.
     weights = self._compiled.weight_bytes
-    room = memory.find_room() - weights * (2 if self._moves else 1)
+    room = memory.find_room() - weights * (2 if self._copies else 1)
     return max(room, 0) / max(needed - weights, 1)
 
   def _take_fewer(self, message: str) -> None:
