@@ -264,7 +264,7 @@ def test_prompts_that_run_a_few_at_a_time_are_the_same(
   """As many long ones do, of which all at once would take much memory."""
   prompts = make_prompts()
   whole = run(params, tiny, prompts, stop_ids=STOPS)
-  monkeypatch.setattr(sampler, '_PREFILL_TOKENS', 3 * P)
+  monkeypatch.setattr(sampler, 'PREFILL_TOKENS', 3 * P)
   options = {'num_prompts': 4, 'group_size': 2}
   parts = get_sampler(params, tiny, **options)
   assert set(parts._compiled.admit) == {3}
