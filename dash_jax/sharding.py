@@ -14,6 +14,7 @@ type error even on one device.
 """
 
 import dataclasses
+import math
 
 import jax
 import numpy as np
@@ -138,13 +139,44 @@ def _arrange(sizes, devices):
   """Returns a mesh as jax arranges devices, by how they are connected; where it
   finds no such, or would part rows of a process, in the order of processes."""
   try:
-    mesh = jax.make_mesh(sizes, AXES, devices=devices)
+    mesh = _make_plain_mesh(_arrange_by_wires(sizes, devices))
     if _keeps_rows(mesh):
       return mesh
-  except NotImplementedError:  # no such shape on these wires
+  # No such shape on these wires, or devices that are set aside leave holes.
+  except (NotImplementedError, AssertionError):
     pass
   in_order = sorted(devices, key=lambda d: (d.process_index, d.id))
   return _make_plain_mesh(np.array(in_order).reshape(sizes))
+
+
+def _arrange_by_wires(sizes, devices):
+  """Returns devices as [data, fsdp, tensor], slices behind each other along data
+  and, as far as these are too many for it, along fsdp.
+
+  Raises:
+    NotImplementedError, AssertionError: they cannot be arranged so.
+  """
+  by_slice = {}
+  for device in devices:
+    # Only accelerators have it.
+    number = getattr(device, 'slice_index', 0)
+    by_slice.setdefault(number, []).append(device)
+  data, fsdp, tensor = sizes
+  outer = math.gcd(data, len(by_slice))
+  inner = len(by_slice) // outer
+  if fsdp % inner or len(set(map(len, by_slice.values()))) > 1:
+    raise NotImplementedError('a shape over parts of slices')
+  of_slice = (data // outer, fsdp // inner, tensor)
+  found = [
+    jax.make_mesh(of_slice, AXES, devices=by_slice[number]).devices
+    for number in sorted(by_slice)
+  ]
+  return np.concatenate(
+    [
+      np.concatenate(found[i : i + inner], axis=1)
+      for i in range(0, len(found), inner)
+    ]
+  )
 
 
 def _make_plain_mesh(devices):

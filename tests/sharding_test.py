@@ -95,6 +95,7 @@ def test_rows_come_back_as_they_went(shape):
 class Device:
   process_index: int
   id: int = 0
+  slice_index: int = 0
 
 
 def test_shares_are_of_processes(monkeypatch):
@@ -150,19 +151,47 @@ def test_a_shard_of_rows_stays_within_a_process(monkeypatch):
     sharding.make_mesh(1, 1, 8, _TWO_PROCESSES)
 
 
-@pytest.mark.parametrize('knows_a_way', [True, False])
-def test_devices_of_a_process_stay_together(monkeypatch, knows_a_way):
-  """Where jax, which goes by wires, would part them or finds no mesh."""
+@pytest.mark.parametrize('error', [None, NotImplementedError, AssertionError])
+def test_devices_of_a_process_stay_together(monkeypatch, error):
+  """Where jax, which goes by wires, would part them or finds no mesh, as of
+  devices with holes between them."""
 
   def arrange(devices):
-    if not knows_a_way:
-      raise NotImplementedError
+    if error:
+      raise error
     return devices[::2] + devices[1::2]
 
   _fake_meshes(monkeypatch, arrange)
   mesh = sharding.make_mesh(1, 2, 4, _TWO_PROCESSES)
   found = [[d.process_index for d in row] for row in mesh.devices[0]]
   assert found == [[0] * 4, [1] * 4]
+
+
+@pytest.mark.parametrize(
+  ('sizes', 'expected'),
+  [
+    ((2, 2, 2), [[0, 0], [1, 1]]),
+    ((1, 4, 2), [[0, 0, 1, 1]]),
+    ((4, 1, 2), [[0], [0], [1], [1]]),
+  ],
+)
+def test_slices_are_behind_each_other(monkeypatch, sizes, expected):
+  """jax arranges the devices of each, as it refuses those of several. Only along
+  data, or else fsdp, does anything go from one to another."""
+
+  def arrange(devices):
+    assert len({d.slice_index for d in devices}) == 1
+    return devices[::-1]
+
+  _fake_meshes(monkeypatch, arrange)
+  devices = [
+    dataclasses.replace(d, slice_index=d.process_index) for d in _TWO_PROCESSES
+  ]
+  mesh = sharding.make_mesh(*sizes, devices)
+  assert [
+    [row[0].slice_index for row in rows] for rows in mesh.devices
+  ] == expected
+  assert [d.id for d in mesh.devices.flat] == [3, 2, 1, 0, 7, 6, 5, 4]
 
 
 def test_one_process_shares_and_sums_with_nobody(mesh):
