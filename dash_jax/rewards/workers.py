@@ -65,8 +65,7 @@ class Pool:
   process, outside any row's time-out: the place for slow imports and tables.
 
   A pool scores one batch at a time; others, of other threads, wait. Its workers
-  end with `close`, or when this
-  process ends in whatever way.
+  end with `close`, or when this process ends in whatever way.
   """
 
   def __init__(
@@ -117,6 +116,7 @@ class Pool:
     self._others = tuple(others)
     self._timeout_s = timeout_s
     self._has_warned = False
+    self._is_closed = False
     self._turn = threading.Lock()
     self._workers = []
     try:
@@ -136,9 +136,15 @@ class Pool:
     self.close()
 
   def close(self) -> None:
-    """Kills the workers and all that they started."""
-    while self._workers:
-      self._workers.pop().kill()
+    """Kills the workers and all that they started. A thread that scores ends with
+    a RuntimeError."""
+    self._is_closed = True
+    for worker in self._workers.copy():
+      worker.stop()
+    # What such a thread still reads is closed behind it.
+    with self._turn:
+      while self._workers:
+        self._workers.pop().kill()
 
   def score(
     self, completions: list[str], answers: list[str], truncated: list[bool]
@@ -156,15 +162,13 @@ class Pool:
     Raises:
       ValueError: the lengths differ, or a worker that was killed can't be
         started again. The pool is closed then.
-      RuntimeError: the pool is closed.
+      RuntimeError: the pool is closed, or is closed meanwhile.
     """
     if not len(completions) == len(answers) == len(truncated):
       raise ValueError(
         f'got {len(completions)} completions, {len(answers)} answers and'
         f' {len(truncated)} truncated; there must be as many of each'
       )
-    if not self._workers:
-      raise RuntimeError('the pool is closed')
     rows = [
       [completion, answer, bool(cut)]
       for completion, answer, cut in zip(
@@ -184,6 +188,8 @@ class Pool:
     waiting = collections.deque(range(len(rows)))
     now = self._wait(0.0)  # A worker may have ended while nobody looked.
     while True:
+      if self._is_closed:
+        raise RuntimeError('the pool is closed')
       for i, worker in enumerate(self._workers):
         for row, found, error in worker.take_replies(self._timeout_s):
           num_done += 1
@@ -357,10 +363,14 @@ class _Worker:
       return f'exit code {code}' if code >= 0 else f'signal {-code}'
     return 'its pipe closed'
 
-  def kill(self) -> None:
+  def stop(self) -> None:
+    """Ends its process, which whoever waits for it sees."""
     # Where the group has ended, Linux says the one and macOS the other.
     with contextlib.suppress(ProcessLookupError, PermissionError):
       os.killpg(self._process.pid, signal.SIGKILL)
+
+  def kill(self) -> None:
+    self.stop()
     self._process.wait()
     self._process.stdin.close()
     self._process.stdout.close()

@@ -1,5 +1,6 @@
 """Properties of the reward workers."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -189,6 +190,20 @@ def test_an_interrupted_batch_leaves_no_replies_behind():
         _score(pool, ['3'])
   finally:
     signal.signal(signal.SIGALRM, old)
+
+
+def test_a_batch_of_another_thread_ends_with_the_pool():
+  """As where a run is stopped whose rows are ahead: nobody waits for them, and
+  the process could not end before that thread."""
+  pool = _pool(num_workers=1, timeout_s=60.0)
+  with concurrent.futures.ThreadPoolExecutor(1) as thread:
+    scored = thread.submit(_score, pool, ['loop'])
+    while not pool._workers[0].rows:
+      time.sleep(0.02)
+    pool.close()
+    with pytest.raises(RuntimeError, match='the pool is closed'):
+      scored.result(timeout=30)
+  assert not pool._workers
 
 
 def test_workers_end_with_the_process_that_started_them():
