@@ -686,4 +686,9 @@ def make_sampler(
       quantize_cache=config.sampling.quantize_cache,
       quantize_weights=config.sampling.quantize_weights,
       attention=config.sampling.attention,
+      # A sampler that is slow has a set of weights for each step that is asked
+      # for; where devices are shared, each is sampled with at once.
+      num_waiting=config.algorithm.max_staleness
+      if config.mesh.sampler_devices
+      else 0,
     )

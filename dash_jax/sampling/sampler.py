@@ -89,6 +89,7 @@ class Sampler:
     quantize_cache: bool = False,
     quantize_weights: bool = False,
     attention: str = kernels.PLAIN,
+    num_waiting: int = 0,
   ):
     """Compiles the programs.
 
@@ -106,6 +107,8 @@ class Sampler:
       quantize_cache: keep 8 bits of keys and values.
       quantize_weights: keep 8 bits of every matrix.
       attention: one of kernels.ATTENTION.
+      num_waiting: what `prepare` has returned and waits for its turn, at most,
+        beside what is sampled with.
 
     Raises:
       ValueError: `batch_size` does not divide by G times the mesh's shards of
@@ -114,7 +117,7 @@ class Sampler:
     self._mesh = jax.sharding.get_mesh()
     source = compiled_lib.find_mesh(params)
     self._moves = source != self._mesh
-    self._copies = not set(self._mesh.devices.flat) <= set(source.devices.flat)
+    self._num_waiting = num_waiting
     self._num_shards = programs.num_shards()
     self._params = jax.tree.map(compiled_lib.describe, params)
     self._num_prompts = -(-num_prompts // self._num_shards)
@@ -296,10 +299,9 @@ class Sampler:
   def _find_share(self, held: bool) -> float:
     """Returns how many times the rows of the programs fit; 1 or more if they do."""
     needed = self._compiled.measure()
-    # Weights take their room whatever the rows; the next ones may come while
-    # these are still sampled with.
+    # Weights take their room whatever the rows.
     weights = self._compiled.weight_bytes
-    room = memory.find_room() - weights * (1 + self._copies - held)
+    room = memory.find_room() - weights * (1 + self._num_waiting - held)
     return max(room, 0) / max(needed - weights, 1)
 
   def _take_fewer(self, message: str) -> None:

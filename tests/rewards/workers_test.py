@@ -1,11 +1,11 @@
 """Properties of the reward workers."""
 
-import concurrent.futures
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -195,14 +195,20 @@ def test_an_interrupted_batch_leaves_no_replies_behind():
 def test_a_batch_of_another_thread_ends_with_the_pool():
   """As where a run is stopped whose rows are ahead: nobody waits for them, and
   the process could not end before that thread."""
-  pool = _pool(num_workers=1, timeout_s=60.0)
-  with concurrent.futures.ThreadPoolExecutor(1) as thread:
-    scored = thread.submit(_score, pool, ['loop'])
-    while not pool._workers[0].rows:
-      time.sleep(0.02)
-    pool.close()
+  pool, ended = _pool(num_workers=1, timeout_s=60.0), []
+
+  def score():
     with pytest.raises(RuntimeError, match='the pool is closed'):
-      scored.result(timeout=30)
+      _score(pool, ['loop'])
+    ended.append(1)
+
+  thread = threading.Thread(target=score, daemon=True)
+  thread.start()
+  while not pool._workers[0].rows:
+    time.sleep(0.02)
+  pool.close()
+  thread.join(timeout=30)
+  assert ended
   assert not pool._workers
 
 

@@ -424,14 +424,19 @@ def measure(params, config, rows):
   return make_auto(params, config, rows // G)._compiled.measure()
 
 
-@pytest.mark.parametrize('share', [1.0, 0.9, 0.5, 0.0])
-def test_auto_takes_what_fits(params, tiny, monkeypatch, sizes, share):
-  """Beside the weights there is room for a share of what 24 rows need: so many
-  rows are taken, but for those of two prompts, and one prompt at least."""
+@pytest.mark.parametrize(
+  ('share', 'waiting'), [(1.0, 0), (0.9, 0), (0.5, 0), (0.0, 0), (0.5, 2)]
+)
+def test_auto_takes_what_fits(params, tiny, monkeypatch, sizes, share, waiting):
+  """Beside the weights, and those that wait, there is room for a share of what 24
+  rows need: so many rows are taken, but for those of two prompts, and one prompt
+  at least."""
   weights = sum(x.nbytes for x in jax.tree.leaves(params))
   room = weights + share * (measure(params, tiny, 24) - weights)
-  monkeypatch.setattr(sampler.memory, 'find_room', lambda: room)
-  made = make_auto(params, tiny)
+  monkeypatch.setattr(
+    sampler.memory, 'find_room', lambda: room + waiting * weights
+  )
+  made = make_auto(params, tiny, num_waiting=waiting)
   rows = made.batch_size
   if rows > G:
     assert made._compiled.measure() <= room
