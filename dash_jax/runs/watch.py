@@ -36,8 +36,11 @@ _BEAT_S = 1.0
 _FOLDER = 'dash_jax/watch/'
 
 # Prints the last line that it was given, if its parent ends and does not empty it.
+# Slurm and others send a signal to every process of a job.
 _LAST_WORDS = """
-import sys
+import signal, sys
+for number in signal.SIGTERM, signal.SIGINT, signal.SIGHUP:
+  signal.signal(number, signal.SIG_IGN)
 last = ''
 for last in sys.stdin:
   pass
@@ -119,7 +122,8 @@ class Watch:
       self._has_ended = True
       self._tell()
       self._keep_last_words('')
-      self._beside.stdin.close()
+      with contextlib.suppress(BrokenPipeError):
+        self._beside.stdin.close()
       self._beside.wait()
 
   def fail(self, error: BaseException) -> None:
@@ -286,7 +290,8 @@ class Watch:
   def _keep_last_words(self, text):
     if self._has_spoken:
       text = ''
-    with self._lock:
+    # Without it there are no last words, and that is all.
+    with self._lock, contextlib.suppress(BrokenPipeError):
       self._beside.stdin.write(text + '\n')
       self._beside.stdin.flush()
 

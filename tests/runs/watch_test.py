@@ -1,5 +1,7 @@
 """Two processes, of which one dies, stops, hangs, fails or is done before the
-other. All pairs run at once: most of what they do is wait."""
+other. All pairs run at once: most of what they do is wait. The processes beside
+them, which say last words, hear SIGTERM and stay; one of them is killed, and
+nothing follows."""
 
 import pathlib
 import re

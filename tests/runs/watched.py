@@ -25,12 +25,16 @@ with watch.Watch(silent_s=5.0, stall_s=14.0):
   watch.mark('scoring')
   multihost_utils.sync_global_devices('both are here')
   time.sleep(3)  # they have heard of each other
+  # As Slurm, which stops a job by a signal to every process that it finds.
+  os.kill(watch._watch._beside.pid, signal.SIGTERM)
   if process == who:
     if what == 'hangs':
       time.sleep(1000)
     elif what == 'fails':
       raise ValueError('this host has no such file')
-    elif what != 'ends':
+    elif what == 'ends':
+      os.kill(watch._watch._beside.pid, signal.SIGKILL)
+    else:
       os.kill(os.getpid(), getattr(signal, what))
   watch.mark('learning')
   if what == 'ends':
