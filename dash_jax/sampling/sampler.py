@@ -258,19 +258,20 @@ class Sampler:
         f'limits must be {shape} numbers from 1 to {C}: {limits}'
       )
 
-  def _build(self, rows: int, *, measure: bool) -> None:
+  def _build(self, rows: int, *, measure: bool, held: bool = False) -> None:
     """Compiles all programs, of fewer rows where these do not fit the device.
 
     Args:
       rows: of a shard, at once; a multiple of G.
       measure: whether to ask the programs' own figures what fits; compilers of
         some devices find out anyway.
+      held: whether weights are on the device now.
     """
     G = self.group_size
     while True:
       self._compiled = self._describe(rows)
       try:
-        share = self._find_share() if measure and rows > G else 1.0
+        share = self._find_share(held) if measure and rows > G else 1.0
         if share >= 1:
           self._compiled.compile()
           return
@@ -292,13 +293,13 @@ class Sampler:
       max_completion_len=self._max_completion_len,
     )
 
-  def _find_share(self) -> float:
+  def _find_share(self, held: bool) -> float:
     """Returns how many times the rows of the programs fit; 1 or more if they do."""
     needed = self._compiled.measure()
     # Weights take their room whatever the rows; the next ones may come while
     # these are still sampled with.
     weights = self._compiled.weight_bytes
-    room = memory.find_room() - weights * (2 if self._copies else 1)
+    room = memory.find_room() - weights * (1 + self._copies - held)
     return max(room, 0) / max(needed - weights, 1)
 
   def _take_fewer(self, message: str) -> None:
@@ -306,7 +307,7 @@ class Sampler:
     rows, G = self._compiled.ladder.rungs[0].rows, self.group_size
     if rows == G:
       raise _nothing_fits(message)
-    self._build(max(rows // 2 // G, 1) * G, measure=True)
+    self._build(max(rows // 2 // G, 1) * G, measure=True, held=True)
     self._warn(rows)
 
   def _warn(self, rows: int) -> None:

@@ -384,10 +384,11 @@ def test_too_little_memory_means_smaller_waves(
   monkeypatch.setattr(sampler.memory, 'find_room', find_room)
   how = decoding.make_decoding(1.0, stop_ids=STOPS)
   key = jax.random.key(0)
+  prepared = small.prepare(params)
   before = count_held()
   seen = []
   with caplog.at_level(logging.WARNING):
-    for part in small.stream(small.prepare(params), prompts, key, how):
+    for part in small.stream(prepared, prompts, key, how):
       seen += part[0].tolist()
   assert sorted(seen) == list(range(Q * G))
   assert_equal(part[1].as_rollouts(prompts, 3), whole)
