@@ -243,8 +243,8 @@ def _admitting(shape, own):
 
 
 def _learning(job, shape, minibatch):
-  """The new gradient, the cast layers, what a forward keeps, and the more of what
-  tables and a layer need."""
+  """The new gradient, the cast layers, what a forward keeps, and what tables and a
+  layer need."""
   config, t, a = shape.config, shape.tensor, shape.itemsize
   on_cpu = job.devices.kind.platform == 'cpu'
   b, T = job.find_lines(minibatch)
@@ -274,7 +274,8 @@ def _learning(job, shape, minibatch):
   gradient = count_gradient(job) / 4 * shape.param_itemsize
   if on_cpu and shape.fsdp > 1 and L <= llama.UNROLLED_LAYERS:
     tables += layers * a  # whole gradients of layers, before they are split
-  return gradient + cast + kept + max(tables, inner)
+  made = max(tables, inner) if on_cpu else tables + inner
+  return gradient + cast + kept + made
 
 
 def _count_seen(shape, num_slots):
