@@ -161,6 +161,7 @@ def test_a_pair_is_a_right_reply_and_a_wrong_one_that_stopped():
     ),
     texts=[q + t for q in 'abcd' for t in ('0', '1', '2', '3', '1')],
     scores=workers.Scores(np.float32(right).reshape(-1), 0, 0),
+    began_at=0.0,
     sample_s=0.0,
     reward_s=0.0,
   )

@@ -73,6 +73,7 @@ def test_refilled_groups_are_chosen_by_the_sum_and_keep_their_terms():
       rows=make_rows(first),
       texts=list('abcd'),
       scores=workers.Scores(verified, 0, 0, {'extra': extra}),
+      began_at=0.0,
       sample_s=1.0,
       reward_s=1.0,
       terms={'verifier': verified, 'extra': extra},
