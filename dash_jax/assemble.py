@@ -341,41 +341,47 @@ def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
       # watch.py ends the run first, and says why.
       heartbeat_timeout_seconds=int(3 * config.mesh.silent_s) + 60,
     )
-  devices, _ = sharding.split_devices(config.mesh.sampler_devices)
-  mesh = sharding.make_mesh(
-    config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices
-  )
-  checks.check_mesh(
-    config,
-    sharding.num_batch_shards(mesh),
-    sharding.num_batch_shards(make_sampling_mesh(config, mesh))
-    * jax.process_count(),
-    jax.process_count(),
-  )
+  mesh, _ = make_meshes(config, jax.devices())
   return mesh
 
 
-def make_sampling_mesh(
-  config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh
-) -> jax.sharding.Mesh:
-  """Returns the mesh of this process's devices that sample: no process waits for
-  another one's rows.
+def make_meshes(
+  config: ml_collections.ConfigDict, devices: list
+) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
+  """Returns the meshes of the devices that learn and that sample, the same if all
+  do both.
 
   Args:
     config: of a run.
-    mesh: of the devices that learn.
+    devices: of all processes.
+
+  Raises:
+    ValueError: they do not fit, or rows do not divide over them; names the field.
   """
-  num = config.mesh.sampler_devices
+  section = config.mesh
+  learn, _ = sharding.split_devices(section.sampler_devices, devices)
+  mesh = sharding.make_mesh(section.data, section.fsdp, section.tensor, learn)
+  sampling_mesh = _make_sampling_mesh(config, mesh, devices)
+  checks.check_mesh(
+    config,
+    sharding.num_batch_shards(mesh),
+    sharding.num_batch_shards(sampling_mesh),
+    len({device.process_index for device in devices}),
+  )
+  return mesh, sampling_mesh
+
+
+def _make_sampling_mesh(config, mesh, devices):
+  num, tensor = config.mesh.sampler_devices, mesh.shape['tensor']
   if not num:
-    return sharding.local_mesh(mesh)
-  tensor = mesh.shape['tensor']
+    return mesh
   if num % tensor:
     raise ValueError(
       f'mesh.sampler_devices={num}: must be a multiple of mesh.tensor={tensor},'
       ' over which both sides split the model'
     )
-  _, devices = sharding.split_devices(num)
-  return sharding.local_mesh(sharding.make_mesh(1, -1, tensor, devices))
+  _, sample = sharding.split_devices(num, devices)
+  return sharding.make_mesh(1, -1, tensor, sample)
 
 
 def _named_processes():
@@ -438,7 +444,10 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
       timeout_s=config.reward.timeout_s,
       others=terms.list_functions(config.reward),
     ),
-    sampling_mesh=make_sampling_mesh(config, jax.sharding.get_mesh()),
+    # Of this process: none waits for another one's rows.
+    sampling_mesh=sharding.local_mesh(
+      _make_sampling_mesh(config, jax.sharding.get_mesh(), jax.devices())
+    ),
   )
 
 

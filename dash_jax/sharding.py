@@ -226,6 +226,14 @@ def num_batch_shards(mesh: jax.sharding.Mesh) -> int:
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
+def count_bytes(tree) -> int:
+  """Returns the bytes of arrays, or of what describes them, on one device."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+  )
+
+
 def put_rows(tree, *, axis: int = 0):
   """Puts each process's host rows on the mesh in use as one global array.
 

@@ -387,9 +387,7 @@ def lower(
 
   Args: as `update`'s; shapes and layouts do.
   """
-  stacked = jax.eval_shape(
-    lambda m: jax.tree.map(lambda x: jnp.stack([x] * _AT_ONCE), m), minibatch
-  )
+  stacked = jax.eval_shape(lambda m: next(_stack([m]))[0], minibatch)
   key = jax.eval_shape(
     functools.partial(_step_key, model), dropout_key, state.step
   )

@@ -67,7 +67,7 @@ def find_shape(
   cache_bytes = float(itemsize)
   if config.sampling.quantize_cache:
     cache_bytes = 1 + 4 / model.config.head_dim
-  trained = job_lib.count_bytes(job.state.params)
+  trained = sharding.count_bytes(job.state.params)
   param_itemsize = jnp.dtype(model.param_dtype).itemsize
   own = trained / param_itemsize
   return work.Shape(
@@ -80,7 +80,7 @@ def find_shape(
     group_size=job.group_size,
     itemsize=itemsize,
     param_itemsize=param_itemsize,
-    moment_itemsize=job_lib.count_bytes(job.state.opt_state) / own,
+    moment_itemsize=sharding.count_bytes(job.state.opt_state) / own,
     weight_bytes=1.0 if config.sampling.quantize_weights else itemsize,
     cache_bytes=cache_bytes,
     remat=model.remat,
@@ -140,8 +140,8 @@ def hold(job: job_lib.Job) -> Needs:
   """Returns what rests on a device that learns."""
   state = job.state
   return Needs(
-    weights=job_lib.count_bytes((state.params, state.frozen, state.reference)),
-    optimizer=job_lib.count_bytes(state.opt_state),
+    weights=sharding.count_bytes((state.params, state.frozen, state.reference)),
+    optimizer=sharding.count_bytes(state.opt_state),
   )
 
 

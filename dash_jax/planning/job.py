@@ -9,10 +9,9 @@ import dataclasses
 
 import jax
 import ml_collections
-import numpy as np
 from jax.sharding import NamedSharding
 
-from dash_jax import batches, checks, phases, sharding, weights
+from dash_jax import assemble, batches, checks, phases, sharding, weights
 from dash_jax import config as config_lib
 from dash_jax.learning import learner, packing
 from dash_jax.model import llama, lora
@@ -155,33 +154,6 @@ class Job:
       return len(sharding.local_shards())
 
 
-def make_meshes(
-  config, devices: devices_lib.Devices
-) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
-  """Returns the meshes of a config that learn and that sample; checks that rows
-  divide over them.
-
-  Raises:
-    ValueError: as a run would.
-  """
-  section = config.mesh
-  learn, sample = sharding.split_devices(
-    section.sampler_devices, devices.devices
-  )
-  mesh = sharding.make_mesh(section.data, section.fsdp, section.tensor, learn)
-  sampling_mesh = mesh
-  if section.sampler_devices:
-    tensor = mesh.shape['tensor']
-    sampling_mesh = sharding.make_mesh(-1, 1, tensor, sample)
-  checks.check_mesh(
-    config,
-    sharding.num_batch_shards(mesh),
-    sharding.num_batch_shards(sampling_mesh),
-    len({device.process_index for device in devices.devices}),
-  )
-  return mesh, sampling_mesh
-
-
 def make_job(config, devices: devices_lib.Devices) -> Job:
   """Describes the run of a checked config.
 
@@ -192,7 +164,7 @@ def make_job(config, devices: devices_lib.Devices) -> Job:
   if config.model.preset != config_lib.AUTO:
     config.model.weights = ''
   model = weights.make_model(config)
-  mesh, sampling_mesh = make_meshes(config, devices)
+  mesh, sampling_mesh = assemble.make_meshes(config, devices.devices)
   checks.check_model_on_mesh(model.config, mesh.shape['tensor'])
   phase = phases.phases(config, stop_ids=())[-1]
   with jax.set_mesh(mesh):
@@ -204,11 +176,3 @@ def make_job(config, devices: devices_lib.Devices) -> Job:
       _, frozen = lora.split(model.config.lora, params)
       state = dataclasses.replace(state, frozen=frozen)
   return Job(config, devices, mesh, sampling_mesh, model, phase, state)
-
-
-def count_bytes(tree) -> int:
-  """Returns the bytes of described arrays on one device."""
-  return sum(
-    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-    for x in jax.tree.leaves(tree)
-  )

@@ -22,6 +22,8 @@ class Compiled:
 
   Attributes:
     ladder: the shapes.
+    largest: the rung whose caches are the largest.
+    most_admitted: prompts of a shard that `admit` takes, at most.
     prepare, start: callables; `prepare` runs where the model's weights are, which
       may be on another mesh, `start` is of the first rung.
     admit: {number of prompts of a shard: callable}.
@@ -53,8 +55,8 @@ class Compiled:
       rung: _after(functools.partial(run.start, rung)) for rung in rungs.rungs
     }
     first = rungs.rungs[0]
-    self._largest = max(rungs.rungs, key=lambda rung: (rung.rows, rung.slots))
-    self._most_admitted = max(admitted)
+    self.largest = max(rungs.rungs, key=lambda rung: (rung.rows, rung.slots))
+    self.most_admitted = max(admitted)
     self._lowered = {
       ('prepare',): _trace(run.prepare, (params,), mesh=source),
       ('start',): _trace(functools.partial(run.start, first), ()),
@@ -74,25 +76,25 @@ class Compiled:
   @property
   def cache_bytes(self) -> int:
     """Bytes of keys and values on one device, at most."""
-    prompts, _, rings = self._arrays[self._largest]
-    return _size((prompts.caches, rings.caches))
+    prompts, _, rings = self._arrays[self.largest]
+    return sharding.count_bytes((prompts.caches, rings.caches))
 
   @property
   def weight_bytes(self) -> int:
     """Bytes of the weights that are sampled with, on one device."""
-    return _size(self._weights)
+    return sharding.count_bytes(self._weights)
 
   def measure(self) -> int:
     """Returns the bytes that a device needs at most, weights and caches included;
     compiles the programs that take most."""
-    decode, admit = ('decode', self._largest), ('admit', self._most_admitted)
+    decode, admit = ('decode', self.largest), ('admit', self.most_admitted)
     for name in decode, admit:
       self._compiled[name] = self._lowered.pop(name)().compile()
-    rings = self._arrays[self._largest][2]
+    rings = self._arrays[self.largest][2]
     return max(
       count_bytes(self._compiled[decode]),
       # Beside its arguments, `admit` has the rings, which may have grown.
-      count_bytes(self._compiled[admit]) + _size(rings),
+      count_bytes(self._compiled[admit]) + sharding.count_bytes(rings),
       *(
         self._measure_move(rung, other)
         for steps in (self.ladder.longer, self.ladder.narrower)
@@ -106,23 +108,15 @@ class Compiled:
     new_prompts, _, new_rings = self._arrays[other]
     if keeps_prompts(rung, other):
       new_prompts = ()
-    return _size((self._weights, prompts, rings, new_prompts, new_rings))
+    return sharding.count_bytes(
+      (self._weights, prompts, rings, new_prompts, new_rings)
+    )
 
   def lower(self, kind: str) -> dict:
     """Returns the lowered programs of a kind that are not compiled, by name."""
     return {
       name: lower() for name, lower in self._lowered.items() if name[0] == kind
     }
-
-  @property
-  def largest(self) -> ladder.Rung:
-    """The rung whose caches are the largest."""
-    return self._largest
-
-  @property
-  def most_admitted(self) -> int:
-    """Prompts of a shard that `admit` takes, at most."""
-    return self._most_admitted
 
   def lower_one(self, *name) -> jax.stages.Lowered:
     """Returns one lowered program that is not compiled, as ('decode', rung)."""
@@ -192,14 +186,6 @@ def count_bytes(compiled) -> int:
     + memory.output_size_in_bytes
     - memory.alias_size_in_bytes
     + memory.temp_size_in_bytes
-  )
-
-
-def _size(tree) -> int:
-  """Returns the bytes of described arrays on one device."""
-  return sum(
-    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-    for x in jax.tree.leaves(tree)
   )
 
 
