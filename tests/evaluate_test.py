@@ -9,7 +9,6 @@ import pytest
 import tiny_run
 
 from dash_jax import assemble, evaluate, sharding, weights
-from dash_jax.model import presets
 from dash_jax.rewards import workers
 
 
@@ -41,13 +40,10 @@ ONE, FOUR = (1, 1, 1), (1, 4, 1)
 @pytest.fixture
 def build(monkeypatch, tmp_path):
   """Returns what builds the parts of a run on a mesh, within its context."""
-  quickstart = presets.PRESETS['quickstart']
-  monkeypatch.setitem(presets.PRESETS, 'quickstart', quickstart)
-  monkeypatch.syspath_prepend(tiny_run.FOLDER)
 
   @contextlib.contextmanager
   def make(shape, batch_size='auto'):
-    config = tiny_run.get_config()
+    config = tiny_run.borrow(monkeypatch)
     config.eval.temperature = 1.0  # or all replies of a random model are alike
     config.sampling.batch_size = batch_size
     devices = jax.devices()[: math.prod(shape)]

@@ -17,10 +17,7 @@ from dash_jax.runs import checkpoint
 def workdir(tmp_path_factory):
   """A run of one supervised step."""
   with pytest.MonkeyPatch.context() as patched:
-    quickstart = presets.PRESETS['quickstart']
-    patched.setitem(presets.PRESETS, 'quickstart', quickstart)
-    patched.syspath_prepend(tiny_run.FOLDER)
-    config = tiny_run.get_config()
+    config = tiny_run.borrow(patched)
     config.algorithm.name = 'sft'
     config.algorithm.sft_steps = 1
     config.data.stop_text = '\n'

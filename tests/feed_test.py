@@ -9,7 +9,6 @@ import pytest
 import tiny_run
 
 from dash_jax import assemble, checks, sharding, train, updates
-from dash_jax.model import presets
 from dash_jax.runs import checkpoint, jsonl
 
 NUM_STEPS = 6
@@ -23,20 +22,8 @@ def kept():
 
 @pytest.fixture
 def config(mesh, monkeypatch, kept):
-  # What tiny_run puts there must not outlive the test.
-  quickstart = presets.PRESETS['quickstart']
-  monkeypatch.setitem(presets.PRESETS, 'quickstart', quickstart)
-  monkeypatch.syspath_prepend(tiny_run.FOLDER)
-  make, samplers = assemble.make_sampler, kept['samplers']
-
-  def make_once(config, model, mesh, **sizes):
-    key = (mesh, *sizes.items())
-    if key not in samplers:
-      samplers[key] = make(config, model, mesh, **sizes)
-    return samplers[key]
-
-  monkeypatch.setattr(assemble, 'make_sampler', make_once)
-  config = tiny_run.get_config()
+  config = tiny_run.borrow(monkeypatch)
+  tiny_run.share_samplers(monkeypatch, kept['samplers'])
   config.algorithm.sft_steps = 0
   config.algorithm.num_samples = NUM_STEPS * 32
   config.algorithm.importance_cap = 2.0
@@ -46,22 +33,11 @@ def config(mesh, monkeypatch, kept):
   return config
 
 
-def read(workdir, name):
-  """Returns the rows of a file without what depends on the clock."""
-  return [
-    {
-      key: value
-      for key, value in row.items()
-      if not key.endswith('_s') and key != 'compiles'
-    }
-    for row in jsonl.read(workdir / name)
-  ]
-
-
 def run(config, workdir):
   checks.check(config)
   assert train.train(config, str(workdir))
-  return read(workdir, 'metrics.jsonl'), read(workdir, 'evals.jsonl')
+  names = 'metrics.jsonl', 'evals.jsonl'
+  return tuple(tiny_run.read_numbers(workdir, name) for name in names)
 
 
 def run_once(config, most, kept, tmp_path):
@@ -94,7 +70,9 @@ def test_devices_of_their_own_go_on_meanwhile_and_change_nothing(
   there are such before the checkpoint."""
   shared = run_once(config, most, kept, tmp_path)
   learns, samples = jax.devices()[:1], jax.devices()[1:2]
-  monkeypatch.setattr(sharding, 'split_devices', lambda n: (learns, samples))
+  monkeypatch.setattr(
+    sharding, 'split_devices', lambda n, devices: (learns, samples)
+  )
   config.algorithm.max_staleness = most
   config.mesh.sampler_devices = 1
   sample, learn = assemble.Parts.sample_and_score, updates.learn

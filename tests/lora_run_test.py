@@ -12,7 +12,7 @@ import tiny_run
 from safetensors import numpy as safetensors
 
 from dash_jax import export, sharding, train, weights
-from dash_jax.model import hf, hf_write, lora, presets
+from dash_jax.model import hf, hf_write, lora
 from dash_jax.runs import checkpoint, jsonl
 
 
@@ -21,10 +21,7 @@ def run():
   """One device, and the config of a run with adapters on all linear layers, a
   critic, a KL term and dropout: two supervised steps and three of RL."""
   with pytest.MonkeyPatch.context() as patched:
-    quickstart = presets.PRESETS['quickstart']
-    patched.setitem(presets.PRESETS, 'quickstart', quickstart)
-    patched.syspath_prepend(tiny_run.FOLDER)
-    config = tiny_run.get_config()
+    config = tiny_run.borrow(patched)
     config.lora.rank = 2
     config.lora.alpha = 8.0
     config.lora.dropout = 0.1

@@ -4,7 +4,6 @@ hosts would. launch/local_test.py has one of four processes."""
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -21,27 +20,9 @@ OPTIONS = ('algorithm.sft_steps=1', 'algorithm.num_samples=64')
 DEVICES = '--xla_force_host_platform_device_count='
 
 
-def find_port():
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    return free.getsockname()[1]
-
-
-def read_numbers(workdir, name):
-  """Returns the rows of a file without what depends on the clock."""
-  return [
-    {
-      k: v
-      for k, v in row.items()
-      if not k.endswith('_s') and k not in ('compiles', 'phase', 'split')
-    }
-    for row in jsonl.read(workdir / name)
-  ]
-
-
 def start_job(workdir, num_processes, num_devices, *options, **env):
   """Starts the processes of a run, each with some devices of its own."""
-  address = f'localhost:{find_port()}'
+  address = f'localhost:{tiny_run.find_port()}'
   return [
     tiny_run.start(
       workdir,
@@ -87,7 +68,7 @@ def test_any_mesh_takes_the_steps_of_one_device(
     assert code == 0, output
     assert ('Curves:' in output) == (i == 0)
   for name, num_rows in (('metrics.jsonl', 3), ('evals.jsonl', 2)):
-    one, several = (read_numbers(w, name) for w in (alone, tmp_path))
+    one, several = (tiny_run.read_numbers(w, name) for w in (alone, tmp_path))
     assert len(one) == len(several) == num_rows
     for a, b in zip(one, several, strict=True):
       assert b == pytest.approx(a, abs=1e-5)
@@ -127,7 +108,7 @@ def test_a_run_of_two_goes_on_alone_when_one_is_killed(alone, tmp_path):
   code, output = tiny_run.finish(process)
   assert code == 0, output
   for name in ('metrics.jsonl', 'evals.jsonl'):
-    one, both = (read_numbers(w, name) for w in (alone, tmp_path))
+    one, both = (tiny_run.read_numbers(w, name) for w in (alone, tmp_path))
     assert len(one) == len(both)
     for a, b in zip(one, both, strict=True):
       assert b == pytest.approx(a, abs=1e-5)
@@ -177,7 +158,7 @@ def test_each_process_reads_of_a_checkpoint_what_it_holds(tmp_path):
     config, dtype='float32', max_len=8, bos_id=None, stop_ids=(0,)
   )
   (tmp_path / 'config.json').write_text(json.dumps(fields))
-  port = find_port()
+  port = tiny_run.find_port()
   env = os.environ | {'XLA_FLAGS': DEVICES + '1'}
   started = [
     subprocess.Popen(

@@ -20,7 +20,6 @@ from dash_jax import (
   traces,
   train,
 )
-from dash_jax.model import presets
 from dash_jax.rewards import workers
 from dash_jax.runs import jsonl
 
@@ -37,12 +36,9 @@ WEIGHTS = {
 def run(tmp_path_factory):
   """One device, and the config of three RL steps with every term."""
   with pytest.MonkeyPatch.context() as patched:
-    quickstart = presets.PRESETS['quickstart']
-    patched.setitem(presets.PRESETS, 'quickstart', quickstart)
-    patched.syspath_prepend(tiny_run.FOLDER)
     folder = tmp_path_factory.mktemp('judge')
     tiny_judge.write(folder)
-    config = tiny_run.get_config()
+    config = tiny_run.borrow(patched)
     config.data.tokenizer = 'sentencepiece'
     config.data.tokenizer_path = str(folder / 'tokenizer.model')
     config.reward.update(

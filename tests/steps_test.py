@@ -16,7 +16,6 @@ from dash_jax import (
   weights,
 )
 from dash_jax.learning import learner, packing, reference
-from dash_jax.model import presets
 from dash_jax.rewards import workers
 
 C = 6
@@ -31,19 +30,8 @@ def samplers():
 
 @pytest.fixture
 def config(mesh, monkeypatch, samplers):
-  quickstart = presets.PRESETS['quickstart']
-  monkeypatch.setitem(presets.PRESETS, 'quickstart', quickstart)
-  monkeypatch.syspath_prepend(tiny_run.FOLDER)
-  make = assemble.make_sampler
-
-  def make_once(config, model, mesh, **sizes):
-    key = (model.config, *sizes.items())
-    if key not in samplers:
-      samplers[key] = make(config, model, mesh, **sizes)
-    return samplers[key]
-
-  monkeypatch.setattr(assemble, 'make_sampler', make_once)
-  config = tiny_run.get_config()
+  config = tiny_run.borrow(monkeypatch)
+  tiny_run.share_samplers(monkeypatch, samplers)
   config.algorithm.sft_steps = 0
   return config
 

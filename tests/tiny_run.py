@@ -5,6 +5,7 @@ the process that runs it. The file itself is what --config names.
 import dataclasses
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -46,6 +47,56 @@ def get_config():
   config.checkpoint.every_samples = 64
   config.log.rollouts_every_samples = 32
   return config
+
+
+def borrow(patched):
+  """Returns `get_config()`; what it changes elsewhere ends with `patched`.
+
+  Args:
+    patched: a pytest.MonkeyPatch.
+  """
+  from dash_jax.model import presets
+
+  patched.setitem(presets.PRESETS, 'quickstart', presets.PRESETS['quickstart'])
+  patched.syspath_prepend(FOLDER)
+  return get_config()
+
+
+def share_samplers(patched, samplers):
+  """Makes runs take samplers of the same sizes from `samplers`, a dict: for tests
+  that vary no field which is part of their programs."""
+  from dash_jax import assemble
+
+  make = assemble.make_sampler
+
+  def make_once(config, model, mesh, **sizes):
+    key = (model.config, mesh, *sizes.items())
+    if key not in samplers:
+      samplers[key] = make(config, model, mesh, **sizes)
+    return samplers[key]
+
+  patched.setattr(assemble, 'make_sampler', make_once)
+
+
+def read_numbers(workdir, name):
+  """Returns the rows of a file of a run without what depends on the clock."""
+  from dash_jax.runs import jsonl
+
+  return [
+    {
+      key: value
+      for key, value in row.items()
+      if not key.endswith('_s') and key != 'compiles'
+    }
+    for row in jsonl.read(workdir / name)
+  ]
+
+
+def find_port():
+  """Returns a port of this machine that nobody uses."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return free.getsockname()[1]
 
 
 def count_bytes(completion, answer, truncated, style):

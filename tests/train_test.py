@@ -13,11 +13,7 @@ from dash_jax.runs import jsonl
 
 @pytest.fixture
 def config(mesh, monkeypatch):
-  # What tiny_run puts there must not outlive the test.
-  quickstart = presets.PRESETS['quickstart']
-  monkeypatch.setitem(presets.PRESETS, 'quickstart', quickstart)
-  monkeypatch.syspath_prepend(tiny_run.FOLDER)
-  return tiny_run.get_config()
+  return tiny_run.borrow(monkeypatch)
 
 
 def keep_tokenizer(config, tmp_path):

@@ -6,11 +6,11 @@ nothing follows."""
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 
 import pytest
+import tiny_run
 
 from dash_jax import commands
 from dash_jax.runs import watch
@@ -64,18 +64,12 @@ CASES = {
 }
 
 
-def _find_port():
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    return free.getsockname()[1]
-
-
 @pytest.fixture(scope='module')
 def pairs():
   script = pathlib.Path(__file__).parent / 'watched.py'
   started = {}
   for case in CASES:
-    port = str(_find_port())
+    port = str(tiny_run.find_port())
     started[case] = [
       subprocess.Popen(
         [sys.executable, script, port, process, *case],
