@@ -278,8 +278,14 @@ class Parts:
       with jax.set_mesh(self.sampling_mesh):
         return function()
 
+    def run_all():
+      try:
+        return begin()()
+      finally:
+        watch.mark('')
+
     if self.samples_apart:
-      return self._sampling_thread.submit(run, lambda: begin()()).result
+      return self._sampling_thread.submit(run, run_all).result
     return functools.partial(run, run(begin))
 
   def end_sampling(self) -> None:

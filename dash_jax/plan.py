@@ -41,7 +41,7 @@ def main(config, workdir):
   if len(_TOPOLOGY.value) > 1:
     return _compare(config)
   found = devices.find(','.join(_TOPOLOGY.value))
-  plan = plans.make(config, found, _make_choice(found), report=_report)
+  plan = plans.make(config, found, _make_choice(config, found), report=_report)
   print('\n'.join(tables.describe(plan)))
   if plan.all_fit:
     return 0
@@ -54,13 +54,21 @@ def _compare(config):
   made = []
   for topology in _TOPOLOGY.value:
     found = devices.find(topology)
-    made.append((topology, plans.make(config, found, _make_choice(found))))
+    plan = plans.make(config, found, _make_choice(config, found))
+    made.append((topology, plan))
   print('\n'.join(tables.compare(made)))
   return 0 if all(plan.all_fit for _, plan in made) else DOES_NOT_FIT
 
 
-def _make_choice(found):
+def _make_choice(config, found):
   """Returns whether to compile a model of so many weights, as a function."""
+  # What compiles without TPUs numbers the devices of a program from 0.
+  is_split = found.kind.platform == 'tpu' and config.mesh.sampler_devices
+  if _COMPILE.value and is_split:
+    raise ValueError(
+      f'--compile: programs for a part of the devices of {found.name} cannot be'
+      ' compiled without them: leave it out, or take mesh.sampler_devices=0'
+    )
   if _COMPILE.value and not found.compiles:
     raise ValueError(
       f'--compile: there is no compiler for {found.name} here; for TPUs'
@@ -69,7 +77,7 @@ def _make_choice(found):
 
   def compiles(num_weights):
     if _COMPILE.value is None:
-      return found.compiles and num_weights <= _SMALL
+      return found.compiles and not is_split and num_weights <= _SMALL
     return _COMPILE.value
 
   return compiles

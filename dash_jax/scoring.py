@@ -51,6 +51,8 @@ class Scoring:
 
   def add(self, rows: np.ndarray, made: calls.Completions) -> None:
     """Begins to score rows q * G + g that have finished."""
+    if not rows.size:
+      return
     self._waiting.put((rows, made))
     self._turns.append(self._thread.submit(self._score_waiting))
 

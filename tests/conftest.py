@@ -1,6 +1,8 @@
 """Eight virtual CPU devices, a tiny model, and meshes to run it on."""
 
 import os
+import shutil
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # Compiling is most of what these tests do; the programs mean the same.
@@ -24,6 +26,23 @@ TINY = llama.LlamaConfig(
   head_dim=8,
   ffw_dim=48,
 )
+
+
+def pytest_configure(config):
+  """What one process of this session compiles, the others read: pytest's workers,
+  and the commands that tests run."""
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    folder = tempfile.mkdtemp(prefix='dash_jax')
+    config.add_cleanup(lambda: shutil.rmtree(folder))
+    os.environ |= {
+      'JAX_COMPILATION_CACHE_DIR': folder,
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+    }
+    # This process has read its environment.
+    jax.config.update('jax_compilation_cache_dir', folder)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 def _one_device_mesh():

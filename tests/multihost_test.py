@@ -1,5 +1,6 @@
 """Runs over several devices and processes that find each other over loopback, as
-hosts would. launch/local_test.py has one of four processes."""
+hosts would. They sample a step ahead. launch/local_test.py has a run of four
+processes, which sample in turn."""
 
 import json
 import os
@@ -16,7 +17,15 @@ import tiny_run
 from dash_jax.model import hf_write, llama, tensors
 from dash_jax.runs import jsonl, watch
 
-OPTIONS = ('algorithm.sft_steps=1', 'algorithm.num_samples=64')
+# One supervised step and three of RL, with checkpoints behind the first, third
+# and fourth.
+OPTIONS = (
+  'algorithm.sft_steps=1',
+  'algorithm.num_samples=96',
+  'algorithm.max_staleness=1',
+  'algorithm.importance_cap=2.0',
+)
+STALENESS = [None, 0, 1, 0]
 DEVICES = '--xla_force_host_platform_device_count='
 
 
@@ -60,14 +69,17 @@ def test_any_mesh_takes_the_steps_of_one_device(
   alone, tmp_path, num_processes, num_devices, options
 ):
   """Rewards, losses, gradients and token counts agree, so each process took its
-  share of the prompts and no more. Process 0 alone writes the run's files."""
+  share of the prompts and no more, and sampled ahead as far, at a pace of its own.
+  Process 0 alone writes the run's files."""
   options = [f'mesh.{option}' for option in options]
   started = start_job(tmp_path, num_processes, num_devices, *options)
   for i, process in enumerate(started):
     code, output = tiny_run.finish(process)
     assert code == 0, output
     assert ('Curves:' in output) == (i == 0)
-  for name, num_rows in (('metrics.jsonl', 3), ('evals.jsonl', 2)):
+  found = jsonl.read(tmp_path / 'metrics.jsonl')
+  assert [row.get('staleness') for row in found] == STALENESS
+  for name, num_rows in (('metrics.jsonl', 4), ('evals.jsonl', 3)):
     one, several = (tiny_run.read_numbers(w, name) for w in (alone, tmp_path))
     assert len(one) == len(several) == num_rows
     for a, b in zip(one, several, strict=True):
@@ -88,7 +100,7 @@ def test_a_run_of_two_goes_on_alone_when_one_is_killed(alone, tmp_path):
   """Whoever is left names the one that is gone and the stage. One process, with
   other devices, then goes on from the checkpoint, and comes to the end that the
   run would have come to."""
-  options = ('mesh.data=2', 'mesh.silent_s=4', 'checkpoint.every_samples=32')
+  options = ('mesh.data=2', 'mesh.silent_s=4')
   pair = start_job(tmp_path, 2, 1, *options, SLOW='0.1')
   deadline = time.monotonic() + 200
   while not list(tmp_path.glob('checkpoints/[0-9]*')):

@@ -46,6 +46,16 @@ def test_a_large_model_is_estimated_without_its_files():
   assert re.search(r'A step takes [\d.]+ s at least', text)
 
 
+def test_part_of_a_tpu_is_estimated_and_not_compiled():
+  options = ('mesh.sampler_devices=1', 'mesh.fsdp=1', 'mesh.data=-1')
+  code, text = _plan(
+    tiny_run.__file__, '--topology=v5e:2x2', '--compile', options=options
+  )
+  assert code == 2, text
+  assert 'a part of the devices of v5e cannot be compiled' in text
+  assert 'mesh.sampler_devices=0' in text
+
+
 def test_what_does_not_fit_ends_with_what_would():
   code, text = _plan(_LLAMA, '--topology=h200:1', '--nocompile')
   assert code == 1, text

@@ -34,7 +34,7 @@ class Needs:
   Attributes:
     weights: those that are trained, the frozen and the reference's.
     optimizer: its state.
-    sampler: the weights as they are sampled with.
+    sampler: the weights as they are sampled with, all sets.
     cache: keys and values.
     gradient: that minibatches add to.
     activations: all that is made and thrown away.
@@ -128,7 +128,10 @@ def estimate(job: job_lib.Job, rows: int, minibatch: int) -> dict[str, Needs]:
     )
     for name, activations in made.items():
       needs[name] = dataclasses.replace(
-        beside, sampler=size, cache=cache, activations=activations
+        beside,
+        sampler=size * job.num_sampler_sets,
+        cache=cache,
+        activations=activations,
       )
   made = {GRADIENT: _learning(job, shape, minibatch), UPDATE: _updating(job)}
   for name, activations in made.items():
@@ -159,7 +162,7 @@ def count_gradient(job: job_lib.Job) -> float:
 
 
 def count_sampler_weights(job: job_lib.Job) -> float:
-  """Returns the bytes of the weights that are sampled with."""
+  """Returns the bytes of one set of the weights that are sampled with."""
   config, mesh = job.model.config, job.sampling_mesh
   itemsize = jnp.dtype(job.model.dtype).itemsize
 

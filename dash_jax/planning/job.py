@@ -57,6 +57,13 @@ class Job:
     return bool(self.config.mesh.sampler_devices)
 
   @property
+  def num_sampler_sets(self) -> int:
+    """Sets of weights on a device that samples, at most: one of each step that is
+    asked for ahead, where it may still be at the one before."""
+    ahead = self.config.algorithm.max_staleness if self.samples_apart else 0
+    return 1 + ahead
+
+  @property
   def samples(self) -> bool:
     """Whether the run samples at all."""
     return self.phase.name == 'rl'

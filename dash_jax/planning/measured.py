@@ -36,7 +36,9 @@ def compile_sampler(job: job_lib.Job, rows: int) -> dict[str, Program]:
   described = job.describe_sampler(rows)
   size, cache = described.weight_bytes, described.cache_bytes
   beside = dataclasses.replace(
-    estimate.hold_beside_sampler(job), sampler=size, cache=cache
+    estimate.hold_beside_sampler(job),
+    sampler=size * job.num_sampler_sets,
+    cache=cache,
   )
 
   def lower(*name):

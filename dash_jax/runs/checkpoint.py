@@ -24,6 +24,9 @@ from dash_jax import batches
 from dash_jax.runs import jsonl
 
 CONFIG_NAME = 'config.json'
+INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
+
+_SHOW_CURSOR = b'\x1b[?25h'  # which progress bars hide
 
 # A workdir may go on with other values of these.
 MAY_CHANGE = ('log.', 'eval.', 'checkpoint.', 'mesh.', 'reward.num_workers')
@@ -266,8 +269,9 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
 class Stop:
   """Turns SIGTERM and Ctrl-C into a request to stop after this step; a context.
 
-  A second Ctrl-C raises KeyboardInterrupt at once. Each process sees its own
-  signals only: in a job of several, all must agree before they act on one.
+  A second Ctrl-C ends the process at once, whatever its threads are at. Each
+  process sees its own signals only: in a job of several, all must agree before
+  they act on one.
   """
 
   def __init__(self):
@@ -292,7 +296,9 @@ class Stop:
   def _receive(self, number, frame):
     del frame
     if number == signal.SIGINT and self._interrupted:
-      raise KeyboardInterrupt
+      if os.isatty(2):
+        os.write(2, _SHOW_CURSOR)
+      os._exit(INTERRUPTED)
     self._requested = True
     self._interrupted |= number == signal.SIGINT
     # Not print: a handler may run inside another write to the same stream.

@@ -1,6 +1,8 @@
 """Ends a run that cannot go on, and says which process is at fault, and where.
 
-  1. `mark` says what the calling thread is at. Whoever marks goes on.
+  1. `mark` says what the calling thread is at. Whoever marks goes on. Stages of the
+     main thread are counted: all processes have the same, where other threads
+     run ahead or behind.
   2. A thread of each process tells the others of it every second, through jax's
      coordination service, and hears of them; another judges.
   3. Where a process has been silent for `silent_s`, or all have marked nothing
@@ -53,7 +55,8 @@ _watch = None  # the one at work in this process
 
 
 def mark(stage: str | None = None) -> None:
-  """Says that the calling thread goes on, and with what; None is the same."""
+  """Says that the calling thread goes on, and with what: None is the same, ''
+  nothing more."""
   if _watch:
     _watch.mark(stage)
 
@@ -141,13 +144,13 @@ class Watch:
         time.sleep(_BEAT_S)
 
   def mark(self, stage: str | None) -> None:
-    name = threading.current_thread().name
+    thread = threading.current_thread()
     with self._lock:
       self._marked_at = time.monotonic()
-      if stage is None or self._stages.get(name) == stage:
+      if stage is None or self._stages.get(thread.name, '') == stage:
         return
-      self._stages[name] = stage
-      self._num_stages += 1
+      self._stages[thread.name] = stage
+      self._num_stages += thread is threading.main_thread()
     if self._beside:
       self._keep_last_words(self._find_last_words())
 
@@ -156,7 +159,7 @@ class Watch:
       return {
         'host': socket.gethostname(),
         'beat': self._beat,
-        'stage': '; '.join(self._stages.values()) or 'the start',
+        'stage': '; '.join(filter(None, self._stages.values())) or 'the start',
         'num_stages': self._num_stages,
         'idle_s': time.monotonic() - self._marked_at,
         'failed': self._failed,

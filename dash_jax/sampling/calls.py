@@ -261,8 +261,7 @@ class Call:
     flat.finished[row] = done
     at.lengths = np.where(at.live, lengths, at.lengths)
     at.live &= ~stopped
-    if done.any():
-      yield np.sort(row[done]), made
+    yield np.sort(row[done]), made
 
   def _find_rows(self):
     """Returns i64[shards, rows], which row of Completions stands at each place."""

@@ -193,7 +193,8 @@ class Sampler:
         no stop id, such as a text.
 
     Yields:
-      i64[n], the rows q * G + g that have just finished, and all Completions.
+      i64[n], the rows q * G + g that have just finished, and all Completions:
+        whenever tokens were drawn, also where no row has finished.
 
     Raises:
       ValueError: prompts have other sizes than the sampler, limits are out of

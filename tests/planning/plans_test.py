@@ -91,6 +91,9 @@ def test_a_step_is_sampling_and_learning_or_the_longer_of_the_two():
   )
   assert apart.step_s == max(apart.sampling_s, apart.learning_s)
   assert apart.needs[estimate.DECODE].weights == 0
+  # What is sampled with, and what waits for its turn.
+  held = apart.needs[estimate.DECODE].sampler
+  assert held == 2 * both.needs[estimate.DECODE].sampler
   assert 'one beside the other' in '\n'.join(tables.describe(apart))
 
 
