@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from dash_jax import assemble, commands, sharding, weights
-from dash_jax.runs import checkpoint
+from dash_jax.runs import checkpoint, watch
 from dash_jax.sampling import decoding
 
 _Z95 = 1.959964
@@ -103,11 +103,16 @@ def main(config, workdir):
   differing = checkpoint.compare_config(workdir, config.to_dict())
   if differing:
     print('Judged with other fields than the run has:', *differing, sep='\n')
-  with jax.set_mesh(assemble.connect(config)):
+  with (
+    jax.set_mesh(assemble.connect(config)),
+    watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
+  ):
     parts = assemble.build(config, workdir)
     with parts.pool:
+      watch.mark('reading the weights')
       restored = weights.restore_params(config, parts.model, workdir)
       params, step = restored or (weights.load_params(config, parts.model), 0)
+      watch.mark('evaluating')
       result = evaluate(parts, params)
   where = f'step {step}' if restored else 'the weights that the run starts from'
   print(
