@@ -118,6 +118,7 @@ def _show(value) -> str:
 
 
 _MOST_INT = 2**31 - 1
+_MOST_WORKERS = 1_024
 _MOST_SECONDS = 1_000_000  # clocks of the system know an end too
 _LEAST_FLOAT, _MOST_FLOAT = 1.2e-38, 3.4e38
 _SURROGATE = re.compile('[\ud800-\udfff]')
@@ -273,6 +274,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       f' {_MOST_SECONDS}',
     )
   _require(
+    config.reward.num_workers <= _MOST_WORKERS,
+    f'reward.num_workers={config.reward.num_workers}: must be at most'
+    f' {_MOST_WORKERS} processes',
+  )
+  _require(
     terms.FUNCTION.fullmatch(config.reward.function),
     f'reward.function={config.reward.function!r}: must name a module and a'
     " function in it, as in 'my_module:score'",
@@ -328,6 +334,11 @@ def _check_data(data):
     chat.check_template(data.template)
   except ValueError as error:
     raise ValueError(f'data.template: {error}') from error
+  _require(
+    not data.system or data.template == chat.CHAT,
+    f'data.system={data.system!r} with data.template={data.template!r}, which'
+    f' has no place for it: take {chat.CHAT!r}, or leave it empty',
+  )
   _require(
     data.source != 'jsonl' or '{split}' in data.path,
     f'data.path={data.path!r}: must hold {{split}}, which becomes train and'

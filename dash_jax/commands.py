@@ -11,6 +11,7 @@
 """
 
 import os
+import pathlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -62,12 +63,22 @@ def run(
           f'unexpected argument {argv[1]!r}: write --config.section.field=value'
         )
       checks.check(config.value)
+      if needs_workdir:
+        _check_workdir(workdir.value)
       return command(config.value, workdir.value if needs_workdir else None)
     except INPUT_ERRORS as error:
       logging.info('This was raised:', exc_info=error)
       _refuse(error)
 
   app.run(main, flags_parser=_parse)
+
+
+def _check_workdir(path):
+  there = pathlib.Path(path).absolute()
+  while not there.exists():
+    there = there.parent
+  if not there.is_dir():
+    raise ValueError(f'--workdir={path!r}: {there} is a file, and no folder')
 
 
 def _require(name, what):

@@ -19,11 +19,11 @@ def read_json(path: pathlib.Path, holds: str = '') -> dict:
     FileNotFoundError: it is not there.
     ValueError: it is no JSON object in UTF-8.
   """
-  if not path.exists():
+  if not path.is_file():
     raise FileNotFoundError(f'{path} is not there' + (holds and f'; {holds}'))
   try:
     found = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:  # no JSON, or no UTF-8
+  except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
     raise ValueError(f'{path}: not JSON: {error}') from error
   if not isinstance(found, dict):
     raise ValueError(f'{path}: not a JSON object')

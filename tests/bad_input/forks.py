@@ -7,6 +7,7 @@
 3. What it printed, on either stream, and its exit code come back.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -15,6 +16,8 @@ import signal
 import subprocess
 import sys
 import time
+
+import jax
 
 _TIMEOUT_S = 20
 _MODULES = (
@@ -68,8 +71,6 @@ class Commands:
 
 
 def _serve():
-  import importlib
-
   for name in _MODULES:
     if name not in ('generate', 'plan'):  # which define flags as they load
       importlib.import_module(f'dash_jax.{name}')
@@ -88,9 +89,11 @@ def _become(module, argv, folder, read, printed, env):
   ):
     os.dup2(os.open(path, how), number)
   os.dup2(1, 2)
-  sys.stdin = open(0, encoding='utf-8')
+  sys.stdin = open(0, encoding='utf-8')  # noqa: SIM115
   os.chdir(folder)
   os.environ |= env
+  if 'JAX_PLATFORMS' in env:  # read once, as jax was imported
+    jax.config.update('jax_platforms', env['JAX_PLATFORMS'])
   sys.path.insert(0, folder)
   sys.argv = [module, *argv]
   sys.modules.pop(module, None)
