@@ -100,7 +100,9 @@ def resolve(path: str) -> str:
 def read_metadata(path: str) -> dict:
   """Returns the file's metadata: GGUF keys to Python values and lists."""
   reader = _open(path)
-  return {key: field.contents() for key, field in reader.fields.items()}
+  return {
+    key: _get_contents(path, field) for key, field in reader.fields.items()
+  }
 
 
 def read_config(path: str) -> llama.LlamaConfig:
@@ -119,7 +121,7 @@ def read_config(path: str) -> llama.LlamaConfig:
 
   prefix = f'{architecture}.'
   found = {
-    key.removeprefix(prefix): field.contents()
+    key.removeprefix(prefix): _get_contents(path, field)
     for key, field in reader.fields.items()
     if key.startswith(prefix)
   }
@@ -131,8 +133,8 @@ def read_config(path: str) -> llama.LlamaConfig:
         f'{path}: {architecture}.{key} is {found[key]!r}; only {neutral!r} can'
         ' be read'
       )
-  window = found.get('attention.sliding_window') or 0
-  if 0 < window < found.get('context_length', window + 1):
+  window = get('attention.sliding_window', int, 0)
+  if 0 < window < get('context_length', int, window + 1):
     raise ValueError(
       f'{path}: {architecture}.attention.sliding_window is {window}; only'
       ' attention over the whole row can be read'
@@ -269,10 +271,19 @@ def _shorten(x: float) -> float:
 def _get(reader, path: str, key: str, *default):
   field = reader.get_field(key)
   if field is not None:
-    return field.contents()
+    return _get_contents(path, field)
   if default:
     return default[0]
   raise ValueError(f'{path}: metadata key {key} is missing')
+
+
+def _get_contents(path: str, field):
+  try:
+    return field.contents()
+  except Exception as error:  # damaged bytes may raise anything
+    raise ValueError(
+      f'{path}: metadata key {field.name} is damaged: {error}'
+    ) from error
 
 
 def _open(path: str):
@@ -291,7 +302,14 @@ def _open_version(path: str, mtime_ns: int, size_bytes: int):
   gguf = _package()
 
   class Reader(gguf.GGUFReader):
-    """Says which tensor a file is too short for."""
+    """Says which tensor a file is too short for, and stops at the file's end, where
+    the package would go on to the end of a list that says that it is endless."""
+
+    def _get(self, offset, dtype, count=1, override_order=None):
+      found = super()._get(offset, dtype, count, override_order)
+      if len(found) != count:
+        raise ValueError(f'cut short at byte {offset}')
+      return found
 
     def _build_tensors(self, start, fields):
       for field in fields:
@@ -304,7 +322,7 @@ def _open_version(path: str, mtime_ns: int, size_bytes: int):
 
   try:
     return Reader(path)
-  except (ValueError, IndexError) as error:
+  except Exception as error:  # damaged bytes may raise anything
     raise ValueError(f'{path}: not a whole GGUF file: {error}') from error
 
 
