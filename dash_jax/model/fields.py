@@ -52,7 +52,7 @@ def get(source: str, fields: Mapping, name: str, kind: type, *default):
   most = 2**31 if kind is int else 1e38
   if kind is not bool and not 0 < value < most:
     raise ValueError(
-      f'{source}: {name} is {value!r}; wanted: over 0, finite, under {most:g}'
+      f'{source}: {name} is {value!r}; wanted: over 0, finite, under {most}'
     )
   return kind(value)
 

@@ -9,7 +9,6 @@ import pytest
 from dash_jax import checks
 from dash_jax import config as config_lib
 
-
 BAD = [
   (
     {'sampling.temperature': 'hot'},

@@ -19,6 +19,7 @@ import time
 
 import jax
 
+TESTS = pathlib.Path(__file__).parents[1]
 _TIMEOUT_S = 20
 _MODULES = (
   'evaluate', 'export', 'generate', 'main', 'plan', 'report', 'reward_model',
@@ -35,7 +36,8 @@ class Commands:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
-      env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'},
+      env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+      | {'PYTHONPATH': f'{TESTS.parent}:{TESTS}'},
     )
     return self
 
