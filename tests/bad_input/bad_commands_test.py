@@ -225,8 +225,6 @@ BAD = [
     'folder/config.json is not there; a Hugging Face folder holds '
     'config.json and safetensors files',
   ),
-    "reward.model='gone': no such file or folder (looked from  ..)",
-  ),
   (
     ('main', *TINY, '--workdir=torn'),
     'torn/config.json: not JSON: Expecting value: line 1 column 10 (char 9)',
