@@ -31,6 +31,7 @@ ALGORITHMS = ('dash', 'grpo', 'sft')
 TOKENIZERS = ('trained', 'sentencepiece', 'gguf', 'huggingface', 'tiktoken')
 DTYPES = ('float32', 'bfloat16')
 AUTO = config_lib.AUTO
+_DEFAULT = config_lib.default()
 
 
 def _require(ok: bool, message: str):
@@ -49,7 +50,7 @@ def _check_choice(config, field: str, choices):
 
 def _check_fields(config):
   """Every section and field is a known one, and no known one is missing."""
-  known = config_lib.default()
+  known = _DEFAULT
   for section in known:
     _require(section in config, f'config has no section {section!r}')
   for section, fields in config.items():
@@ -87,7 +88,8 @@ def _check_kind(field: str, given, default):
   not hold or hand on."""
   shown = _show(given)
   if isinstance(default, float):
-    fits = type(given) in (int, float) and math.isfinite(given)
+    fits = isinstance(given, int | float) and not isinstance(given, bool)
+    fits = fits and math.isfinite(given)
     _require(fits, f'{field}={shown}: must be of type finite float')
     size = abs(given)
     _require(
@@ -504,7 +506,7 @@ def _check_loss(algorithm):
     algorithm.dpo_beta > 0,
     f'algorithm.dpo_beta={algorithm.dpo_beta}: must be above 0',
   )
-  defaults = config_lib.default().algorithm
+  defaults = _DEFAULT.algorithm
   for field in _UNUSED[algorithm.loss]:
     _require(
       algorithm[field] == defaults[field],
@@ -572,7 +574,7 @@ def _check_critic(algorithm):
       f'algorithm.{field}={algorithm[field]}: must be in [0, 1]',
     )
   if algorithm.baseline != 'critic':
-    defaults = config_lib.default().algorithm
+    defaults = _DEFAULT.algorithm
     fields = ['gae_lambda', 'value_coef']
     if not credit.is_plus_plus(algorithm):
       fields.append('discount')

@@ -38,7 +38,7 @@ ROW = b'{"question": "a", "answer": "b"}\n'
 ARCHITECTURE = {
   'model_type': 'llama',
   'vocab_size': 11,
-  'hidden_size': 12,
+  'hidden_size': 16,
   'num_hidden_layers': 1,
   'num_attention_heads': 4,
   'num_key_value_heads': 2,
@@ -597,7 +597,7 @@ BAD = [
   ),
   (
     lambda: read_architecture(num_key_value_heads=3),
-    'm/config.json: a head has 3 dimensions, which do not make pairs to rotate',
+    'm/config.json: 4 heads cannot share 3 key and value heads evenly',
   ),
   (
     lambda: read_architecture(hidden_act='gelu'),
