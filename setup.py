@@ -31,7 +31,7 @@ setuptools.setup(
     'rich>=13.0.1,<16',
     'safetensors>=0.5,<1',
     'scipy>=1.14,<2',
-    'sentencepiece>=0.2,<0.3',
+    'sentencepiece>=0.2.1,<0.3',
     'tensorboardX>=2.6.2.2,<3',
     'tensorflow-datasets>=4.9.10,<5',
     'tokenizers>=0.20,<0.24',

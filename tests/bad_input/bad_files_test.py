@@ -423,7 +423,7 @@ BAD = [
   ),
   (
     lambda: tokenizer.load('sentencepiece', write('x.model', b'')),
-    'x.model: it has no EOS piece, so no reply could end',
+    'x.model: not a sentencepiece model, but an empty file',
   ),
   (
     lambda: tokenizer.load('sentencepiece', folder('t')),
