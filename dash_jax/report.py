@@ -34,7 +34,7 @@ _LINE_STYLES = ('-', '--', '-.', ':')
 _TIMELINE_STEPS = 10
 # What is read of each step.
 _STEP_KEYS = {
-  'sft': ('step_s', 'learn_s'),
+  'sft': ('step_s',),
   'rl': (
     'step_s',
     'sample_s',

@@ -157,7 +157,7 @@ def test_a_run_that_samples_ahead_has_a_timeline(tmp_path, monkeypatch):
       }  # fmt: skip
       more = {
         'phase': 'rl', 'reward_mean': 0.5, 'completion_len_mean': 3.0,
-        'kept_rows': 1, 'sampled_rows': 2,
+        'kept_rows': 1, 'sampled_rows': 2, 'sampled_tokens': 6,
       }  # fmt: skip
       writer.write(step, times | more)
   figure = _draw(monkeypatch, [tmp_path], tmp_path / 'curves.png')
