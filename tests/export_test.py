@@ -123,9 +123,13 @@ def test_bad_folders_are_named(workdir, tmp_path, capsys):
     with pytest.raises(SystemExit, match='2'):
       export.main([f'--workdir={folders[0]}', f'--out={folders[1]}'])
     assert message in capsys.readouterr().err
-  for text in ('{', '[1]', '"x"'):
+  for text, message in (
+    ('{', 'config.json: not JSON'),
+    ('[1]', 'config.json: not a JSON object'),
+    ('{"x": 1}', 'config.json: not the config of a run'),
+  ):
     (tmp_path / 'empty' / 'config.json').write_text(text)
     with pytest.raises(SystemExit, match='2'):
       export.main([f'--workdir={tmp_path / "empty"}', f'--out={tmp_path}/out'])
-    assert 'config.json: not the config of a run' in capsys.readouterr().err
+    assert message in capsys.readouterr().err
   assert not (tmp_path / 'out').exists()
