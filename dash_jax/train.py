@@ -27,7 +27,15 @@ from dash_jax import (
 from dash_jax import evaluate as evaluate_lib
 from dash_jax.learning import learner, reference
 from dash_jax.model import lora
-from dash_jax.runs import checkpoint, compiles, metrics, progress, watch
+from dash_jax.runs import (
+  alarms,
+  checkpoint,
+  compiles,
+  metrics,
+  progress,
+  watch,
+)
+from dash_jax.sampling import memory
 
 
 def train(config, workdir: str) -> bool:
@@ -96,6 +104,7 @@ def _at_work(saved):
 def _go_on(parts, plan, state, stop, saved, bars, log) -> bool:
   """Takes the steps that are left; returns whether all were taken."""
   config = parts.config
+  alarmed = alarms.Alarms(parts.workdir, config, bars) if log else None
   for phase in plan:
     done = int(state.step) - phase.first_step
     if not 0 <= done < phase.num_steps:
@@ -120,7 +129,9 @@ def _go_on(parts, plan, state, stop, saved, bars, log) -> bool:
       )  # fmt: skip
       if log:
         values = values | {'compiles': compiles.count()}
+        values |= memory.find_fractions()
         log.write(step + 1, {'phase': phase.name} | values)
+        alarmed.look()
       bar.update(taken, **_show(values))
       is_last = step + 1 == phase.last_step
       if is_last and phase is not plan[-1]:

@@ -121,7 +121,7 @@ def test_a_signal_stops_the_run_and_the_same_command_goes_on(runs):
   assert code == 0, output
 
   def is_timing(name):
-    return name.endswith('_s') or name == 'compiles'
+    return name.endswith(('_s', 'memory_fraction')) or name == 'compiles'
 
   for name in ('metrics.jsonl', 'evals.jsonl'):
     straight, resumed = (

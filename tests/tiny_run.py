@@ -79,14 +79,15 @@ def share_samplers(patched, samplers):
 
 
 def read_numbers(workdir, name):
-  """Returns the rows of a file of a run without what depends on the clock."""
+  """Returns the rows of a file of a run without what depends on the clock or on
+  the process."""
   from dash_jax.runs import jsonl
 
   return [
     {
       key: value
       for key, value in row.items()
-      if not key.endswith('_s') and key != 'compiles'
+      if not key.endswith(('_s', 'memory_fraction')) and key != 'compiles'
     }
     for row in jsonl.read(workdir / name)
   ]

@@ -145,15 +145,17 @@ def read(path: str | os.PathLike) -> list[dict]:
     FileNotFoundError: there is no such file.
     ValueError: a line before the last is not a JSON object.
   """
-  return [
-    {
-      key: float(value)
-      if isinstance(value, str) and key not in _TEXT_KEYS
-      else value
-      for key, value in row.items()
-    }
-    for row in jsonl.read(path)
-  ]
+  return [read_numbers(row) for row in jsonl.read(path)]
+
+
+def read_numbers(row: dict) -> dict:
+  """Returns a line of the files with floats for 'nan', 'inf' and '-inf'."""
+  return {
+    key: float(value)
+    if isinstance(value, str) and key not in _TEXT_KEYS
+    else value
+    for key, value in row.items()
+  }
 
 
 def _cut(path, last_step):
