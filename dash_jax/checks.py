@@ -133,6 +133,8 @@ _AT_LEAST = {
   'eval.temperature': 0,
   'checkpoint.every_samples': 1,
   'checkpoint.keep': 1,
+  'checkpoint.keep_every_samples': 0,
+  'checkpoint.keep_best': 0,
   'log.rollouts_every_samples': 1,
 }
 
@@ -178,6 +180,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     'algorithm.denominator': losses.DENOMINATORS,
     'optim.name': optim.NAMES,
     'optim.moments': optim.MOMENTS,
+    'optim.nonfinite': ('stop', 'skip'),
     'optim.schedule': optim.SCHEDULES,
     'model.remat': llama.REMAT,
   }.items():

@@ -4,14 +4,17 @@
    sequence of optimizer steps (steps.py).
 2. Each step's metrics go to metrics.jsonl; evaluations to evals.jsonl.
 3. A signal, or a number of samples, writes a checkpoint; the same command
-   goes on from the newest.
+   goes on from the newest that is whole, as if it had never stopped.
 """
 
 import contextlib
 import dataclasses
+import errno
+import os
 import pathlib
 
 import jax
+from absl import logging
 
 from dash_jax import (
   assemble,
@@ -33,6 +36,7 @@ from dash_jax.runs import (
   compiles,
   metrics,
   progress,
+  rollouts,
   watch,
 )
 from dash_jax.sampling import memory
@@ -68,7 +72,7 @@ def train(config, workdir: str) -> bool:
   ):
     closing.callback(parts.end_sampling)
     watch.mark('making or reading the weights')
-    state = _start(parts, plan, saved)
+    state, kept = _start(parts, plan, saved)
     watch.mark('compiling what samples')
     _compile(parts, plan)
     log = None
@@ -77,8 +81,9 @@ def train(config, workdir: str) -> bool:
       log = closing.enter_context(
         metrics.MetricsWriter(workdir, int(state.step))
       )
+    stop.begin()
     with _at_work(saved):
-      finished = _go_on(parts, plan, state, stop, saved, bars, log)
+      finished = _go_on(parts, plan, state, kept, stop, saved, bars, log)
       watch.mark('waiting for the last checkpoint')
       saved.wait()
   if finished and is_writer:
@@ -94,53 +99,88 @@ def _at_work(saved):
   """Keeps what fails in the run apart from what commands call bad input."""
   try:
     yield
-  except commands.INPUT_ERRORS as error:
-    raise RuntimeError(
-      'the run failed at work; the same command goes on from its newest'
-      f' checkpoint, step {saved.latest_step() or 0}'
-    ) from error
+  except Exception as error:
+    goes_on = (
+      'the same command goes on from its newest checkpoint, step'
+      f' {saved.find_committed()}'
+    )
+    if _is_full(error):
+      raise commands.FailedError(
+        f'the disk is full ({error}); nothing that was saved is lost: make room,'
+        f' and {goes_on}'
+      ) from error
+    if isinstance(error, commands.INPUT_ERRORS):
+      raise RuntimeError(f'the run failed at work; {goes_on}') from error
+    raise
 
 
-def _go_on(parts, plan, state, stop, saved, bars, log) -> bool:
+def _is_full(error):
+  if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    return True
+  # Orbax's writers say it in words.
+  return any(
+    os.strerror(number) in str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+  )
+
+
+def _go_on(parts, plan, state, kept, stop, saved, bars, log) -> bool:
   """Takes the steps that are left; returns whether all were taken."""
-  config = parts.config
+  config, fed = parts.config, None
   alarmed = alarms.Alarms(parts.workdir, config, bars) if log else None
-  for phase in plan:
-    done = int(state.step) - phase.first_step
-    if not 0 <= done < phase.num_steps:
-      continue
-    bar = bars.phase(phase.title, phase.num_steps, done)
-    watch.mark('compiling what learns')
-    room = updates.make_ready(parts, phase, state)
-    fed = feed.Feed(parts, phase, int(state.step))
-    if phase.name == 'rl' and not done:
-      _evaluate(parts, log, state, 'sft' if phase.first_step else 'rl')
-    elif _is_eval_due(parts, phase, done):
-      # The process may have died between the checkpoint and the evaluation.
-      _evaluate(parts, log, state, 'rl')
-    for step in range(int(state.step), phase.last_step):
-      if sharding.max_over_hosts({'stop': stop.requested})['stop']:
-        _save(saved, state)
-        return False
-      taken = step + 1 - phase.first_step
-      state, values = steps.take_step(
-        parts, phase, room, fed, state, step,
-        write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
-      )  # fmt: skip
-      if log:
-        values = values | {'compiles': compiles.count()}
-        values |= memory.find_fractions()
-        log.write(step + 1, {'phase': phase.name} | values)
-        alarmed.look()
-      bar.update(taken, **_show(values))
-      is_last = step + 1 == phase.last_step
-      if is_last and phase is not plan[-1]:
-        state = _enter_rl(plan[-1], state)
-      if is_last or phase.is_due(taken, config.checkpoint.every_samples):
-        _save(saved, state)
-      if _is_eval_due(parts, phase, taken):
-        _evaluate(parts, log, state, 'rl')
-  _evaluate(parts, log, state, plan[-1].name)
+
+  def save():
+    step = int(state.step)
+    watch.mark(f'saving step {step}')
+    if saved.latest_step() != step:
+      rows = fed.keep() if fed else {}
+      worth = _list_worth(config, plan, saved.list_steps(), log)
+      saved.save(step, state, rows, worth)
+
+  def evaluate(phase_name):
+    _evaluate(parts, log, state, phase_name, stop)
+
+  try:
+    for phase in plan:
+      done = int(state.step) - phase.first_step
+      if not 0 <= done < phase.num_steps:
+        continue
+      bar = bars.phase(phase.title, phase.num_steps, done)
+      watch.mark('compiling what learns')
+      room = updates.make_ready(parts, phase, state)
+      fed = feed.Feed(parts, phase, int(state.step), stop, kept)
+      kept, late = {}, compiles.Late()
+      if phase.name == 'rl' and not done:
+        evaluate('sft' if phase.first_step else 'rl')
+      elif _is_eval_due(parts, phase, done):
+        # The process may have died between the checkpoint and the evaluation.
+        evaluate('rl')
+      for step in range(int(state.step), phase.last_step):
+        stop.check_all()
+        taken = step + 1 - phase.first_step
+        with late:
+          state, values = steps.take_step(
+            parts, phase, room, fed, state, step,
+            write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
+          )  # fmt: skip
+        if log:
+          more = {'phase': phase.name, 'compiles': late.num}
+          log.write(step + 1, values | more | memory.find_fractions())
+          alarmed.look()
+        bar.update(taken, **_show(values))
+        if values['skipped_updates']:
+          _report_nonfinite(parts, step + 1, values)
+        is_last = step + 1 == phase.last_step
+        if is_last and phase is not plan[-1]:
+          state = _enter_rl(plan[-1], state)
+        if is_last or phase.is_due(taken, config.checkpoint.every_samples):
+          save()
+        if _is_eval_due(parts, phase, taken):
+          evaluate('rl')
+    evaluate(plan[-1].name)
+  except checkpoint.Stopped:
+    save()
+    return False
   return True
 
 
@@ -153,29 +193,31 @@ def _compile(parts, plan):
 
 
 def _start(parts, plan, saved):
-  """Returns the newest state, or a new one."""
+  """Returns the newest state, or a new one, and the rows that are ahead of it."""
   first, last = plan[0], plan[-1]
   adapters = parts.model.config.lora
-  step = saved.latest_step()
-  if step is None:
-    params = weights.load_params(parts.config, parts.model)
-    state = learner.init_state(params, first.optimizer, adapters)
-    weights.check_frozen(parts.config, state.frozen, parts.workdir, keep=True)
-    return _begin_reference(first, state)
-  state = saved.restore(
-    learner.abstract_state(
+
+  def describe(step):
+    return learner.abstract_state(
       parts.model,
       first.optimizer,
       has_reference=last.needs_reference and step >= last.first_step,
     )
-  )
+
+  restored = saved.restore(describe)
+  if restored is None:
+    params = weights.load_params(parts.config, parts.model)
+    state = learner.init_state(params, first.optimizer, adapters)
+    weights.check_frozen(parts.config, state.frozen, parts.workdir, keep=True)
+    return _begin_reference(first, state), {}
+  state, kept = restored
   if adapters:
     # No checkpoint holds what is frozen: it is read where it was read before.
     params = weights.load_params(parts.config, parts.model)
     _, frozen = lora.split(adapters, params)
     weights.check_frozen(parts.config, frozen, parts.workdir)
     state = dataclasses.replace(state, frozen=frozen)
-  return state
+  return state, kept
 
 
 def _enter_rl(phase, state):
@@ -190,11 +232,20 @@ def _begin_reference(phase, state):
   return reference.begin(state) if phase.needs_reference else state
 
 
-def _save(saved, state):
-  step = int(state.step)
-  watch.mark(f'saving step {step}')
-  if saved.latest_step() != step:
-    saved.save(step, state)
+def _list_worth(config, plan, steps, log):
+  """Returns those of the saved steps that are worth keeping however old."""
+  section, first = config.checkpoint, {}
+  for phase in plan if section.keep_every_samples else ():
+    for step in steps:
+      rows = (step - phase.first_step) * phase.rows_per_step
+      turn = rows // section.keep_every_samples
+      if turn > 0 and step <= phase.last_step:
+        first.setdefault((phase.name, turn), step)
+  best = log.find_best(section.keep_best, steps) if log else []
+  found = sharding.max_over_hosts(
+    {str(i): max(best[i : i + 1], default=-1) for i in range(section.keep_best)}
+  )
+  return frozenset([*first.values(), *map(int, found.values())])
 
 
 def _is_eval_due(parts, phase, taken):
@@ -202,16 +253,33 @@ def _is_eval_due(parts, phase, taken):
   return phase.name == 'rl' and phase.is_due(taken, every)
 
 
-def _evaluate(parts, log, state, phase_name):
+def _evaluate(parts, log, state, phase_name, stop):
   """Evaluates, unless evals.jsonl already holds this step."""
   step = int(state.step)
   done = bool(log and log.has_eval(step, phase_name, 'test'))
   if sharding.max_over_hosts({'done': done})['done']:
     return
   watch.mark(f'evaluating step {step}')
-  result = evaluate_lib.evaluate(parts, lora.join(state.params, state.frozen))
+  params = lora.join(state.params, state.frozen)
+  result = evaluate_lib.evaluate(parts, params, stop)
   if log:
     log.write_eval({'step': step, 'phase': phase_name} | result)
+
+
+def _report_nonfinite(parts, step, values):
+  folder = parts.own_folder / updates.NONFINITE_NAME
+  text = (
+    f'step {step}: the loss ({values["loss"]}) or the gradient (norm'
+    f' {values["grad_norm"]}) is not finite, and the weights stay as they were.'
+    f' The minibatches to blame are in {folder}, the rollouts in'
+    f' {rollouts.path(parts.own_folder, step)}.'
+  )
+  if parts.config.optim.nonfinite == 'stop':
+    raise commands.FailedError(
+      f'{text} The same command with --config.optim.nonfinite=skip goes on'
+      ' without such steps'
+    )
+  logging.warning('%s', text)
 
 
 def _show(values: dict) -> dict:

@@ -87,7 +87,7 @@ def read_numbers(workdir, name):
     {
       key: value
       for key, value in row.items()
-      if not key.endswith(('_s', 'memory_fraction')) and key != 'compiles'
+      if not key.endswith(('_s', 'memory_fraction'))
     }
     for row in jsonl.read(workdir / name)
   ]
@@ -102,8 +102,11 @@ def find_port():
 
 def count_bytes(completion, answer, truncated, style):
   """A reward that a model of noise earns, so that there is something to learn:
-  1 for an even number of bytes. With SLOW set it takes its time."""
+  1 for an even number of bytes. With SLOW set it takes its time; while there is a
+  file HOLD it does not end."""
   del answer, truncated, style
+  while os.path.exists(os.environ.get('HOLD', '')):
+    time.sleep(0.01)
   time.sleep(float(os.environ.get('SLOW', '0')))
   return float(len(completion.encode()) % 2 == 0)
 

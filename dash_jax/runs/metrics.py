@@ -62,7 +62,7 @@ class MetricsWriter:
     kept = _cut(self._workdir / METRICS_NAME, resume_step)
     self._last_step = kept[-1]['step'] if kept else None
     kept = _cut(self._workdir / EVALS_NAME, resume_step)
-    self._evals = {_eval_key(row) for row in kept}
+    self._evals = {_eval_key(row): row['accuracy'] for row in kept}
     self._metrics_file = _append(self._workdir / METRICS_NAME)
     self._evals_file = _append(self._workdir / EVALS_NAME)
     self._board = tensorboardX.SummaryWriter(
@@ -123,7 +123,7 @@ class MetricsWriter:
         f'{values["step"]} of phase {phase!r}: ask has_eval first'
       )
     _emit(self._evals_file, values)
-    self._evals.add(_eval_key(values))
+    self._evals[_eval_key(values)] = values['accuracy']
     for key, value in values.items():
       if key not in ('step', *_TEXT_KEYS):
         tag = f'{phase}/{values["split"]}_{key}'
@@ -136,6 +136,16 @@ class MetricsWriter:
     evaluation, and need not repeat it.
     """
     return (step, phase, split) in self._evals
+
+  def find_best(self, num: int, steps: list[int]) -> list[int]:
+    """Returns those of some steps, `num` at most, after which RL had the highest
+    accuracies, the best first; of equals the earlier is better."""
+    found = {
+      step: accuracy
+      for (step, phase, _), accuracy in self._evals.items()
+      if phase == 'rl' and step in steps
+    }
+    return sorted(found, key=lambda step: (-found[step], step))[:num]
 
 
 def read(path: str | os.PathLike) -> list[dict]:
