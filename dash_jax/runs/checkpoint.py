@@ -26,6 +26,7 @@ from collections.abc import Callable
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers
 
 from dash_jax import batches, sharding
@@ -38,6 +39,11 @@ TORN_NAME = 'torn_checkpoints'
 
 _SHOW_CURSOR = b'\x1b[?25h'  # which progress bars hide
 _ROWS, _SUMS = 'rows', 'checksums'  # items beside those of the state
+
+# Read-only implies the other two; unsaid, Orbax warns of them.
+_READ_ONLY = ocp.CheckpointManagerOptions(
+  read_only=True, create=False, save_interval_steps=0
+)
 
 # A workdir may go on with other values of these.
 MAY_CHANGE = (
@@ -225,11 +231,7 @@ def restore_params(
   folder = _folder(workdir)
   if not folder.exists():
     return None
-  # Read-only implies the other two; unsaid, Orbax warns of them.
-  options = ocp.CheckpointManagerOptions(
-    read_only=True, create=False, save_interval_steps=0
-  )
-  with _open(folder, options) as manager:
+  with _open(folder, _READ_ONLY) as manager:
     steps = sorted(manager.all_steps(), reverse=True)
     if not steps:
       return None
@@ -247,6 +249,36 @@ def restore_params(
         logging.warning('%s', error)
         torn.append(str(error))
   raise ValueError('; '.join(torn))
+
+
+def find_torn(workdir: str | os.PathLike) -> dict[int, str]:
+  """Reads every checkpoint whole, on the mesh in use; returns what is wrong with
+  each by its step, '' where nothing is.
+
+  Nothing in the folder changes. Weights and optimizer state are in memory one
+  after the other.
+  """
+  folder, found = _folder(workdir), {}
+  if not folder.exists():
+    return found
+  with _open(folder, _READ_ONLY) as manager:
+    place = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+    for step in sorted(manager.all_steps()):
+      found[step] = ''
+      try:
+        for name in ('params', 'rest'):
+          tree = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            manager.item_metadata(step)[name].tree,
+          )
+          _restore(manager, folder, step, {name: tree}, has_rows=name == 'rest')
+      except Exception as error:  # as `_restore` has it of what is not there
+        if not isinstance(error, TornError):
+          error = _torn(folder / str(step), error)
+        found[step] = str(error)
+        if not (folder / str(step)).exists():  # a run that goes on removed it
+          del found[step]
+  return found
 
 
 def _folder(workdir):
