@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 import jax
 import ml_collections
+from absl import logging
 
 from dash_jax import commands, updates
 from dash_jax import config as config_lib
@@ -30,8 +31,8 @@ from dash_jax.runs import checkpoint, health, metrics
 
 SICK = 1
 
-# A run is taken to go on where its last line is younger than so many steps.
-_STEPS_OF_SILENCE = 20
+# A run is taken to go on where its last line is younger.
+_SILENT_STEPS, _SILENT_S = 10, 60.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,10 +76,10 @@ def diagnose(workdir: str | os.PathLike) -> Diagnosis:
   raised = {}
   for alarm in seen.add_all(rows, evals):
     raised.setdefault(alarm.name, alarm)
-  last = rows[-1] if rows else {}
-  if 'nan' in str(last.get('loss')) or 'nan' in str(last.get('grad_norm')):
+  if rows and not health.is_finite(rows[-1]):
     problems.append(
-      f'the loss or the gradient of step {last["step"]}, the last, is not finite'
+      f'the loss or the gradient of step {rows[-1]["step"]}, the last, is not'
+      ' finite'
     )
   return Diagnosis(
     state=_find_state(workdir, config, rows, evals, whole),
@@ -200,7 +201,7 @@ def _find_state(workdir, config, rows, evals, whole):
     state.append(
       f'the last step took {step_s:.1f} s and ended {age_s:,.0f} s ago'
     )
-    if age_s < _STEPS_OF_SILENCE * step_s:
+    if age_s < max(_SILENT_STEPS * step_s, _SILENT_S):
       return ['unfinished, and seems to go on', *state]
   return [
     'unfinished',
@@ -217,6 +218,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('workdir', metavar='DIR', help='the workdir of a run')
   args = parser.parse_args(argv)
+  logging.set_verbosity(logging.ERROR)  # Orbax warns that it may only read
   # Accelerators are for the run, which may go on.
   jax.config.update('jax_platforms', 'cpu')
   mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])

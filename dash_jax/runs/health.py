@@ -21,9 +21,10 @@ import ml_collections
 
 from dash_jax import config as config_lib
 
-# Steps that a check looks at; more where a step has few groups, as the
-# baseline's one: a few groups may agree by chance.
-_STEPS = 8
+# Steps that a check looks at, an odd number, so that a median is one of them;
+# more where a step has few groups, as the baseline's one: a few groups may agree
+# by chance.
+_STEPS = 9
 _GROUPS = 64
 
 # Of the rows with an advantage, the least share that is worth sampling for.
@@ -91,7 +92,7 @@ class Health:
     """
     self._config = config
     sizes = config_lib.sizes(config)
-    self._num_steps = max(_STEPS, -(-_GROUPS // sizes.num_questions))
+    self._num_steps = max(_STEPS, -(-_GROUPS // sizes.num_questions)) | 1
     self._all = collections.deque(maxlen=_STEPS + 1)
     self._first = []
     self._last = collections.deque(maxlen=self._num_steps)
@@ -170,6 +171,11 @@ class Health:
     return new
 
 
+def is_finite(row: dict) -> bool:
+  """Returns whether a step's loss and gradient are finite."""
+  return math.isfinite(row['loss']) and math.isfinite(row['grad_norm'])
+
+
 @dataclasses.dataclass(frozen=True)
 class _Seen:
   """What checks look at.
@@ -195,7 +201,7 @@ class _Seen:
 
   def compare(self, key: str, *, learned: bool = False) -> tuple[float, float]:
     """Returns the medians of a metric over the first and the newest steps; nan
-    where there is none.
+    where most of them have none.
 
     Args:
       key: of the metric.
@@ -205,9 +211,10 @@ class _Seen:
 
     def find(rows):
       return _median(
-        row[key]
+        row.get(key, math.nan)
+        if row['trained_tokens'] or not learned
+        else math.nan
         for row in rows
-        if key in row and (row['trained_tokens'] or not learned)
       )
 
     return find(self.first), find(self.last)
@@ -218,22 +225,25 @@ class _Seen:
 
 
 def _median(values):
-  values = [value for value in values if math.isfinite(value)]
-  return statistics.median(values) if values else math.nan
+  """Returns the median of those that are finite; nan if most are not."""
+  values = list(values)
+  finite = [value for value in values if math.isfinite(value)]
+  return (
+    statistics.median(finite) if 2 * len(finite) > len(values) else math.nan
+  )
 
 
 def _check_filter(seen):
   algorithm = seen.config.algorithm
   num_rows = config_lib.sizes(seen.config).batch_size
-  with_signal = [
-    row for row in seen.last if seen.is_full and row['zero_signal_fraction'] < 1
-  ]
   kept = _median(
     (row['kept_rows'] + row['masked_rows'])
     / (num_rows * (1 - row['zero_signal_fraction']))
-    for row in with_signal
+    if row['zero_signal_fraction'] < 1
+    else math.nan
+    for row in seen.last
   )
-  if 2 * len(with_signal) > len(seen.last) and kept < _KEPT_SHARE:
+  if seen.is_full and kept < _KEPT_SHARE:
     field = 'filter_threshold'
     if algorithm.filter in ('largest', 'max_variance') and not (
       algorithm.filter_threshold > 0
@@ -404,7 +414,7 @@ def _check_memory(seen):
   if len(seen.all) < _STEPS:
     return None
   device, host = (
-    _median(row[key] for row in seen.all if key in row)
+    _median(row.get(key, math.nan) for row in seen.all)
     for key in ('memory_fraction', 'host_memory_fraction')
   )
   if device >= _DEVICE_SHARE:
@@ -442,11 +452,7 @@ def _check_compiles(seen):
 
 
 def _check_nonfinite(seen):
-  steps = [
-    row['step']
-    for row in seen.all
-    if not (math.isfinite(row['loss']) and math.isfinite(row['grad_norm']))
-  ]
+  steps = [row['step'] for row in seen.all if not is_finite(row)]
   if len(steps) < _NONFINITE_STEPS:
     return None
   return (
