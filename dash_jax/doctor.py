@@ -12,6 +12,7 @@ Exit codes: 0 nothing is wrong; 1 something is; 2 there is no run to look at.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -55,7 +56,8 @@ class Diagnosis:
 
 
 def diagnose(workdir: str | os.PathLike) -> Diagnosis:
-  """Returns what is the matter with a run that has ended, was killed or goes on.
+  """Returns what is the matter with a run that has ended, was killed or goes on,
+  with the mesh in use.
 
   Raises:
     FileNotFoundError: `workdir` holds no run.
@@ -88,6 +90,16 @@ def diagnose(workdir: str | os.PathLike) -> Diagnosis:
     alarms=list(seen.ringing.values()),
     past=[a for name, a in raised.items() if name not in seen.ringing],
   )
+
+
+@contextlib.contextmanager
+def on_cpu():
+  """Makes one CPU the mesh in use: accelerators are for the run, which may go on."""
+  logging.set_verbosity(logging.ERROR)  # Orbax warns that it may only read
+  jax.config.update('jax_platforms', 'cpu')
+  mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
+  with jax.set_mesh(mesh):
+    yield
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
@@ -218,12 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   )
   parser.add_argument('workdir', metavar='DIR', help='the workdir of a run')
   args = parser.parse_args(argv)
-  logging.set_verbosity(logging.ERROR)  # Orbax warns that it may only read
-  # Accelerators are for the run, which may go on.
-  jax.config.update('jax_platforms', 'cpu')
-  mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
   try:
-    with jax.set_mesh(mesh):
+    with on_cpu():
       found = diagnose(args.workdir)
   except commands.INPUT_ERRORS as error:
     parser.error(str(error))
