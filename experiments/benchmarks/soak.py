@@ -110,7 +110,7 @@ def soak(
   with open(workdir / 'soak.log', 'ab') as log:
     while True:
       running = subprocess.Popen(
-        _command(workdir, steps), stdout=log, stderr=log
+        _command(workdir, steps), env=environment, stdout=log, stderr=log
       )
       try:
         killed = _watch(
