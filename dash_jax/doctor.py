@@ -28,7 +28,7 @@ from absl import logging
 
 from dash_jax import commands, updates
 from dash_jax import config as config_lib
-from dash_jax.runs import checkpoint, health, metrics
+from dash_jax.runs import alarms, checkpoint, health, metrics
 
 SICK = 1
 
@@ -67,7 +67,7 @@ def diagnose(workdir: str | os.PathLike) -> Diagnosis:
   config = read_config(workdir)
   notes, problems = _check_files(workdir)
   rows, evals = (
-    _read(workdir / name, problems)
+    _read(metrics.read, workdir / name, problems)
     for name in (metrics.METRICS_NAME, metrics.EVALS_NAME)
   )
   problems += find_gaps([row['step'] for row in rows])
@@ -78,6 +78,12 @@ def diagnose(workdir: str | os.PathLike) -> Diagnosis:
   raised = {}
   for alarm in seen.add_all(rows, evals):
     raised.setdefault(alarm.name, alarm)
+  # What the run saw of its process.
+  shown = [
+    alarm
+    for alarm in _read(alarms.read, workdir, problems)
+    if alarm.name not in raised
+  ]
   if rows and not health.is_finite(rows[-1]):
     problems.append(
       f'the loss or the gradient of step {rows[-1]["step"]}, the last, is not'
@@ -87,7 +93,7 @@ def diagnose(workdir: str | os.PathLike) -> Diagnosis:
     state=_find_state(workdir, config, rows, evals, whole),
     notes=notes,
     problems=problems,
-    alarms=list(seen.ringing.values()),
+    alarms=[*seen.ringing.values(), *shown],
     past=[a for name, a in raised.items() if name not in seen.ringing],
   )
 
@@ -142,12 +148,12 @@ def find_gaps(steps: Sequence[int]) -> list[str]:
   ]
 
 
-def _read(path, problems):
-  """Returns a file's rows; none, and a problem more, if it is damaged."""
+def _read(read, path, problems):
+  """Returns what is in a file; nothing, and a problem more, if it is damaged."""
   if not path.exists():
     return []
   try:
-    return metrics.read(path)
+    return read(path)
   except ValueError as error:
     problems.append(
       f'{error}: the run cannot go on with it; cut the file off before this line'

@@ -165,7 +165,10 @@ def _go_on(parts, plan, state, kept, stop, saved, bars, log) -> bool:
           )  # fmt: skip
         if log:
           more = {'phase': phase.name, 'compiles': late.num}
-          log.write(step + 1, values | more | memory.find_fractions())
+          used = memory.find_device_share()
+          if used is not None:
+            more['memory_fraction'] = used
+          log.write(step + 1, values | more)
           alarmed.look()
         bar.update(taken, **_show(values))
         if values['skipped_updates']:

@@ -100,7 +100,7 @@ def test_a_run_with_a_reward_model_goes_on(run, workdir, tmp_path):
   assert train.train(run, str(again))
   name = 'rollouts/step_000003.jsonl'
   assert (again / name).read_text() == (workdir / name).read_text()
-  timed = ('_s', 'compiles', 'memory_fraction')
+  timed = ('_s', 'compiles')
   before, after = (
     [
       {k: v for k, v in row.items() if not k.endswith(timed)}

@@ -79,16 +79,11 @@ def share_samplers(patched, samplers):
 
 
 def read_numbers(workdir, name):
-  """Returns the rows of a file of a run without what depends on the clock or on
-  the process."""
+  """Returns the rows of a file of a run without what depends on the clock."""
   from dash_jax.runs import jsonl
 
   return [
-    {
-      key: value
-      for key, value in row.items()
-      if not key.endswith(('_s', 'memory_fraction'))
-    }
+    {key: value for key, value in row.items() if not key.endswith('_s')}
     for row in jsonl.read(workdir / name)
   ]
 

@@ -2,6 +2,8 @@
 
 They come from the files that the run writes (health.py says how), so that a run
 that goes on knows what happened before, and `doctor` finds the same afterwards.
+The memory of the host alone is looked at as it is: it is of a process, and the
+same run in another one has another.
 """
 
 import dataclasses
@@ -11,6 +13,7 @@ import pathlib
 import ml_collections
 
 from dash_jax.runs import health, jsonl, metrics, progress
+from dash_jax.sampling import memory
 
 ALARMS_NAME = 'alarms.jsonl'
 
@@ -36,16 +39,20 @@ class Alarms:
     self._health = health.Health(config)
     self._rows = jsonl.Tail(workdir / metrics.METRICS_NAME)
     self._evals = jsonl.Tail(workdir / metrics.EVALS_NAME)
-    # What the process before has shown.
+    # What processes before this have shown.
     self._known = {}
-    for alarm in self._read():
+    for alarm in self._find_new():
       self._known.setdefault(alarm.name, alarm)
-    if self._known or self._path.exists():
-      jsonl.write(self._path, [*map(dataclasses.asdict, self._known.values())])
+    for alarm in read(workdir):
+      if alarm.step <= self._health.step:
+        self._known.setdefault(alarm.name, alarm)
+    if self._path.exists() or self._known:
+      rows = sorted(self._known.values(), key=lambda alarm: alarm.step)
+      jsonl.write(self._path, [dataclasses.asdict(alarm) for alarm in rows])
 
   def look(self) -> None:
     """Shows what is new since the last call."""
-    for alarm in self._read():
+    for alarm in self._find_new(memory.find_host_share()):
       if alarm.name in self._known:
         continue
       self._known[alarm.name] = alarm
@@ -53,9 +60,26 @@ class Alarms:
       with open(self._path, 'a', encoding='utf-8', newline='\n') as file:
         file.write(jsonl.encode(dataclasses.asdict(alarm)))
 
-  def _read(self):
+  def _find_new(self, host_share=None):
     rows, evals = (
       [metrics.read_numbers(row) for row in tail.read()]
       for tail in (self._rows, self._evals)
     )
+    if rows and host_share is not None:
+      rows[-1]['host_memory_fraction'] = host_share
     return self._health.add_all(rows, evals)
+
+
+def read(workdir: str | os.PathLike) -> list[health.Alarm]:
+  """Returns what a run has shown.
+
+  Raises:
+    ValueError: a line before the last of alarms.jsonl is not an alarm.
+  """
+  path = pathlib.Path(workdir) / ALARMS_NAME
+  if not path.exists():
+    return []
+  try:
+    return [health.Alarm(**row) for row in jsonl.read(path)]
+  except TypeError as error:
+    raise ValueError(f'{path} holds what is no alarm: {error}') from error

@@ -4,7 +4,7 @@
    or all of a run, and returns the alarms that begin with them.
 2. Each check looks at medians over the newest steps, so that an odd step is
    silent, and at those over the first steps of RL where it is about a change.
-3. `ringing` are the alarms that hold now.
+3. `ringing` are the alarms that hold after the row of `step`.
 
 It sees what is in the files and no more: it is the same while a run goes on and
 afterwards. What the policy's distance from its start is measured by stands at
@@ -99,7 +99,7 @@ class Health:
     self._evals = collections.deque(maxlen=2)
     self._best_eval = None
     self._has_stopped = False
-    self._step = 0
+    self.step = 0
     self.ringing: dict[str, Alarm] = {}
 
   def add(self, row: dict) -> list[Alarm]:
@@ -108,7 +108,7 @@ class Health:
     Args:
       row: of metrics.jsonl, as `metrics.read` returns it.
     """
-    self._step = row['step']
+    self.step = row['step']
     self._all.append(row)
     if row['phase'] == 'rl':
       if len(self._first) < self._num_steps:
@@ -125,7 +125,7 @@ class Health:
     """
     if row['phase'] != 'rl':
       return []
-    self._step = row['step']
+    self.step = row['step']
     self._evals.append(row)
     best = self._best_eval
     if best is None or row['accuracy'] > best['accuracy']:
@@ -163,9 +163,7 @@ class Health:
     for name, check in _CHECKS.items():
       problem = check(seen)
       if problem:
-        found[name] = self.ringing.get(name) or Alarm(
-          name, self._step, *problem
-        )
+        found[name] = self.ringing.get(name) or Alarm(name, self.step, *problem)
     new = [alarm for name, alarm in found.items() if name not in self.ringing]
     self.ringing = found
     return new

@@ -37,31 +37,28 @@ def find_room() -> float:
   return room
 
 
-def find_fractions() -> dict[str, float]:
-  """Returns shares of memory in use, by the names of metrics.
-
-  Keys:
-    memory_fraction: of the fullest device of this process, at most so far;
-      absent where devices do not tell, as on CPU.
-    host_memory_fraction: of what the machine or its container has, by this
-      process now; absent where there is no /proc.
-  """
-  fractions = {}
+def find_device_share() -> float | None:
+  """Returns the most of its memory that a device of this process has used at once;
+  None where devices do not tell, as on CPU."""
   held = [device.memory_stats() for device in jax.local_devices()]
-  if all(held):
-    fractions['memory_fraction'] = max(
-      s['peak_bytes_in_use'] / s['bytes_limit'] for s in held
-    )
+  if not all(held):
+    return None
+  return max(s['peak_bytes_in_use'] / s['bytes_limit'] for s in held)
+
+
+def find_host_share() -> float | None:
+  """Returns what this process holds of the memory of its machine, or of its
+  container; None where there is no /proc."""
   statm = pathlib.Path('/proc/self/statm')
-  if statm.exists():
-    resident = int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-    limit = _find_physical()
-    for path in map(pathlib.Path, _LIMITS):
-      text = path.read_text().strip() if path.exists() else ''
-      if text.isdecimal():  # else it is 'max'
-        limit = min(limit, int(text))
-    fractions['host_memory_fraction'] = resident / limit
-  return fractions
+  if not statm.exists():
+    return None
+  limit = _find_physical()
+  for path in map(pathlib.Path, _LIMITS):
+    text = path.read_text().strip() if path.exists() else ''
+    if text.isdecimal():  # else it is 'max'
+      limit = min(limit, int(text))
+  resident = int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  return resident / limit
 
 
 def _find_physical():
