@@ -39,6 +39,8 @@ _POLL_S = 0.02
 _KIB = 1024
 # A hundred thousand steps may take 2 GB and a thousand files more.
 _MAX_BYTES, _MAX_FILES = 20 * _KIB, 0.01
+# From so many steps on, growth must be known so well that the limit means something.
+_TELLING_STEPS = 1_000
 _STALLED_S = 600.0
 
 
@@ -54,14 +56,17 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Slope:
-  """Growth a step, with the 95% interval."""
+  """Growth a step, and half of its 95% interval."""
 
   mean: float
   half: float
 
-  @property
-  def is_known(self) -> bool:
-    return math.isfinite(self.half)
+  def judge(self, most: float) -> bool | None:
+    """Returns whether it is at most `most`; None where the interval has room for
+    both that and no growth."""
+    if self.mean + self.half <= most:
+      return True
+    return False if self.mean - self.half > 0 else None
 
 
 def find_slope(samples: Sequence[Sample], field: str) -> Slope:
@@ -177,11 +182,16 @@ def _read_last_step(path):
 
 def _measure(pid, process, step):
   proc = pathlib.Path('/proc') / str(pid)
-  pages = int((proc / 'statm').read_text().split()[1])
+  # Not what is resident: files come and go, and the system may swap.
+  kib = [
+    int(line.split()[1])
+    for line in (proc / 'status').read_text().splitlines()
+    if line.startswith(('RssAnon:', 'VmSwap:'))
+  ]
   return Sample(
     process=process,
     step=step,
-    num_bytes=pages * os.sysconf('SC_PAGE_SIZE'),
+    num_bytes=sum(kib) * _KIB,
     num_files=len(list((proc / 'fd').iterdir())),
   )
 
@@ -207,19 +217,18 @@ def judge(
     ('open files', 'num_files', 1, _MAX_FILES),
   ):
     slope = find_slope(samples, field)
-    name = 'KiB' if unit == _KIB else ''
-    low, high = (
-      f'{(slope.mean + sign * slope.half) / unit:.3g}' for sign in (-1, 1)
+    verdict = slope.judge(most)
+    name = ' KiB' if unit == _KIB else ''
+    low, mean, high = (
+      f'{(slope.mean + part * slope.half) / unit:.3g}' for part in (-1, 0, 1)
     )
     found.append(
       (
         f'{what}, growth a step',
-        f'{slope.mean / unit:.3g} [{low}, {high}] {name}'.strip()
-        if slope.is_known
-        else 'too few steps to tell',
-        f'up to {most / unit:g} {name}'.strip(),
-        # Growth that is no more than chance may have a wide interval.
-        not (slope.is_known and slope.mean + slope.half > most),
+        f'{mean} [{low}, {high}]{name}'
+        + (', too few steps to tell' if verdict is None else ''),
+        f'up to {most / unit:g}{name}',
+        steps < _TELLING_STEPS if verdict is None else verdict,
       )
     )
   whole = doctor.diagnose(workdir)

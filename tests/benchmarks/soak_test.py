@@ -37,7 +37,11 @@ def test_growth_is_found_in_noise_beside_levels_and_warm_up():
 
 
 def test_few_steps_tell_nothing():
-  assert not soak.find_slope(make_samples(40, 0), 'num_bytes').is_known
+  assert soak.find_slope(make_samples(40, 0), 'num_bytes').judge(1) is None
+  # From no growth to three times the limit.
+  assert soak.Slope(1.0, 2.0).judge(1) is None
+  assert soak.Slope(0.5, 0.4).judge(1) is True
+  assert soak.Slope(2.0, 1.5).judge(1) is False
 
 
 @pytest.fixture(scope='module')
