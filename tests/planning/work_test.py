@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import tiny_job
 
+from dash_jax.model import llama
 from dash_jax.planning import devices, estimate, measured, work
 
 _SHAPE = work.Shape(
@@ -17,6 +18,7 @@ _SHAPE = work.Shape(
   group_size=4,
   itemsize=4,
   param_itemsize=4,
+  trained_weights=float(llama.count_params(tiny_job.MODEL)),
   moment_itemsize=8.0,
   weight_bytes=4.0,
   cache_bytes=4.0,
@@ -63,15 +65,29 @@ def test_waves_read_the_weights_again():
   assert once.bytes < twice.bytes < 2 * once.bytes
 
 
-@pytest.mark.parametrize('remat', ['attention', 'layer'])
-def test_a_minibatch_has_the_operations_of_its_program(remat):
+@pytest.mark.parametrize(
+  'changes',
+  [{'model.remat': 'attention'}, {'model.remat': 'layer'}, {'lora.rank': 4}],
+)
+def test_a_minibatch_has_the_operations_of_its_program(changes):
   """As jax counts them of the program before it is compiled: loops once, so of
   one minibatch and of one chunk of logits, which is all of them here. What is
   masked is counted there, and not here."""
-  with tiny_job.make((1, 1, 1), {'model.remat': remat}) as job:
+  with tiny_job.make((1, 1, 1), changes) as job:
     counted = job.lower_learner(8).cost_analysis()['flops']
     found = work.minibatch_work(estimate.find_shape(job), 8).flops
   assert 0.75 < found / counted <= 1
+
+
+def test_adapters_alone_are_changed():
+  with tiny_job.make((1, 1, 1)) as job:
+    whole = work.update_work(estimate.find_shape(job)).bytes
+  with tiny_job.make((1, 1, 1), {'lora.rank': 4}) as job:
+    adapters = work.update_work(estimate.find_shape(job)).bytes
+    # Gradient and two moments in float32, and the factors themselves.
+    num = estimate.count_gradient(job) / 4
+  assert adapters == pytest.approx(num * (2 * 4 + 2 * 3 * 4), rel=1e-3)
+  assert adapters < 0.05 * whole
 
 
 @pytest.mark.parametrize(('mesh', 'sums'), [((4, 1, 1), 1), ((1, 4, 1), 2)])
