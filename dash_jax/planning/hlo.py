@@ -142,7 +142,8 @@ def _link_bytes(kind, op, computation):
 
 def _count_ways(rest):
   """Returns how many devices take part in each group of a collective."""
-  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}', rest)
+  # Devices in an order of their own are named between the two.
+  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', rest)
   if mesh:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
     return math.prod(int(sizes[name]) for name in re.findall(r'\w+', mesh[2]))

@@ -73,6 +73,10 @@ def test_a_loop_of_unknown_length_counts_once(eight):
     ('replica_groups=[4,2]<=[8]', 2),
     ("replica_groups=mesh['a'=2,'b'=4] {'b'}", 4),
     ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", 8),
+    (
+      "replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}",
+      4,
+    ),
   ],
 )
 def test_groups_are_read_however_they_are_written(groups, ways):

@@ -100,3 +100,22 @@ def test_bytes_from_others_are_those_of_the_program(mesh, sums):
     found = work.minibatch_work(shape, 8 // job.shards).link_bytes
   counted = moved.pop('all-reduce') / sums + sum(moved.values())
   assert found == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize('mesh', [(1, 1, 4), (1, 2, 2)])
+def test_bytes_from_others_while_sampling_are_those_of_the_programs(mesh):
+  """Sums of layers, embeddings and logits; the embedding's table, which is laid out
+  anew by exchanges, is not counted."""
+  rows, G = 32, 4
+  with tiny_job.make(mesh) as job:
+    compiled = measured.compile_sampler(job, rows)
+    shape = estimate.find_shape(job, job.sampling_mesh)
+    own = rows // job.sampling_shards
+  decode = work.decode_work(shape, own, 1).link_bytes
+  counted = {
+    estimate.ADMIT: work.prefill_work(shape, own // G, 1).link_bytes,
+    estimate.DECODE: decode / (shape.completion_len - 1),  # a turn of its loop
+  }
+  for name, size in counted.items():
+    moved = compiled[name].link_bytes
+    assert moved['all-reduce'] + moved['all-gather'] == size, name
