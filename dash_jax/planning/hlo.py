@@ -21,6 +21,8 @@ _KINDS = (
   'collective-permute',
 )  # fmt: skip
 
+_FLAG_BYTES = 4
+
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
 _INSTRUCTION = re.compile(
   r'^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$'
@@ -121,9 +123,10 @@ def _count_array_bytes(kind_and_shape):
 
 def _link_bytes(kind, op, computation):
   sizes = _count_array_bytes(op['type'])
-  if op['op'].endswith('-start') and len(sizes) > 1:
-    # Of what goes in and what comes out, and perhaps of flags.
-    sizes = [max(sizes)]
+  if op['op'].endswith('-start') and kind != 'all-reduce':
+    # Of what goes in, what comes out, and perhaps of flags, which are scalars.
+    sizes = [size for size in sizes if size > _FLAG_BYTES]
+    sizes = sizes[len(sizes) // 2 :]
   size = sum(sizes)
   if kind == 'collective-permute':
     return size
@@ -139,7 +142,8 @@ def _link_bytes(kind, op, computation):
 
 def _count_ways(rest):
   """Returns how many devices take part in each group of a collective."""
-  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}', rest)
+  # Devices in an order of their own are named between the two.
+  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', rest)
   if mesh:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
     return math.prod(int(sizes[name]) for name in re.findall(r'\w+', mesh[2]))

@@ -50,7 +50,17 @@ sys.stderr.write(last.strip('\\n') and last)
 """
 
 _GO_ON = 'The same command goes on from the newest checkpoint.'
-_UNKNOWN = {'host': '?', 'stage': 'the start'}
+# Of a process that has not said anything yet.
+_UNKNOWN = {
+  'host': '?',
+  'beat': None,
+  'stage': 'the start',
+  'num_stages': 0,
+  'idle_s': 0.0,
+  'failed': '',
+  'code': 1,
+  'has_ended': False,
+}
 _watch = None  # the one at work in this process
 
 
@@ -103,6 +113,13 @@ class Watch:
   def __enter__(self) -> 'Watch':
     global _watch
     _watch = self
+    # All have met just before, so one that says nothing from now on is dead too.
+    now = time.monotonic()
+    self._heard = {
+      process: (_UNKNOWN, now)
+      for process in range(jax.process_count())
+      if process != jax.process_index()
+    }
     threading.Thread(target=self._judge, daemon=True).start()
     if jax.process_count() > 1:
       self._beside = subprocess.Popen(
@@ -182,8 +199,10 @@ class Watch:
       self._answered_at = now
       for name, text in found:
         process, said = int(name.rpartition('/')[2]), json.loads(text)
-        before, _ = self._heard.get(process, ({'beat': None}, now))
-        if process != jax.process_index() and said['beat'] != before['beat']:
+        if process == jax.process_index():
+          continue
+        before, _ = self._heard[process]
+        if said['beat'] != before['beat']:
           self._heard[process] = said, now
 
   def _tell(self):

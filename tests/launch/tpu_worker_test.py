@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -48,6 +49,18 @@ def test_a_command_goes_on_without_the_session_that_started_it(worker):
   assert 'a run is at work already' in done.stdout
   assert read_holder(worker) == holder
   assert os.getsid(holder) == holder
+
+
+def test_a_run_begins_though_another_session_asks_whether_one_does(worker):
+  """Which holds the lock for a moment."""
+  lock = worker.folder / 'dash_jax_run/lock'
+  lock.parent.mkdir()
+  asks = subprocess.Popen(
+    ['flock', lock, 'bash', '-c', 'touch "$1"; sleep 0.5', '_', f'{lock}ed']
+  )
+  wait_for(lock.with_name('locked'))
+  assert call(worker, 'hold', 'true').returncode == 0
+  assert asks.wait() == 0
 
 
 def test_stop_asks_waits_and_gives_the_code(worker):

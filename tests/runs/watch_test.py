@@ -1,7 +1,7 @@
-"""Two processes, of which one dies, stops, hangs, fails or is done before the
-other. All pairs run at once: most of what they do is wait. The processes beside
-them, which say last words, hear SIGTERM and stay; one of them is killed, and
-nothing follows."""
+"""Two processes, of which one dies (before the watch begins, too), stops, hangs,
+fails or is done before the other. All pairs run at once: most of what they do is
+wait. The processes beside them, which say last words, hear SIGTERM and stay; one of
+them is killed, and nothing follows."""
 
 import pathlib
 import re
@@ -32,6 +32,14 @@ CASES = {
       + NAME.format(0)
       + ' at scoring. ',
     ),
+  ),
+  ('1', 'is gone'): (
+    (
+      watch.LOST,
+      r'process 1 of 2 \(\?\) has not been heard of for 5 s; it was at the start. '
+      + GO_ON,
+    ),
+    (-signal.SIGKILL, ''),
   ),
   ('1', 'SIGSTOP'): ((watch.LOST, SILENT.format(1)), (-signal.SIGKILL, '')),
   ('0', 'SIGSTOP'): (

@@ -21,6 +21,9 @@ jax.distributed.initialize(
   num_processes=2,
   process_id=int(process),
 )
+if process == who and what == 'is gone':
+  jax.devices()  # where the two meet
+  os.kill(os.getpid(), signal.SIGKILL)
 with watch.Watch(silent_s=5.0, stall_s=14.0):
   watch.mark('scoring')
   multihost_utils.sync_global_devices('both are here')
