@@ -8,7 +8,7 @@ from experiments.benchmarks import soak
 
 
 def make_samples(num_steps, growth, noise=0.0):
-  """Two processes with levels of their own, after a warm-up that grows."""
+  """Two processes with levels of their own, after a warm-up that shrinks."""
   random = np.random.default_rng(0)
   return [
     soak.Sample(
@@ -16,7 +16,7 @@ def make_samples(num_steps, growth, noise=0.0):
       step=step,
       num_bytes=int(
         1e8 * (process + 1)
-        + 1e6 * min(step, 20)
+        - 1e6 * min(step, 80)
         + growth * step
         + noise * random.standard_normal()
       ),
@@ -29,19 +29,25 @@ def make_samples(num_steps, growth, noise=0.0):
 
 def test_growth_is_found_in_noise_beside_levels_and_warm_up():
   slope = soak.find_slope(make_samples(300, 5_000, noise=1e5), 'num_bytes')
-  assert abs(slope.mean - 5_000) < slope.half < 1_000
+  assert abs(slope.mean - 5_000) < 2 * slope.half < 1_000
   slope = soak.find_slope(make_samples(300, 0, noise=1e5), 'num_bytes')
-  assert abs(slope.mean) < slope.half < 1_000
+  assert abs(slope.mean) < 2 * slope.half < 1_000
   flat = soak.find_slope(make_samples(300, 0), 'num_files')
   assert (flat.mean, flat.half) == (0, 0)
 
 
 def test_few_steps_tell_nothing():
-  assert soak.find_slope(make_samples(40, 0), 'num_bytes').judge(1) is None
+  assert soak.find_slope(make_samples(115, 0), 'num_bytes').judge(1) is None
   # From no growth to three times the limit.
   assert soak.Slope(1.0, 2.0).judge(1) is None
   assert soak.Slope(0.5, 0.4).judge(1) is True
   assert soak.Slope(2.0, 1.5).judge(1) is False
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """For the processes that are started."""
+  monkeypatch.delenv('XLA_FLAGS')
 
 
 @pytest.fixture(scope='module')
