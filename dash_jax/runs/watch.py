@@ -113,14 +113,6 @@ class Watch:
   def __enter__(self) -> 'Watch':
     global _watch
     _watch = self
-    # All have met just before, so one that says nothing from now on is dead too.
-    now = time.monotonic()
-    self._heard = {
-      process: (_UNKNOWN, now)
-      for process in range(jax.process_count())
-      if process != jax.process_index()
-    }
-    threading.Thread(target=self._judge, daemon=True).start()
     if jax.process_count() > 1:
       self._beside = subprocess.Popen(
         [sys.executable, '-S', '-c', _LAST_WORDS],
@@ -128,7 +120,15 @@ class Watch:
         text=True,
         start_new_session=True,  # no Ctrl-C, nor a kill of our group
       )
+      # All have met just before, so one that says nothing from now on is dead too.
+      self._answered_at = now = time.monotonic()
+      self._heard = {
+        process: (_UNKNOWN, now)
+        for process in range(jax.process_count())
+        if process != jax.process_index()
+      }
       self._exchanging.start()
+    threading.Thread(target=self._judge, daemon=True).start()
     return self
 
   def __exit__(self, unused_kind, error, unused_trace) -> None:
@@ -151,7 +151,8 @@ class Watch:
     there are others."""
     if jax.process_count() > 1:
       if not isinstance(error, commands.INPUT_ERRORS):
-        traceback.print_exception(error)
+        with contextlib.suppress(OSError):  # nobody reads it
+          traceback.print_exception(error)
       else:
         self._code = commands.BAD_INPUT
       self._failed = f'{type(error).__name__}: {error}'.split('\n')[0]
@@ -288,7 +289,8 @@ class Watch:
     )
 
   def _end(self, verdict, code):
-    print(f'dash_jax: {verdict}', file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it
+      print(f'dash_jax: {verdict}', file=sys.stderr, flush=True)
     if jax.process_count() > 1:
       self._has_spoken = True
       self._keep_last_words('')

@@ -91,7 +91,10 @@ def test_a_next_run_has_its_own_log_and_code(worker):
 
 
 def test_a_run_that_was_cut_off_is_lost(worker):
-  """As by a machine that went down: there is no code, and a new run may start."""
+  """As by a machine that went down: there is no code, also not that of the run
+  before, and a new run may start."""
+  call(worker, 'start', 'true')
+  assert call(worker, 'follow').returncode == 0
   call(worker, 'start', 'bash', '-c', _TRAINS)
   wait_for(worker.folder / 'on')
   os.killpg(read_holder(worker), signal.SIGKILL)

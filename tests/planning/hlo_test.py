@@ -135,3 +135,14 @@ def test_what_a_start_brings_is_what_comes_out(kind, result, size):
     ]
   )
   assert hlo.count_link_bytes(text) == {kind: size}
+
+
+def test_groups_that_are_not_named_are_all_devices():
+  text = """HloModule m, num_partitions=4
+
+ENTRY %main (p: f32[8]) -> f32[32] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %g = f32[32]{0} all-gather(%p), channel_id=1, replica_groups={}, dimensions={0}
+}
+"""
+  assert hlo.count_link_bytes(text) == {'all-gather': 32 * 4 * 3 / 4}

@@ -68,6 +68,14 @@ CASES = {
       + ' failed at scoring: ValueError: this host has no such file\n',
     ),
   ),
+  # What read its errors is gone, as a launcher that was killed.
+  ('1', 'fails unread'): (
+    (
+      1,
+      NAME.format(1) + ' failed at scoring: RuntimeError: nobody hears this\n',
+    ),
+    (1, ''),
+  ),
   ('1', 'ends'): ((0, 'ended'), (0, 'ended')),
 }
 
