@@ -18,6 +18,7 @@ from absl import logging
 
 from dash_jax import (
   assemble,
+  batches,
   commands,
   feed,
   phases,
@@ -75,15 +76,17 @@ def train(config, workdir: str) -> bool:
     state, kept = _start(parts, plan, saved)
     watch.mark('compiling what samples')
     _compile(parts, plan)
-    log = None
+    log = alarmed = None
     if is_writer:
       checkpoint.save_config(workdir, config.to_dict())
       log = closing.enter_context(
         metrics.MetricsWriter(workdir, int(state.step))
       )
+      alarmed = alarms.Alarms(workdir, config, bars)
     stop.begin()
     with _at_work(saved):
-      finished = _go_on(parts, plan, state, kept, stop, saved, bars, log)
+      run = _Run(parts, plan, stop, saved, bars, log, alarmed)
+      finished = run.go_on(state, kept)
       watch.mark('waiting for the last checkpoint')
       saved.wait()
   if finished and is_writer:
@@ -124,67 +127,140 @@ def _is_full(error):
   )
 
 
-def _go_on(parts, plan, state, kept, stop, saved, bars, log) -> bool:
-  """Takes the steps that are left; returns whether all were taken."""
-  config, fed = parts.config, None
-  alarmed = alarms.Alarms(parts.workdir, config, bars) if log else None
+class _Run:
+  """A run at work."""
 
-  def save():
-    step = int(state.step)
+  def __init__(self, parts, plan, stop, saved, bars, log, alarmed):
+    """
+    Args:
+      parts, plan: of the run.
+      stop: what may ask for an end.
+      saved: its checkpoints.
+      bars: its progress.
+      log, alarmed: what process 0 writes to and looks at, None in the others.
+    """
+    self._parts = parts
+    self._plan = plan
+    self._stop = stop
+    self._saved = saved
+    self._bars = bars
+    self._log = log
+    self._alarmed = alarmed
+
+  @property
+  def _step(self):
+    return int(self._state.step)
+
+  def go_on(self, state: batches.TrainState, kept: dict) -> bool:
+    """Takes the steps that are left; returns whether all were taken.
+
+    Args:
+      state: as it is.
+      kept: rows that are ahead of it.
+    """
+    self._state, self._fed, self._kept = state, None, kept
+    try:
+      for phase in self._plan:
+        if phase.first_step <= self._step < phase.last_step:
+          self._go_through(phase)
+      self._evaluate(self._plan[-1].name)
+    except checkpoint.Stopped:
+      self._save()
+      return False
+    return True
+
+  def _go_through(self, phase):
+    config, first = self._parts.config, self._step
+    done = first - phase.first_step
+    bar = self._bars.phase(phase.title, phase.num_steps, done)
+    watch.mark('compiling what learns')
+    room = updates.make_ready(self._parts, phase, self._state)
+    self._fed = feed.Feed(self._parts, phase, first, self._stop, self._kept)
+    self._kept, late = {}, compiles.Late()
+    if phase.name == 'rl' and not done:
+      self._evaluate('sft' if phase.first_step else 'rl')
+    elif _is_eval_due(config, phase, done):
+      # The process may have died between the checkpoint and the evaluation.
+      self._evaluate('rl')
+    for step in range(first, phase.last_step):
+      self._stop.check_all()
+      taken = step + 1 - phase.first_step
+      with late:
+        self._state, values = steps.take_step(
+          self._parts, phase, room, self._fed, self._state, step,
+          write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
+        )  # fmt: skip
+      self._write(phase, step + 1, values | {'compiles': late.num})
+      bar.update(taken, **_show(values))
+      is_last = step + 1 == phase.last_step
+      if is_last and phase is not self._plan[-1]:
+        self._state = _enter_rl(self._plan[-1], self._state)
+      if is_last or phase.is_due(taken, config.checkpoint.every_samples):
+        self._save()
+      if _is_eval_due(config, phase, taken):
+        self._evaluate('rl')
+
+  def _write(self, phase, step, values):
+    """Writes a step's metrics, and says what is wrong with them."""
+    if self._log:
+      used = memory.find_device_share()
+      if used is not None:
+        values = values | {'memory_fraction': used}
+      self._log.write(step, {'phase': phase.name} | values)
+      self._alarmed.look()
+    if not values['skipped_updates']:
+      return
+    folder = self._parts.own_folder
+    text = (
+      f'step {step}: the loss ({values["loss"]}) or the gradient (norm'
+      f' {values["grad_norm"]}) is not finite, and the weights stay as they were.'
+      f' The minibatches to blame are in {folder / updates.NONFINITE_NAME}, the'
+      f' rollouts in {rollouts.path(folder, step)}.'
+    )
+    if self._parts.config.optim.nonfinite == 'stop':
+      raise commands.FailedError(
+        f'{text} The same command with --config.optim.nonfinite=skip goes on'
+        ' without such steps'
+      )
+    logging.warning('%s', text)
+
+  def _save(self):
+    step = self._step
     watch.mark(f'saving step {step}')
-    if saved.latest_step() != step:
-      rows = fed.keep() if fed else {}
-      worth = _list_worth(config, plan, saved.list_steps(), log)
-      saved.save(step, state, rows, worth)
+    if self._saved.latest_step() != step:
+      rows = self._fed.keep() if self._fed else {}
+      self._saved.save(step, self._state, rows, self._list_worth())
 
-  def evaluate(phase_name):
-    _evaluate(parts, log, state, phase_name, stop)
+  def _list_worth(self):
+    """Returns those of the saved steps that are worth keeping however old."""
+    section, first = self._parts.config.checkpoint, {}
+    saved = self._saved.list_steps()
+    for phase in self._plan if section.keep_every_samples else ():
+      for step in saved:
+        rows = (step - phase.first_step) * phase.rows_per_step
+        turn = rows // section.keep_every_samples
+        if turn > 0 and step <= phase.last_step:
+          first.setdefault((phase.name, turn), step)
+    worth = set(first.values())
+    if num := section.keep_best:
+      best = self._log.find_best(num, saved) if self._log else []
+      # Process 0 alone has evaluations; no step is below 0.
+      best += [-1] * (num - len(best))
+      found = sharding.max_over_hosts(dict(enumerate(best)))
+      worth |= set(map(int, found.values()))
+    return frozenset(worth)
 
-  try:
-    for phase in plan:
-      done = int(state.step) - phase.first_step
-      if not 0 <= done < phase.num_steps:
-        continue
-      bar = bars.phase(phase.title, phase.num_steps, done)
-      watch.mark('compiling what learns')
-      room = updates.make_ready(parts, phase, state)
-      fed = feed.Feed(parts, phase, int(state.step), stop, kept)
-      kept, late = {}, compiles.Late()
-      if phase.name == 'rl' and not done:
-        evaluate('sft' if phase.first_step else 'rl')
-      elif _is_eval_due(parts, phase, done):
-        # The process may have died between the checkpoint and the evaluation.
-        evaluate('rl')
-      for step in range(int(state.step), phase.last_step):
-        stop.check_all()
-        taken = step + 1 - phase.first_step
-        with late:
-          state, values = steps.take_step(
-            parts, phase, room, fed, state, step,
-            write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
-          )  # fmt: skip
-        if log:
-          more = {'phase': phase.name, 'compiles': late.num}
-          used = memory.find_device_share()
-          if used is not None:
-            more['memory_fraction'] = used
-          log.write(step + 1, values | more)
-          alarmed.look()
-        bar.update(taken, **_show(values))
-        if values['skipped_updates']:
-          _report_nonfinite(parts, step + 1, values)
-        is_last = step + 1 == phase.last_step
-        if is_last and phase is not plan[-1]:
-          state = _enter_rl(plan[-1], state)
-        if is_last or phase.is_due(taken, config.checkpoint.every_samples):
-          save()
-        if _is_eval_due(parts, phase, taken):
-          evaluate('rl')
-    evaluate(plan[-1].name)
-  except checkpoint.Stopped:
-    save()
-    return False
-  return True
+  def _evaluate(self, phase_name):
+    """Evaluates, unless evals.jsonl already holds this step."""
+    step, log = self._step, self._log
+    done = bool(log and log.has_eval(step, phase_name, 'test'))
+    if sharding.max_over_hosts({'done': done})['done']:
+      return
+    watch.mark(f'evaluating step {step}')
+    params = lora.join(self._state.params, self._state.frozen)
+    result = evaluate_lib.evaluate(self._parts, params, self._stop)
+    if log:
+      log.write_eval({'step': step, 'phase': phase_name} | result)
 
 
 def _compile(parts, plan):
@@ -235,54 +311,8 @@ def _begin_reference(phase, state):
   return reference.begin(state) if phase.needs_reference else state
 
 
-def _list_worth(config, plan, steps, log):
-  """Returns those of the saved steps that are worth keeping however old."""
-  section, first = config.checkpoint, {}
-  for phase in plan if section.keep_every_samples else ():
-    for step in steps:
-      rows = (step - phase.first_step) * phase.rows_per_step
-      turn = rows // section.keep_every_samples
-      if turn > 0 and step <= phase.last_step:
-        first.setdefault((phase.name, turn), step)
-  best = log.find_best(section.keep_best, steps) if log else []
-  found = sharding.max_over_hosts(
-    {str(i): max(best[i : i + 1], default=-1) for i in range(section.keep_best)}
-  )
-  return frozenset([*first.values(), *map(int, found.values())])
-
-
-def _is_eval_due(parts, phase, taken):
-  every = parts.config.eval.every_samples
-  return phase.name == 'rl' and phase.is_due(taken, every)
-
-
-def _evaluate(parts, log, state, phase_name, stop):
-  """Evaluates, unless evals.jsonl already holds this step."""
-  step = int(state.step)
-  done = bool(log and log.has_eval(step, phase_name, 'test'))
-  if sharding.max_over_hosts({'done': done})['done']:
-    return
-  watch.mark(f'evaluating step {step}')
-  params = lora.join(state.params, state.frozen)
-  result = evaluate_lib.evaluate(parts, params, stop)
-  if log:
-    log.write_eval({'step': step, 'phase': phase_name} | result)
-
-
-def _report_nonfinite(parts, step, values):
-  folder = parts.own_folder / updates.NONFINITE_NAME
-  text = (
-    f'step {step}: the loss ({values["loss"]}) or the gradient (norm'
-    f' {values["grad_norm"]}) is not finite, and the weights stay as they were.'
-    f' The minibatches to blame are in {folder}, the rollouts in'
-    f' {rollouts.path(parts.own_folder, step)}.'
-  )
-  if parts.config.optim.nonfinite == 'stop':
-    raise commands.FailedError(
-      f'{text} The same command with --config.optim.nonfinite=skip goes on'
-      ' without such steps'
-    )
-  logging.warning('%s', text)
+def _is_eval_due(config, phase, taken):
+  return phase.name == 'rl' and phase.is_due(taken, config.eval.every_samples)
 
 
 def _show(values: dict) -> dict:

@@ -30,6 +30,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers
 
 from dash_jax import batches, sharding
+from dash_jax.model import fields
 from dash_jax.runs import checksums, jsonl
 
 CONFIG_NAME = 'config.json'
@@ -286,7 +287,10 @@ def find_torn(workdir: str | os.PathLike) -> dict[int, str]:
 
 
 def _folder(workdir):
-  return pathlib.Path(workdir).absolute() / 'checkpoints'
+  folder = pathlib.Path(workdir).absolute() / 'checkpoints'
+  if folder.exists() and not folder.is_dir():
+    raise NotADirectoryError(f'{folder}: must be a folder, and is a file')
+  return folder
 
 
 def _open(folder, options):
@@ -401,11 +405,14 @@ def compare_config(workdir: str | os.PathLike, config: dict) -> list[str]:
   Args:
     workdir: the run's folder; a new one differs in nothing.
     config: nested dicts of what JSON can hold; fields in MAY_CHANGE may differ.
+
+  Raises:
+    ValueError: its config.json is damaged.
   """
   if not has_begun(workdir):
     return []
   path = pathlib.Path(workdir) / CONFIG_NAME
-  stored = _flatten(json.loads(path.read_text(encoding='utf-8')))
+  stored = _flatten(fields.read_json(path))
   # Through JSON, so that a tuple equals the list that it was written as.
   now = _flatten(json.loads(json.dumps(config)))
   return [
@@ -504,14 +511,14 @@ def _describe(tree):
 
 
 def _flatten(config, prefix=''):
-  fields = {}
+  flat = {}
   for key, value in config.items():
     if isinstance(value, dict) and value:
-      fields |= _flatten(value, f'{prefix}{key}.')
+      flat |= _flatten(value, f'{prefix}{key}.')
     else:
-      fields[prefix + key] = value
-  return fields
+      flat[prefix + key] = value
+  return flat
 
 
-def _show(fields, name):
-  return json.dumps(fields[name]) if name in fields else 'absent'
+def _show(flat, name):
+  return json.dumps(flat[name]) if name in flat else 'absent'
