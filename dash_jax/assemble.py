@@ -182,6 +182,7 @@ class Parts:
     how: decoding.Decoding,
     policy_step: int = 0,
     num_scored: int | None = None,
+    check: Callable[[], None] | None = None,
   ) -> Callable[[], Sampled]:
     """Samples replies to this process's questions, on the mesh in use, and scores
     those that have finished while the others go on.
@@ -194,6 +195,8 @@ class Parts:
       how: the distribution.
       policy_step: stamped on every row.
       num_scored: score only the replies to so many of the questions.
+      check: is called whenever tokens were drawn, and while scores are awaited;
+        it may raise.
 
     Returns:
       What waits for the last scores, and returns all.
@@ -210,6 +213,8 @@ class Parts:
         prepared, prompts, key, how, find_end=self.find_end
       ):
         watch.mark()
+        if check:
+          check()
         if num_scored is not None:
           rows = rows[rows < num_scored * sampled_by.group_size]
         scored.add(rows, made)
@@ -219,7 +224,7 @@ class Parts:
     def finish():
       waits_from = time.perf_counter()
       with scored:
-        texts, scores = scored.finish()
+        texts, scores = scored.finish(check)
       return Sampled(
         asked=asked,
         rows=made.as_rollouts(prompts, policy_step),

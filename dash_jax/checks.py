@@ -172,6 +172,8 @@ _AT_LEAST = {
   'eval.temperature': 0,
   'checkpoint.every_samples': 1,
   'checkpoint.keep': 1,
+  'checkpoint.keep_every_samples': 0,
+  'checkpoint.keep_best': 0,
   'log.rollouts_every_samples': 1,
 }
 
@@ -217,6 +219,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     'algorithm.denominator': losses.DENOMINATORS,
     'optim.name': optim.NAMES,
     'optim.moments': optim.MOMENTS,
+    'optim.nonfinite': ('stop', 'skip'),
     'optim.schedule': optim.SCHEDULES,
     'model.remat': llama.REMAT,
   }.items():
@@ -264,16 +267,17 @@ def check(config: ml_collections.ConfigDict) -> None:
     f'algorithm.clip_low={config.algorithm.clip_low}: must be at most 1, since'
     ' a ratio of probabilities is never below 0',
   )
-  for section, field in (
-    ('mesh', 'silent_s'),
-    ('mesh', 'stall_s'),
-    ('reward', 'timeout_s'),
+  for section, field, least in (
+    # Processes hear of each other once a second.
+    ('mesh', 'silent_s', 3),
+    ('mesh', 'stall_s', 3),
+    ('reward', 'timeout_s', 0.001),
   ):
     value = config[section][field]
     _require(
-      0 < value <= _MOST_SECONDS,
-      f'{section}.{field}={value}: must be above 0 seconds, and at most'
-      f' {_MOST_SECONDS}',
+      least <= value <= _MOST_SECONDS,
+      f'{section}.{field}={value}: must be from {least} to {_MOST_SECONDS}'
+      ' seconds',
     )
   _require(
     config.reward.num_workers <= _MOST_WORKERS,

@@ -6,8 +6,9 @@
   1. `run` reads the flags. A field that no config has, a value of another type
      and a file that is not there end here.
   2. The config is checked, and the command is called with it.
-  3. What a command raises about its input becomes one line and exit code 2;
-     --verbosity=0 shows where it was raised.
+  3. What a command raises about its input becomes one line and exit code 2, a
+     failure that explains itself one line and 1; --verbosity=0 shows where it was
+     raised.
 """
 
 import os
@@ -24,7 +25,12 @@ from dash_jax import checks
 from dash_jax import config as config_lib
 
 BAD_INPUT = 2
+FAILED = 1
 INPUT_ERRORS = (ValueError, OSError, ModuleNotFoundError)
+
+
+class FailedError(RuntimeError):
+  """What a command was at has failed, and the message says all that is to know."""
 
 
 def run(
@@ -66,9 +72,16 @@ def run(
       if needs_workdir:
         _check_workdir(workdir.value)
       return command(config.value, workdir.value if needs_workdir else None)
+    except (
+      BrokenPipeError
+    ):  # nobody reads what is printed: no fault of the input
+      raise
     except INPUT_ERRORS as error:
       logging.info('This was raised:', exc_info=error)
       _refuse(error)
+    except FailedError as error:
+      logging.info('This was raised:', exc_info=error)
+      _end(error, FAILED)
 
   app.run(main, flags_parser=_parse)
 
@@ -140,5 +153,9 @@ def _check_names(argv):
 
 
 def _refuse(error):
+  _end(error, BAD_INPUT)
+
+
+def _end(error, code):
   print(f'dash_jax: {error}', file=sys.stderr)
-  sys.exit(BAD_INPUT)
+  sys.exit(code)

@@ -165,6 +165,9 @@ def default() -> ml_collections.ConfigDict:
           'warmup_steps': 0,
           'weight_decay': 0.0,
           'max_grad_norm': 1.0,
+          # What becomes of the run where a loss or gradient is not finite; the
+          # weights stay as they were.
+          'nonfinite': 'stop',
           'sft_learning_rate': 1e-3,
           'sft_batch_size': 32,
           'sft_warmup_steps': 20,
@@ -178,7 +181,14 @@ def default() -> ml_collections.ConfigDict:
           'top_p': 1.0,
         }
       ),
-      'checkpoint': section({'every_samples': 5_120, 'keep': 2}),
+      'checkpoint': section(
+        {
+          'every_samples': 5_120,
+          'keep': 2,  # the newest
+          'keep_every_samples': 0,  # and one of so many samples; 0 is none
+          'keep_best': 0,  # and so many of the highest accuracies
+        }
+      ),
       'log': section({'rollouts_every_samples': 2_560}),
     }
   )

@@ -10,6 +10,7 @@ The life of an evaluation:
   3. The interval is Wilson's, which holds near 0 and 1 too.
 """
 
+import contextlib
 import functools
 import math
 import time
@@ -37,17 +38,32 @@ def wilson_interval(right: int, total: int) -> tuple[float, float]:
   return max(low, 0.0), min(high, 1.0)
 
 
-def evaluate(parts: assemble.Parts, params: dict) -> dict:
+def evaluate(
+  parts: assemble.Parts, params: dict, stop: checkpoint.Stop | None = None
+) -> dict:
   """Returns accuracy on the test questions, as evals.jsonl has it.
+
+  Args:
+    parts: of the run.
+    params: the whole model's weights.
+    stop: what may ask for an end, if anything.
 
   Keys: split, num_questions, accuracy, accuracy_low, accuracy_high (95%),
   completion_len_mean (tokens, the stop token included), reward_timeouts,
   reward_errors, eval_s.
+
+  Raises:
+    checkpoint.Stopped: as asked, in each process.
   """
   start = time.perf_counter()
   asked = parts.test_questions
   prepared = parts.eval_sampler.prepare(params)
-  sums = parts.on_sampler(functools.partial(_begin, parts, prepared))()
+  check = stop.check if stop else None
+  sums = None
+  with contextlib.suppress(checkpoint.Stopped):
+    sums = parts.on_sampler(functools.partial(_begin, parts, prepared, check))()
+  if stop:
+    stop.check_all()
   total = sharding.sum_over_hosts(sums)
   total = {name: round(float(value)) for name, value in total.items()}
   right = total['right']
@@ -65,7 +81,7 @@ def evaluate(parts: assemble.Parts, params: dict) -> dict:
   }
 
 
-def _begin(parts, prepared):
+def _begin(parts, prepared, check):
   """Samples; returns what waits for the scores and returns sums over this
   process's questions."""
   config, asked = parts.config, parts.test_questions
@@ -85,6 +101,7 @@ def _begin(parts, prepared):
       config.eval.temperature, config.eval.top_p, stop_ids=parts.stop_ids
     ),
     num_scored=counted.sum(),
+    check=check,
   )
 
   def sum_up():

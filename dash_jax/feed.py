@@ -8,36 +8,58 @@
 3. What follows a checkpoint is sampled by its weights. So the weights that
    sample a step's rows are the same whether a run was killed before it or not,
    and however fast either side is.
+4. A signal asks for a checkpoint in between. What is ahead then is kept with it.
 """
 
 import collections
+import contextlib
+import dataclasses
 import functools
 import time
 
 import jax
+import numpy as np
 
 from dash_jax import assemble, batches, phases, sharding
 from dash_jax import config as config_lib
 from dash_jax.data import questions
 from dash_jax.model import lora
-from dash_jax.runs import watch
+from dash_jax.rewards import workers
+from dash_jax.runs import checkpoint, watch
 
 
 class Feed:
   """Samples the rows of a phase's steps, in order."""
 
-  def __init__(self, parts: assemble.Parts, phase: phases.Phase, step: int):
+  def __init__(
+    self,
+    parts: assemble.Parts,
+    phase: phases.Phase,
+    step: int,
+    stop: checkpoint.Stop,
+    kept: dict,
+  ):
     """
     Args:
       parts: of the run.
       phase: of RL.
       step: the next to be taken.
+      stop: what may ask for an end.
+      kept: what `keep` has returned at this step, or {}.
     """
     self._parts = parts
     self._phase = phase
-    self._next = step
-    self._waiting = collections.deque()
+    self._stop = stop
     self.began_at = time.perf_counter()
+    self._waiting = collections.deque()
+    for name in sorted(kept, key=int):
+      found = _unpack(parts, kept[name], self.began_at)
+      self._waiting.append(lambda found=found: found)
+    self._next = step + len(kept)
+
+  @property
+  def _most(self):
+    return self._parts.config.algorithm.max_staleness
 
   def take(
     self, state: batches.TrainState, step: int
@@ -48,14 +70,33 @@ class Feed:
     Args:
       state: before the step.
       step: its number; each is taken once.
+
+    Raises:
+      checkpoint.Stopped: as asked, in each process. What is ahead of its step is
+        never given up: no later weights would sample the same.
     """
-    self._ask(state, step)
-    return self._waiting.popleft()()
+    if self._most:
+      self._ask(state, step)
+      return self._waiting.popleft()()
+    found = None
+    with contextlib.suppress(checkpoint.Stopped):
+      self._ask(state, step)
+      found = self._waiting.popleft()()
+    self._stop.check_all()
+    return found
+
+  def keep(self) -> dict:
+    """Waits for the rows that are ahead; returns them as nested dicts of arrays,
+    those of all processes together."""
+    return {
+      str(i): jax.tree.map(sharding.gather_hosts, _pack(*wait()))
+      for i, wait in enumerate(self._waiting)
+    }
 
   def _ask(self, state, step):
     parts, phase = self._parts, self._phase
     last = min(
-      step + parts.config.algorithm.max_staleness,
+      step + self._most,
       phase.last_step - 1,
       self._find_checkpoint(step) - 1,
     )
@@ -64,12 +105,13 @@ class Feed:
     prepared = parts.train_sampler.prepare(
       lora.join(state.params, state.frozen)
     )
+    check = None if self._most else self._stop.check
     while self._next <= last:
       begin = functools.partial(
-        _begin, parts, phase, prepared, self._next, step
+        _begin, parts, phase, prepared, self._next, step, check
       )
-      self._waiting.append(parts.on_sampler(begin))
       self._next += 1
+      self._waiting.append(parts.on_sampler(begin))
 
   def _find_checkpoint(self, step):
     """Returns the first step whose weights are kept, from the one behind `step`
@@ -92,7 +134,7 @@ def draw(
   )
 
 
-def _begin(parts, phase, prepared, step, policy_step):
+def _begin(parts, phase, prepared, step, policy_step, check):
   """Samples a step's rows; returns what waits for their scores and returns
   them, and how often was sampled.
 
@@ -116,6 +158,7 @@ def _begin(parts, phase, prepared, step, policy_step):
       jax.random.fold_in(key, round_) if round_ else key,
       phase.decoding,
       policy_step=policy_step,
+      check=check,
     )
 
   finish = sample(0)
@@ -128,3 +171,72 @@ def _begin(parts, phase, prepared, step, policy_step):
     found = found.join(parts.weigh(sample(num_rounds)()))
     num_rounds += 1
   return lambda: (found, num_rounds)
+
+
+def _pack(sampled, num_rounds):
+  """Returns rows, with their scores, as nested dicts of arrays."""
+  columns = {
+    'rewards': sampled.scores.rewards,
+    'others': sampled.scores.others,
+    'terms': sampled.terms,
+  }
+  if sampled.weighted is not None:
+    columns['weighted'] = sampled.weighted
+  rows = dataclasses.asdict(sampled.rows)
+  numbers = {
+    'sample_s': sampled.sample_s,
+    'reward_s': sampled.reward_s,
+    'num_rounds': num_rounds,
+    'timeouts': sampled.scores.timeouts,
+    'errors': sampled.scores.errors,
+    'replaced_rows': sampled.replaced_rows,
+    'replaced_tokens': sampled.replaced_tokens,
+  }
+  return {
+    'prompts': rows.pop('prompts'),
+    'rows': rows,
+    'columns': {name: x for name, x in columns.items() if len(x)},
+    'numbers': {name: np.asarray(x) for name, x in numbers.items()},
+  }
+
+
+def _unpack(parts, packed, began_at):
+  """Returns this process's share of what `_pack` made in all processes, which may
+  have been others; times are those of the slowest, and counts are with the first.
+  """
+
+  def share(x):
+    return sharding.host_share(x.reshape(-1, *x.shape[2:]))
+
+  prompts, rows, columns = (
+    jax.tree.map(share, packed[name]) for name in ('prompts', 'rows', 'columns')
+  )
+  numbers = packed['numbers']
+  counts = {
+    name: int(numbers[name].sum()) if jax.process_index() == 0 else 0
+    for name in ('timeouts', 'errors', 'replaced_rows', 'replaced_tokens')
+  }
+  rows = batches.Rollouts(prompts=batches.PromptBatch(**prompts), **rows)
+  by_uid = {q.uid: q for q in parts.train_questions}
+  tokens, lengths = rows.tokens, rows.lengths
+  sampled = assemble.Sampled(
+    asked=[by_uid[uid] for uid in prompts['uids'].tolist()],
+    rows=rows,
+    texts=[
+      parts.encoding.decode(tokens[at][: lengths[at]])
+      for at in np.ndindex(lengths.shape)
+    ],
+    scores=workers.Scores(
+      rewards=columns['rewards'],
+      timeouts=counts.pop('timeouts'),
+      errors=counts.pop('errors'),
+      others=columns.get('others', {}),
+    ),
+    began_at=began_at,
+    sample_s=float(numbers['sample_s'].max()),
+    reward_s=float(numbers['reward_s'].max()),
+    terms=columns.get('terms', {}),
+    weighted=columns.get('weighted'),
+    **counts,
+  )
+  return sampled, int(numbers['num_rounds'].max())

@@ -11,9 +11,7 @@ lost (runs/watch.py); 2 the input is bad.
 import jax
 
 from dash_jax import assemble, commands, train
-from dash_jax.runs import watch
-
-STOPPED = 75  # BSD's EX_TEMPFAIL: call again
+from dash_jax.runs import checkpoint, watch
 
 
 def main(config, workdir):
@@ -25,7 +23,7 @@ def main(config, workdir):
   if finished:
     return 0
   print('Stopped after a checkpoint. The same command goes on from there.')
-  return STOPPED
+  return checkpoint.STOPPED
 
 
 if __name__ == '__main__':

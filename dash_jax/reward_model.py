@@ -142,6 +142,11 @@ def train(
     state, found = reward_model.update(
       state, *put, model=asking.model, optimizer=optimizer
     )
+    if not np.isfinite(found['loss'] + found['grad_norm']):
+      raise RuntimeError(
+        f'step {step + 1}: the loss ({found["loss"]}) or the gradient (norm'
+        f' {found["grad_norm"]}) is not finite; lower optim.sft_learning_rate'
+      )
     if (step + 1) * _REPORTS // total > step * _REPORTS // total:
       print(
         f'step {step + 1} of {total}: loss {found["loss"]:.3f}, right in'

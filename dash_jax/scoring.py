@@ -15,6 +15,8 @@ from dash_jax.rewards import workers
 from dash_jax.runs import watch
 from dash_jax.sampling import calls
 
+_PATIENCE_S = 0.5
+
 
 class Scoring:
   """Scores the rows of one sampling call. A context manager."""
@@ -46,8 +48,9 @@ class Scoring:
   def __enter__(self) -> 'Scoring':
     return self
 
-  def __exit__(self, *unused_args) -> None:
-    self._thread.shutdown(cancel_futures=True)
+  def __exit__(self, unused_kind, error, unused_trace) -> None:
+    # Where nobody wants the scores any more, the pool's end is the thread's.
+    self._thread.shutdown(wait=error is None, cancel_futures=True)
 
   def add(self, rows: np.ndarray, made: calls.Completions) -> None:
     """Begins to score rows q * G + g that have finished."""
@@ -56,15 +59,27 @@ class Scoring:
     self._waiting.put((rows, made))
     self._turns.append(self._thread.submit(self._score_waiting))
 
-  def finish(self) -> tuple[list[str], workers.Scores]:
+  def finish(
+    self, check: Callable[[], None] | None = None
+  ) -> tuple[list[str], workers.Scores]:
     """Returns the texts of all B rows, and their scores.
+
+    Args:
+      check: is called while scores are awaited, and may raise.
 
     Raises:
       ValueError: as `workers.Pool.score`.
     """
+    while concurrent.futures.wait(self._turns, timeout=_PATIENCE_S).not_done:
+      if check:
+        check()
     turns = [turn.result() for turn in self._turns]
-    timeouts, errors = (sum(counts) for counts in zip(*turns, strict=True))
-    scores = workers.Scores(self._rewards, timeouts, errors, self._others)
+    scores = workers.Scores(
+      self._rewards,
+      timeouts=sum(timeouts for timeouts, _ in turns),
+      errors=sum(errors for _, errors in turns),
+      others=self._others,
+    )
     return self._texts, scores
 
   def _score_waiting(self) -> tuple[int, int]:

@@ -140,7 +140,7 @@ def rl_step(
     phase, state, step, values['kl'] if measured else None
   )
   learned_at = time.perf_counter()
-  if write_rollouts:
+  if write_rollouts or values['skipped_updates']:
     rollouts.write(
       parts.own_folder, step + 1, sampled.asked, sampled.texts, rows,
       rewards=rewards, advantages=credit.gain, kept=keep, terms=sampled.terms,

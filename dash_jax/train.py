@@ -4,17 +4,21 @@
    sequence of optimizer steps (steps.py).
 2. Each step's metrics go to metrics.jsonl; evaluations to evals.jsonl.
 3. A signal, or a number of samples, writes a checkpoint; the same command
-   goes on from the newest.
+   goes on from the newest that is whole, as if it had never stopped.
 """
 
 import contextlib
 import dataclasses
+import errno
+import os
 import pathlib
 
 import jax
+from absl import logging
 
 from dash_jax import (
   assemble,
+  batches,
   commands,
   feed,
   phases,
@@ -27,7 +31,16 @@ from dash_jax import (
 from dash_jax import evaluate as evaluate_lib
 from dash_jax.learning import learner, reference
 from dash_jax.model import lora
-from dash_jax.runs import checkpoint, compiles, metrics, progress, watch
+from dash_jax.runs import (
+  alarms,
+  checkpoint,
+  compiles,
+  metrics,
+  progress,
+  rollouts,
+  watch,
+)
+from dash_jax.sampling import memory
 
 
 def train(config, workdir: str) -> bool:
@@ -60,17 +73,20 @@ def train(config, workdir: str) -> bool:
   ):
     closing.callback(parts.end_sampling)
     watch.mark('making or reading the weights')
-    state = _start(parts, plan, saved)
+    state, kept = _start(parts, plan, saved)
     watch.mark('compiling what samples')
     _compile(parts, plan)
-    log = None
+    log = alarmed = None
     if is_writer:
       checkpoint.save_config(workdir, config.to_dict())
       log = closing.enter_context(
         metrics.MetricsWriter(workdir, int(state.step))
       )
+      alarmed = alarms.Alarms(workdir, config, bars)
+    stop.begin()
     with _at_work(saved):
-      finished = _go_on(parts, plan, state, stop, saved, bars, log)
+      run = _Run(parts, plan, stop, saved, bars, log, alarmed)
+      finished = run.go_on(state, kept)
       watch.mark('waiting for the last checkpoint')
       saved.wait()
   if finished and is_writer:
@@ -86,51 +102,165 @@ def _at_work(saved):
   """Keeps what fails in the run apart from what commands call bad input."""
   try:
     yield
-  except commands.INPUT_ERRORS as error:
-    raise RuntimeError(
-      'the run failed at work; the same command goes on from its newest'
-      f' checkpoint, step {saved.latest_step() or 0}'
-    ) from error
+  except Exception as error:
+    goes_on = (
+      'the same command goes on from its newest checkpoint, step'
+      f' {saved.find_committed()}'
+    )
+    if _is_full(error):
+      raise commands.FailedError(
+        f'the disk is full ({error}); nothing that was saved is lost: make room,'
+        f' and {goes_on}'
+      ) from error
+    if isinstance(error, commands.INPUT_ERRORS):
+      raise RuntimeError(f'the run failed at work; {goes_on}') from error
+    raise
 
 
-def _go_on(parts, plan, state, stop, saved, bars, log) -> bool:
-  """Takes the steps that are left; returns whether all were taken."""
-  config = parts.config
-  for phase in plan:
-    done = int(state.step) - phase.first_step
-    if not 0 <= done < phase.num_steps:
-      continue
-    bar = bars.phase(phase.title, phase.num_steps, done)
+def _is_full(error):
+  if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    return True
+  # Orbax's writers say it in words.
+  return any(
+    os.strerror(number) in str(error)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+  )
+
+
+class _Run:
+  """A run at work."""
+
+  def __init__(self, parts, plan, stop, saved, bars, log, alarmed):
+    """
+    Args:
+      parts, plan: of the run.
+      stop: what may ask for an end.
+      saved: its checkpoints.
+      bars: its progress.
+      log, alarmed: what process 0 writes to and looks at, None in the others.
+    """
+    self._parts = parts
+    self._plan = plan
+    self._stop = stop
+    self._saved = saved
+    self._bars = bars
+    self._log = log
+    self._alarmed = alarmed
+
+  @property
+  def _step(self):
+    return int(self._state.step)
+
+  def go_on(self, state: batches.TrainState, kept: dict) -> bool:
+    """Takes the steps that are left; returns whether all were taken.
+
+    Args:
+      state: as it is.
+      kept: rows that are ahead of it.
+    """
+    self._state, self._fed, self._kept = state, None, kept
+    try:
+      for phase in self._plan:
+        if phase.first_step <= self._step < phase.last_step:
+          self._go_through(phase)
+      self._evaluate(self._plan[-1].name)
+    except checkpoint.Stopped:
+      self._save()
+      return False
+    return True
+
+  def _go_through(self, phase):
+    config, first = self._parts.config, self._step
+    done = first - phase.first_step
+    bar = self._bars.phase(phase.title, phase.num_steps, done)
     watch.mark('compiling what learns')
-    room = updates.make_ready(parts, phase, state)
-    fed = feed.Feed(parts, phase, int(state.step))
+    room = updates.make_ready(self._parts, phase, self._state)
+    self._fed = feed.Feed(self._parts, phase, first, self._stop, self._kept)
+    self._kept, late = {}, compiles.Late()
     if phase.name == 'rl' and not done:
-      _evaluate(parts, log, state, 'sft' if phase.first_step else 'rl')
-    elif _is_eval_due(parts, phase, done):
+      self._evaluate('sft' if phase.first_step else 'rl')
+    elif _is_eval_due(config, phase, done):
       # The process may have died between the checkpoint and the evaluation.
-      _evaluate(parts, log, state, 'rl')
-    for step in range(int(state.step), phase.last_step):
-      if sharding.max_over_hosts({'stop': stop.requested})['stop']:
-        _save(saved, state)
-        return False
+      self._evaluate('rl')
+    for step in range(first, phase.last_step):
+      self._stop.check_all()
       taken = step + 1 - phase.first_step
-      state, values = steps.take_step(
-        parts, phase, room, fed, state, step,
-        write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
-      )  # fmt: skip
-      if log:
-        values = values | {'compiles': compiles.count()}
-        log.write(step + 1, {'phase': phase.name} | values)
+      with late:
+        self._state, values = steps.take_step(
+          self._parts, phase, room, self._fed, self._state, step,
+          write_rollouts=phase.is_due(taken, config.log.rollouts_every_samples),
+        )  # fmt: skip
+      self._write(phase, step + 1, values | {'compiles': late.num})
       bar.update(taken, **_show(values))
       is_last = step + 1 == phase.last_step
-      if is_last and phase is not plan[-1]:
-        state = _enter_rl(plan[-1], state)
+      if is_last and phase is not self._plan[-1]:
+        self._state = _enter_rl(self._plan[-1], self._state)
       if is_last or phase.is_due(taken, config.checkpoint.every_samples):
-        _save(saved, state)
-      if _is_eval_due(parts, phase, taken):
-        _evaluate(parts, log, state, 'rl')
-  _evaluate(parts, log, state, plan[-1].name)
-  return True
+        self._save()
+      if _is_eval_due(config, phase, taken):
+        self._evaluate('rl')
+
+  def _write(self, phase, step, values):
+    """Writes a step's metrics, and says what is wrong with them."""
+    if self._log:
+      used = memory.find_device_share()
+      if used is not None:
+        values = values | {'memory_fraction': used}
+      self._log.write(step, {'phase': phase.name} | values)
+      self._alarmed.look()
+    if not values['skipped_updates']:
+      return
+    folder = self._parts.own_folder
+    text = (
+      f'step {step}: the loss ({values["loss"]}) or the gradient (norm'
+      f' {values["grad_norm"]}) is not finite, and the weights stay as they were.'
+      f' The minibatches to blame are in {folder / updates.NONFINITE_NAME}, the'
+      f' rollouts in {rollouts.path(folder, step)}.'
+    )
+    if self._parts.config.optim.nonfinite == 'stop':
+      raise commands.FailedError(
+        f'{text} The same command with --config.optim.nonfinite=skip goes on'
+        ' without such steps'
+      )
+    logging.warning('%s', text)
+
+  def _save(self):
+    step = self._step
+    watch.mark(f'saving step {step}')
+    if self._saved.latest_step() != step:
+      rows = self._fed.keep() if self._fed else {}
+      self._saved.save(step, self._state, rows, self._list_worth())
+
+  def _list_worth(self):
+    """Returns those of the saved steps that are worth keeping however old."""
+    section, first = self._parts.config.checkpoint, {}
+    saved = self._saved.list_steps()
+    for phase in self._plan if section.keep_every_samples else ():
+      for step in saved:
+        rows = (step - phase.first_step) * phase.rows_per_step
+        turn = rows // section.keep_every_samples
+        if turn > 0 and step <= phase.last_step:
+          first.setdefault((phase.name, turn), step)
+    worth = set(first.values())
+    if num := section.keep_best:
+      best = self._log.find_best(num, saved) if self._log else []
+      # Process 0 alone has evaluations; no step is below 0.
+      best += [-1] * (num - len(best))
+      found = sharding.max_over_hosts(dict(enumerate(best)))
+      worth |= set(map(int, found.values()))
+    return frozenset(worth)
+
+  def _evaluate(self, phase_name):
+    """Evaluates, unless evals.jsonl already holds this step."""
+    step, log = self._step, self._log
+    done = bool(log and log.has_eval(step, phase_name, 'test'))
+    if sharding.max_over_hosts({'done': done})['done']:
+      return
+    watch.mark(f'evaluating step {step}')
+    params = lora.join(self._state.params, self._state.frozen)
+    result = evaluate_lib.evaluate(self._parts, params, self._stop)
+    if log:
+      log.write_eval({'step': step, 'phase': phase_name} | result)
 
 
 def _compile(parts, plan):
@@ -142,29 +272,31 @@ def _compile(parts, plan):
 
 
 def _start(parts, plan, saved):
-  """Returns the newest state, or a new one."""
+  """Returns the newest state, or a new one, and the rows that are ahead of it."""
   first, last = plan[0], plan[-1]
   adapters = parts.model.config.lora
-  step = saved.latest_step()
-  if step is None:
-    params = weights.load_params(parts.config, parts.model)
-    state = learner.init_state(params, first.optimizer, adapters)
-    weights.check_frozen(parts.config, state.frozen, parts.workdir, keep=True)
-    return _begin_reference(first, state)
-  state = saved.restore(
-    learner.abstract_state(
+
+  def describe(step):
+    return learner.abstract_state(
       parts.model,
       first.optimizer,
       has_reference=last.needs_reference and step >= last.first_step,
     )
-  )
+
+  restored = saved.restore(describe)
+  if restored is None:
+    params = weights.load_params(parts.config, parts.model)
+    state = learner.init_state(params, first.optimizer, adapters)
+    weights.check_frozen(parts.config, state.frozen, parts.workdir, keep=True)
+    return _begin_reference(first, state), {}
+  state, kept = restored
   if adapters:
     # No checkpoint holds what is frozen: it is read where it was read before.
     params = weights.load_params(parts.config, parts.model)
     _, frozen = lora.split(adapters, params)
     weights.check_frozen(parts.config, frozen, parts.workdir)
     state = dataclasses.replace(state, frozen=frozen)
-  return state
+  return state, kept
 
 
 def _enter_rl(phase, state):
@@ -179,28 +311,8 @@ def _begin_reference(phase, state):
   return reference.begin(state) if phase.needs_reference else state
 
 
-def _save(saved, state):
-  step = int(state.step)
-  watch.mark(f'saving step {step}')
-  if saved.latest_step() != step:
-    saved.save(step, state)
-
-
-def _is_eval_due(parts, phase, taken):
-  every = parts.config.eval.every_samples
-  return phase.name == 'rl' and phase.is_due(taken, every)
-
-
-def _evaluate(parts, log, state, phase_name):
-  """Evaluates, unless evals.jsonl already holds this step."""
-  step = int(state.step)
-  done = bool(log and log.has_eval(step, phase_name, 'test'))
-  if sharding.max_over_hosts({'done': done})['done']:
-    return
-  watch.mark(f'evaluating step {step}')
-  result = evaluate_lib.evaluate(parts, lora.join(state.params, state.frozen))
-  if log:
-    log.write_eval({'step': step, 'phase': phase_name} | result)
+def _is_eval_due(config, phase, taken):
+  return phase.name == 'rl' and phase.is_due(taken, config.eval.every_samples)
 
 
 def _show(values: dict) -> dict:

@@ -3,13 +3,18 @@
 1. `make_ready` compiles what a phase learns with.
 2. `learn` changes the weights once; or, for PPO-Multi, in each of several
    passes over the rows; or, for PPO-Mini, on each part of a pass in turn.
+3. A change whose loss or gradient is not finite is skipped, and the minibatches
+   that are to blame are kept in the folder NONFINITE_NAME.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from absl import logging
 
 from dash_jax import assemble, batches, phases, sharding
@@ -18,6 +23,8 @@ from dash_jax import credit as credit_lib
 from dash_jax.learning import learner, losses, packing
 from dash_jax.model import lora
 from dash_jax.sampling import memory
+
+NONFINITE_NAME = 'nonfinite'
 
 # No step has this number, nor has an evaluation: no noise is used twice.
 _DROPOUT = 2**31 - 2
@@ -116,7 +123,7 @@ def learn(
 
   Returns:
     The new state, and the learner's metrics on the host: means over the changes,
-    or over the tokens of all.
+    or over the tokens of all, and how many were skipped.
   """
   program = {'model': parts.model, 'objective': phase.objective}
   old, reference = rows.logprobs, None
@@ -127,7 +134,8 @@ def learn(
       parts, phase, state, state.reference, rows, credit
     )
   by_part = np.array_split(np.arange(len(rows.lengths)), phase.updates_a_pass)
-  taken = []
+  taken, skipped = [], 0
+  step = int(state.step) + 1
   for i in range(phase.updates):
     part = functools.partial(np.take, indices=by_part[i % len(by_part)], axis=0)
     of_part = jax.tree.map(part, (rows, credit, old, reference))
@@ -148,11 +156,45 @@ def learn(
       state, minibatches, *arguments, **program,
       optimizer=phase.optimizer, is_last=i + 1 == phase.updates,
     )  # fmt: skip
-    taken.append(jax.device_get(values) | more)
-  means = average(taken)
+    values = jax.device_get(values)
+    if not np.isfinite(values['loss'] + values['grad_norm']):
+      skipped += 1
+      _keep_nonfinite(
+        parts.own_folder / NONFINITE_NAME / f'step_{step:06d}_change_{i}',
+        minibatches,
+        # Of the weights as they were, and still are.
+        functools.partial(
+          learner.sum_gradients,
+          dataclasses.replace(state, step=jnp.int32(step - 1)),
+          decoding=phase.decoding, dropout_key=arguments[1], **program,
+        ),
+      )  # fmt: skip
+    taken.append(values | more)
+  means = average(taken) | {'skipped_updates': skipped}
   if not phase.objective.value_coef:
     del means['value_loss']
   return state, means
+
+
+def _keep_nonfinite(folder, minibatches, sum_gradients):
+  """Writes the minibatches whose loss or gradient is not finite: all, if each
+  alone has finite ones."""
+
+  def is_finite(minibatch):
+    (loss, _), grads = sum_gradients(minibatches=[minibatch])
+    return bool(jnp.isfinite(loss + optax.tree.norm(grads)))
+
+  bad = [i for i, m in enumerate(minibatches) if not is_finite(m)]
+  folder.mkdir(parents=True, exist_ok=True)
+  for i in bad or range(len(minibatches)):
+    held = sharding.local_rows(minibatches[i])
+    found, _ = jax.tree_util.tree_flatten_with_path(held)
+    np.savez(
+      folder / f'minibatch_{i}.npz',
+      **{
+        jax.tree_util.keystr(p, simple=True, separator='.'): x for p, x in found
+      },
+    )
 
 
 def average(taken: list[dict]) -> dict[str, float]:

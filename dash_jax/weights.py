@@ -20,7 +20,7 @@ import ml_collections
 
 from dash_jax import checks
 from dash_jax.model import fields, gguf, hf, hub, llama, lora, meta, presets
-from dash_jax.runs import checkpoint, jsonl
+from dash_jax.runs import checkpoint, checksums, jsonl
 
 # What the frozen weights beside a run's adapters are.
 FROZEN_NAME = 'frozen.json'
@@ -164,7 +164,7 @@ def check_frozen(
   if not config.model.weights or not frozen:
     return
   path = pathlib.Path(workdir) / FROZEN_NAME
-  found = lora.find_checksums(frozen)
+  found = checksums.find(frozen)
   if keep:
     if jax.process_index() == 0:
       jsonl.replace(path, json.dumps(found, indent=2) + '\n')

@@ -1,6 +1,8 @@
 """Sampling that is ahead of learning: which weights sample what, that both go on
 at once, and that none of it changes what a run computes."""
 
+import os
+import signal
 import threading
 
 import jax
@@ -40,6 +42,16 @@ def run(config, workdir):
   return tuple(tiny_run.read_numbers(workdir, name) for name in names)
 
 
+def split_devices(config, monkeypatch):
+  """Gives sampling a device of its own, and returns it in a list."""
+  learns, samples = jax.devices()[:1], jax.devices()[1:2]
+  monkeypatch.setattr(
+    sharding, 'split_devices', lambda n, devices: (learns, samples)
+  )
+  config.mesh.sampler_devices = 1
+  return samples
+
+
 def run_once(config, most, kept, tmp_path):
   """Returns the run of shared devices."""
   if most not in kept['runs']:
@@ -69,12 +81,8 @@ def test_devices_of_their_own_go_on_meanwhile_and_change_nothing(
   ahead, the learner's steps end only when the next step's rows are there, if
   there are such before the checkpoint."""
   shared = run_once(config, most, kept, tmp_path)
-  learns, samples = jax.devices()[:1], jax.devices()[1:2]
-  monkeypatch.setattr(
-    sharding, 'split_devices', lambda n, devices: (learns, samples)
-  )
+  samples = split_devices(config, monkeypatch)
   config.algorithm.max_staleness = most
-  config.mesh.sampler_devices = 1
   sample, learn = assemble.Parts.sample_and_score, updates.learn
   sampled, changed = [], threading.Condition()
 
@@ -126,6 +134,43 @@ def test_a_run_that_was_killed_goes_on_as_if_it_had_not_been(
   with checkpoint.Checkpoints(killed, keep=1) as saved:
     assert saved.latest_step() == 4
   assert run(config, killed) == whole
+
+
+@pytest.mark.parametrize('apart', [False, True])
+def test_a_run_that_was_stopped_goes_on_with_the_rows_it_had_ahead(
+  config, kept, tmp_path, monkeypatch, apart
+):
+  """Asked to stop in the second step, where the rows of two more are sampled or
+  under way, by weights that are gone then: no other weights sample in their
+  place, and none is sampled twice."""
+  whole = run_once(config, 2, kept, tmp_path)
+  if apart:
+    split_devices(config, monkeypatch)
+  config.algorithm.max_staleness = 2
+  learn, sample = updates.learn, assemble.Parts.sample_and_score
+  sampled = []
+
+  def interrupt(parts, phase, room, state, *args):
+    if int(state.step) == 1:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return learn(parts, phase, room, state, *args)
+
+  def record(parts, sampled_by, *args, **options):
+    sampled.append(sampled_by is parts.train_sampler)
+    return sample(parts, sampled_by, *args, **options)
+
+  stopped = tmp_path / 'stopped'
+  checks.check(config)
+  monkeypatch.setattr(assemble.Parts, 'sample_and_score', record)
+  with monkeypatch.context() as patched:
+    patched.setattr(updates, 'learn', interrupt)
+    assert not train.train(config, str(stopped))
+  with checkpoint.Checkpoints(stopped, keep=1) as saved:
+    assert saved.list_steps() == [2]
+  assert run(config, stopped) == whole
+  assert sum(sampled) == NUM_STEPS
+  rows = jsonl.read(stopped / 'rollouts' / 'step_000003.jsonl')
+  assert len({row['completion'] for row in rows}) > 10
 
 
 def test_stale_rows_need_a_bound_on_their_weights(config):

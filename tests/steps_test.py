@@ -17,6 +17,7 @@ from dash_jax import (
 )
 from dash_jax.learning import learner, packing, reference
 from dash_jax.rewards import workers
+from dash_jax.runs import checkpoint
 
 C = 6
 
@@ -65,7 +66,7 @@ def test_weights_and_advantages_follow_the_config(
   parts = assemble.build(config, str(tmp_path))
   with parts.pool:
     phase, state, room = make_ready(parts, config)
-    fed = feed.Feed(parts, phase, 0)
+    fed = feed.Feed(parts, phase, 0, checkpoint.Stop(), {})
     _, metrics = steps.take_step(
       parts, phase, room, fed, state, 0, write_rollouts=False
     )
@@ -185,7 +186,7 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
     phase, state, room = make_ready(parts, config)
     if name == 'kl_in_reward':
       state.reference['embed'] *= 1.5
-    fed = feed.Feed(parts, phase, 2)
+    fed = feed.Feed(parts, phase, 2, checkpoint.Stop(), {})
     state, metrics = steps.take_step(
       parts, phase, room, fed, state, 2, write_rollouts=False
     )

@@ -83,11 +83,7 @@ def read_numbers(workdir, name):
   from dash_jax.runs import jsonl
 
   return [
-    {
-      key: value
-      for key, value in row.items()
-      if not key.endswith('_s') and key != 'compiles'
-    }
+    {key: value for key, value in row.items() if not key.endswith('_s')}
     for row in jsonl.read(workdir / name)
   ]
 
@@ -101,8 +97,11 @@ def find_port():
 
 def count_bytes(completion, answer, truncated, style):
   """A reward that a model of noise earns, so that there is something to learn:
-  1 for an even number of bytes. With SLOW set it takes its time."""
+  1 for an even number of bytes. With SLOW set it takes its time; while there is a
+  file HOLD it does not end."""
   del answer, truncated, style
+  while os.path.exists(os.environ.get('HOLD', '')):
+    time.sleep(0.01)
   time.sleep(float(os.environ.get('SLOW', '0')))
   return float(len(completion.encode()) % 2 == 0)
 

@@ -7,6 +7,7 @@ import pytest
 import tiny_run
 
 from dash_jax import assemble, steps, train
+from dash_jax import evaluate as evaluate_lib
 from dash_jax.model import presets
 from dash_jax.runs import jsonl
 
@@ -99,6 +100,27 @@ def test_a_finished_run_adds_only_what_is_missing(config, tmp_path):
   for row in (*found, *whole):
     del row['eval_s']
   assert found == whole
+
+
+def test_checkpoints_stay_as_the_config_says(config, tmp_path, monkeypatch):
+  """The newest; the first behind each 96 rows, which are the third and the sixth;
+  and the best of those that were evaluated, which is the first."""
+  accuracies = iter([0.1, 0.9, 0.2, 0.9, 0.3, 0.4, 0.5, 0.6])
+  evaluate = evaluate_lib.evaluate
+  monkeypatch.setattr(
+    evaluate_lib,
+    'evaluate',
+    lambda *args: evaluate(*args) | {'accuracy': next(accuracies)},
+  )
+  config.algorithm.sft_steps = 0
+  config.algorithm.num_samples = 7 * 32
+  config.checkpoint.every_samples = config.eval.every_samples = 32
+  config.checkpoint.keep = 1
+  config.checkpoint.keep_every_samples = 96
+  config.checkpoint.keep_best = 1
+  assert train.train(config, str(tmp_path))
+  found = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+  assert found == {'1', '3', '6', '7'}
 
 
 def use_jsonl(config, tmp_path, rows):

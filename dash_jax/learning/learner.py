@@ -463,24 +463,38 @@ def _accumulate(
 
 def follow_gradient(
   state: batches.TrainState,
+  loss: jax.Array,
   grads: dict,
   optimizer: optax.GradientTransformation,
   is_last: jax.Array | bool = True,
 ) -> batches.TrainState:
-  """Returns the state after one change of its weights.
+  """Returns the state after one change of its weights; where the loss or the
+  gradient is not finite, weights and optimizer stay as they were.
 
   Args:
     state: as it is.
+    loss: f32[].
     grads: as `state.params`.
     optimizer: of these.
     is_last: whether the step ends with it, and the state's number goes up.
   """
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   key = jax.random.fold_in(jax.random.key(1), state.step)
+
+  def change(params, opt_state):
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optim.add_updates(params, updates, key), opt_state
+
+  params, opt_state = jax.lax.cond(
+    jnp.isfinite(loss + optax.tree.norm(grads)),
+    change,
+    lambda *unchanged: unchanged,
+    state.params,
+    state.opt_state,
+  )
   return dataclasses.replace(
     state,
     step=state.step + jnp.int32(is_last),
-    params=optim.add_updates(state.params, updates, key),
+    params=params,
     opt_state=opt_state,
   )
 
@@ -493,7 +507,7 @@ def follow_gradient(
 def _apply(state, totals, is_last, *, optimizer):
   """Returns the new state and metrics."""
   (loss, sums), grads = totals
-  new_state = follow_gradient(state, grads, optimizer, is_last)
+  new_state = follow_gradient(state, loss, grads, optimizer, is_last)
   tokens = jnp.maximum(sums['tokens'], 1.0)
   metrics = {
     'tokens': sums['tokens'],

@@ -97,6 +97,6 @@ def update(
   (loss, accuracy), grads = jax.value_and_grad(find_loss, has_aux=True)(
     state.params
   )
-  new_state = learner.follow_gradient(state, grads, optimizer)
+  new_state = learner.follow_gradient(state, loss, grads, optimizer)
   norm = optax.tree.norm(grads)
   return new_state, {'loss': loss, 'accuracy': accuracy, 'grad_norm': norm}

@@ -7,9 +7,7 @@
   2. `split` parts a tree of weights into the adapters, which are trained and
      checkpointed (with a scalar head, if there is one), and the rest, which is
      frozen; `join` puts them together.
-  3. `find_checksums` tells whether frozen weights are those that adapters were
-     trained beside, since no checkpoint holds them.
-  4. `merge` adds the adapters to their weights, for an export.
+  3. `merge` adds the adapters to their weights, for an export.
 
 b starts at zero, so that training starts from the model as it was.
 
@@ -131,34 +129,6 @@ def merge(config: Lora, params: dict, dtype) -> dict:
     held = merged['layers'] if layer else merged
     held[name] = w + jnp.einsum(rule, a, b) * config.scale
   return jax.tree.map(lambda x: x.astype(dtype), merged)
-
-
-@jax.jit
-def _checksum(tree):
-  def add_up(x):
-    bits = jax.lax.bitcast_convert_type(x, f'uint{8 * x.dtype.itemsize}')
-    mixed = bits.astype(jnp.uint32)
-    # Each value with its place; the steps are murmur3's last ones.
-    for axis in range(x.ndim):
-      mixed ^= jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) + axis
-      mixed *= jnp.uint32(0x85EBCA6B)
-      mixed ^= mixed >> 13
-      mixed *= jnp.uint32(0xC2B2AE35)
-      mixed ^= mixed >> 16
-    # Integers wrap around, so that no order of the sum matters.
-    return mixed.sum(dtype=jnp.uint32)
-
-  return jax.tree.map(add_up, tree)
-
-
-def find_checksums(params: dict) -> dict[str, int]:
-  """Returns a number for each weight that tells it from another one: the same
-  on any mesh."""
-  found, _ = jax.tree_util.tree_flatten_with_path(_checksum(params))
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='.'): int(x)
-    for path, x in found
-  }
 
 
 def _is_trained(name: str) -> bool:

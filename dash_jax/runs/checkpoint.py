@@ -4,9 +4,13 @@ The life of a checkpoint:
   1. `save` copies the arrays off the devices and returns; Orbax writes them
      behind the next steps to checkpoints/<step>, and commits them last. A
      process that is killed in between leaves the checkpoint before it.
-  2. `restore` reads the newest committed step onto the mesh of now, which need
-     not be the mesh of then. `restore_params` reads the weights alone, and
-     disturbs no run that is going on.
+  2. It holds the state, the rows that are sampled ahead of it, and a checksum of
+     each array. All else that a run goes on from is a function of the seed and
+     the number of the step.
+  3. `restore` reads the newest step that is whole onto the mesh of now, which need
+     not be the mesh of then. One that is not is named and set aside.
+     `restore_params` reads the weights alone, and disturbs no run that is going
+     on.
 
 A workdir belongs to one configuration: `check_config` refuses another one, and
 so keeps a run from going on with other hyper-parameters unseen.
@@ -15,22 +19,42 @@ so keeps a run from going on with other hyper-parameters unseen.
 import json
 import os
 import pathlib
+import shutil
 import signal
+from collections.abc import Callable
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import checkpoint_managers
 
-from dash_jax import batches
+from dash_jax import batches, sharding
 from dash_jax.model import fields
-from dash_jax.runs import jsonl
+from dash_jax.runs import checksums, jsonl
 
 CONFIG_NAME = 'config.json'
+STOPPED = 75  # BSD's EX_TEMPFAIL: call again
 INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
+TORN_NAME = 'torn_checkpoints'
 
 _SHOW_CURSOR = b'\x1b[?25h'  # which progress bars hide
+_ROWS, _SUMS = 'rows', 'checksums'  # items beside those of the state
+
+# Read-only implies the other two; unsaid, Orbax warns of them.
+_READ_ONLY = ocp.CheckpointManagerOptions(
+  read_only=True, create=False, save_interval_steps=0
+)
 
 # A workdir may go on with other values of these.
-MAY_CHANGE = ('log.', 'eval.', 'checkpoint.', 'mesh.', 'reward.num_workers')
+MAY_CHANGE = (
+  'log.', 'eval.', 'checkpoint.', 'mesh.', 'optim.nonfinite',
+  'reward.num_workers',
+)  # fmt: skip
+
+
+class TornError(Exception):
+  """A checkpoint does not hold what was saved."""
 
 
 class Checkpoints:
@@ -52,26 +76,40 @@ class Checkpoints:
     """
     if keep < 1:
       raise ValueError(f'keep is {keep}; at least 1 checkpoint must stay')
+    self._keep = keep
+    self._kept = frozenset()
     self._folder = _folder(workdir)
     self._manager = _open(
       self._folder,
       ocp.CheckpointManagerOptions(
-        max_to_keep=keep, cleanup_tmp_directories=True
+        preservation_policy=_Policy(self._is_kept), cleanup_tmp_directories=True
       ),
     )
 
   def __enter__(self):
     return self
 
-  def __exit__(self, *exc_info):
-    self.close()
+  def __exit__(self, unused_kind, error, unused_trace):
+    try:
+      self.close()
+    except Exception:  # what a save raised, which may be of the same cause
+      if error is None:
+        raise
 
-  def save(self, step: int, state: batches.TrainState) -> None:
+  def save(
+    self,
+    step: int,
+    state: batches.TrainState,
+    rows: dict | None = None,
+    kept: frozenset[int] = frozenset(),
+  ) -> None:
     """Starts to save; returns when the arrays may be donated or changed.
 
     Args:
       step: optimizer steps taken, in all phases.
       state: any shapes and shardings.
+      rows: nested dicts of NumPy arrays, the same in each process.
+      kept: steps whose checkpoints stay, beside the newest.
 
     Raises:
       ValueError: `step` is not after the newest checkpoint.
@@ -82,36 +120,62 @@ class Checkpoints:
         f'step {step} is not after step {latest}, the newest checkpoint in '
         f'{self._folder}'
       )
-    items = {
-      name: ocp.args.StandardSave(tree) for name, tree in _split(state).items()
-    }
+    self._kept = kept
+    trees = _split(state) | ({_ROWS: rows} if rows else {})
+    items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+    items[_SUMS] = ocp.args.JsonSave(checksums.find(trees))
     self._manager.save(step, args=ocp.args.Composite(**items))
 
   def restore(
-    self, abstract_state: batches.TrainState
-  ) -> batches.TrainState | None:
-    """Returns the newest state, or None if nothing was saved.
+    self, describe: Callable[[int], batches.TrainState]
+  ) -> tuple[batches.TrainState, dict] | None:
+    """Returns the newest state that is whole, and the rows that were saved with it,
+    or None if nothing was saved.
+
+    What is newer and torn goes to the folder TORN_NAME of the workdir.
 
     Args:
-      abstract_state: a jax.ShapeDtypeStruct with a concrete sharding for each
-        array: where it goes, on any mesh.
+      describe: from a step to a jax.ShapeDtypeStruct with a concrete sharding
+        for each array: where it goes, on any mesh.
 
     Raises:
       ValueError: the checkpoint's arrays have other names, shapes or dtypes;
-        the message names them.
+        the message names them. Or none is whole.
     """
     self.wait()
-    step = self.latest_step()
-    if step is None:
-      return None
-    restored = _restore(
-      self._manager, self._folder, step, _split(abstract_state)
-    )
-    return batches.TrainState(params=restored.params, **restored.rest)
+    torn = []
+    for step in reversed(self.list_steps()):
+      wanted = _split(describe(step))
+      try:
+        restored = _restore(
+          self._manager, self._folder, step, wanted, has_rows=True
+        )
+      except TornError as error:
+        logging.warning('%s', error)
+        torn.append(step)
+        continue
+      self._set_aside(torn)
+      state = batches.TrainState(params=restored.params, **restored.rest)
+      return state, restored.get(_ROWS) or {}
+    if torn:
+      raise ValueError(
+        f'{self._folder}: no checkpoint is whole, as said above; take a new'
+        ' workdir to begin again'
+      )
+    return None
 
   def latest_step(self) -> int | None:
     """Returns the newest saved step, one still being written included."""
     return self._manager.latest_step()
+
+  def find_committed(self) -> int:
+    """Returns the newest step that is on disk, 0 if there is none."""
+    names = (path.name for path in self._folder.iterdir())
+    return max((int(name) for name in names if name.isdecimal()), default=0)
+
+  def list_steps(self) -> list[int]:
+    """Returns the saved steps, oldest first."""
+    return sorted(self._manager.all_steps())
 
   def wait(self) -> None:
     """Returns when every save is on disk; raises what a save raised."""
@@ -120,6 +184,37 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for every save and frees the writers."""
     self._manager.close()
+
+  def _is_kept(self, steps):
+    return [s in self._kept or s in steps[-self._keep :] for s in steps]
+
+  def _set_aside(self, torn):
+    if not torn:
+      return
+    aside = self._folder.parent / TORN_NAME
+    if jax.process_index() == 0:
+      aside.mkdir(exist_ok=True)
+      for step in torn:
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        (self._folder / str(step)).rename(aside / str(step))
+    sharding.max_over_hosts({'done': 1})
+    self._manager.reload()
+    logging.warning(
+      'went back to step %s; what is torn is in %s, and may be removed',
+      self.latest_step(),
+      aside,
+    )
+
+
+class _Policy(checkpoint_managers.PreservationPolicy):
+  """Keeps the steps that a function chooses."""
+
+  def __init__(self, choose):
+    self._choose = choose
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    return self._choose([info.step for info in checkpoints])
 
 
 def restore_params(
@@ -132,30 +227,63 @@ def restore_params(
   Args:
     workdir: the run's folder.
     abstract_params: as `Checkpoints.restore`'s.
-    step: None is the newest.
+    step: None is the newest that is whole.
 
   Raises:
-    ValueError: as `Checkpoints.restore`, or there is no checkpoint of `step`.
+    ValueError: as `Checkpoints.restore`, or there is no checkpoint of `step`, or
+      it is torn.
   """
   folder = _folder(workdir)
   if not folder.exists():
     return None
-  # Read-only implies the other two; unsaid, Orbax warns of them.
-  options = ocp.CheckpointManagerOptions(
-    read_only=True, create=False, save_interval_steps=0
-  )
-  with _open(folder, options) as manager:
-    steps = sorted(manager.all_steps())
+  with _open(folder, _READ_ONLY) as manager:
+    steps = sorted(manager.all_steps(), reverse=True)
     if not steps:
       return None
-    step = steps[-1] if step is None else step
-    if step not in steps:
+    if step is not None and step not in steps:
       raise ValueError(
         f'{folder} has no checkpoint of step {step}; it has'
-        f' {", ".join(map(str, steps))}'
+        f' {", ".join(map(str, reversed(steps)))}'
       )
     wanted = {'params': abstract_params}
-    return _restore(manager, folder, step, wanted).params, step
+    torn = []
+    for one in steps if step is None else [step]:
+      try:
+        return _restore(manager, folder, one, wanted).params, one
+      except TornError as error:
+        logging.warning('%s', error)
+        torn.append(str(error))
+  raise ValueError('; '.join(torn))
+
+
+def find_torn(workdir: str | os.PathLike) -> dict[int, str]:
+  """Reads every checkpoint whole, on the mesh in use; returns what is wrong with
+  each by its step, '' where nothing is.
+
+  Nothing in the folder changes. Weights and optimizer state are in memory one
+  after the other.
+  """
+  folder, found = _folder(workdir), {}
+  if not folder.exists():
+    return found
+  with _open(folder, _READ_ONLY) as manager:
+    place = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+    for step in sorted(manager.all_steps()):
+      found[step] = ''
+      try:
+        for name in ('params', 'rest'):
+          tree = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            manager.item_metadata(step)[name].tree,
+          )
+          _restore(manager, folder, step, {name: tree}, has_rows=name == 'rest')
+      except Exception as error:  # as `_restore` has it of what is not there
+        if not isinstance(error, TornError):
+          error = _torn(folder / str(step), error)
+        found[step] = str(error)
+        if not (folder / str(step)).exists():  # a run that goes on removed it
+          del found[step]
+  return found
 
 
 def _folder(workdir):
@@ -170,6 +298,8 @@ def _open(folder, options):
   handlers = {
     'params': ocp.StandardCheckpointHandler(),
     'rest': ocp.StandardCheckpointHandler(),
+    _ROWS: ocp.StandardCheckpointHandler(),
+    _SUMS: ocp.JsonCheckpointHandler(),
   }
   return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
@@ -187,17 +317,33 @@ def _split(state):
   return {'params': state.params, 'rest': rest}
 
 
-def _restore(manager, folder, step, wanted):
-  """Returns items by their names, checked before anything is read."""
+def _restore(manager, folder, step, wanted, *, has_rows=False):
+  """Returns items by their names, checked before anything is read and after.
+
+  Args:
+    manager, folder, step: where they are.
+    wanted: descriptions by name.
+    has_rows: whether to read the rows too, if there are such.
+
+  Raises:
+    TornError: the files are not those that were written.
+    ValueError: they are of another run.
+  """
+  path = folder / str(step)
+  try:
+    metadata = manager.item_metadata(step)
+    absent = [name for name in (*wanted, _SUMS) if not (path / name).exists()]
+    if absent:
+      raise FileNotFoundError(
+        f'it has no {absent[0]!r}, or another version of dash_jax wrote it'
+      )
+    stored = _describe({name: metadata[name].tree for name in wanted})
+    kept = manager.restore(
+      step, args=ocp.args.Composite(**{_SUMS: ocp.args.JsonRestore()})
+    )[_SUMS]
+  except Exception as error:  # whatever Orbax makes of what is not there
+    raise _torn(path, error) from error
   # Orbax casts other dtypes in silence, and names no field of other shapes.
-  metadata = manager.item_metadata(step)
-  absent = [name for name in wanted if name not in metadata]
-  if absent:
-    raise ValueError(
-      f'{folder / str(step)} has no item {absent[0]!r}: another version of'
-      ' dash_jax wrote it; go on with that one, or use a new workdir'
-    )
-  stored = _describe({name: metadata[name].tree for name in wanted})
   now = _describe(wanted)
   differing = [
     f'  {name}: {stored.get(name, "absent")} in the checkpoint, '
@@ -207,14 +353,33 @@ def _restore(manager, folder, step, wanted):
   ]
   if differing:
     raise ValueError(
-      f'{folder / str(step)} holds other arrays than this run needs '
+      f'{path} holds other arrays than this run needs '
       '(use the configuration it was made with, or a new workdir):\n'
       + '\n'.join(differing)
     )
   items = {
     name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()
   }
-  return manager.restore(step, args=ocp.args.Composite(**items))
+  if has_rows and any(name.startswith(f'{_ROWS}.') for name in kept):
+    items[_ROWS] = ocp.args.StandardRestore()
+  try:
+    restored = manager.restore(step, args=ocp.args.Composite(**items))
+  except Exception as error:
+    raise _torn(path, error) from error
+  found = checksums.find({name: restored[name] for name in items})
+  changed = [name for name in sorted(found) if found[name] != kept.get(name)]
+  if changed:
+    raise TornError(
+      f'{path} is torn: {changed[0]}'
+      + (f' and {len(changed) - 1} more are' if changed[1:] else ' is')
+      + ' not what was saved'
+    )
+  return restored
+
+
+def _torn(path, error):
+  reason = str(error).strip().split('\n')[0][:200]
+  return TornError(f'{path} is torn: {type(error).__name__}: {reason}')
 
 
 def save_config(workdir: str | os.PathLike, config: dict) -> None:
@@ -273,23 +438,23 @@ def check_config(workdir: str | os.PathLike, config: dict) -> None:
     )
 
 
-class Stop:
-  """Turns SIGTERM and Ctrl-C into a request to stop after this step; a context.
+class Stopped(Exception):
+  """A signal has asked the run to stop; the state is as it was."""
 
-  A second Ctrl-C ends the process at once, whatever its threads are at. Each
-  process sees its own signals only: in a job of several, all must agree before
-  they act on one.
+
+class Stop:
+  """Turns SIGTERM and Ctrl-C into a request to stop where no work is lost; a
+  context. Until `begin`, when there is nothing to lose, they end the process at
+  once with STOPPED; a second Ctrl-C always ends it at once.
+
+  Each process sees its own signals only.
   """
 
   def __init__(self):
+    self._has_begun = False
     self._requested = False
     self._interrupted = False
     self._previous = {}
-
-  @property
-  def requested(self) -> bool:
-    """Whether a signal has asked for a stop."""
-    return self._requested
 
   def __enter__(self):
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -300,16 +465,37 @@ class Stop:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
 
+  def begin(self) -> None:
+    """Says that there is work now which a stop must save."""
+    self._has_begun = True
+
+  def check(self) -> None:
+    """Raises Stopped if this process is asked to stop."""
+    if self._requested:
+      raise Stopped
+
+  def check_all(self) -> None:
+    """Raises Stopped in each process if any is asked to stop; all must call it."""
+    if sharding.max_over_hosts({'stop': self._requested})['stop']:
+      raise Stopped
+
   def _receive(self, number, frame):
     del frame
     if number == signal.SIGINT and self._interrupted:
-      if os.isatty(2):
-        os.write(2, _SHOW_CURSOR)
-      os._exit(INTERRUPTED)
+      _end(INTERRUPTED)
+    if not self._has_begun:
+      os.write(2, b'\nStopped: the run had not gone on yet.\n')
+      _end(STOPPED)
     self._requested = True
     self._interrupted |= number == signal.SIGINT
     # Not print: a handler may run inside another write to the same stream.
-    os.write(2, b'\nStopping after this step. Ctrl-C twice stops at once.\n')
+    os.write(2, b'\nStopping with a checkpoint. Ctrl-C twice stops at once.\n')
+
+
+def _end(code):
+  if os.isatty(2):
+    os.write(2, _SHOW_CURSOR)
+  os._exit(code)
 
 
 def _describe(tree):

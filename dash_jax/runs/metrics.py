@@ -63,7 +63,7 @@ class MetricsWriter:
     kept = _cut(self._workdir / METRICS_NAME, resume_step)
     self._last_step = kept[-1]['step'] if kept else None
     kept = _cut(self._workdir / EVALS_NAME, resume_step)
-    self._evals = {_eval_key(row) for row in kept}
+    self._evals = {_eval_key(row): row['accuracy'] for row in kept}
     self._metrics_file = _append(self._workdir / METRICS_NAME)
     self._evals_file = _append(self._workdir / EVALS_NAME)
     self._board = tensorboardX.SummaryWriter(
@@ -75,10 +75,14 @@ class MetricsWriter:
   def __enter__(self):
     return self
 
-  def __exit__(self, *exc_info):
-    self._metrics_file.close()
-    self._evals_file.close()
-    self._board.close()
+  def __exit__(self, unused_kind, error, unused_trace):
+    for file in (self._metrics_file, self._evals_file, self._board):
+      try:
+        file.close()
+      except OSError:
+        # Of a full disk, which the first error has told of.
+        if error is None:
+          raise
 
   def write(self, step: int, values: dict[str, float | int | str]) -> None:
     """Writes one optimizer step.
@@ -124,7 +128,7 @@ class MetricsWriter:
         f'{values["step"]} of phase {phase!r}: ask has_eval first'
       )
     _emit(self._evals_file, values)
-    self._evals.add(_eval_key(values))
+    self._evals[_eval_key(values)] = values['accuracy']
     for key, value in values.items():
       if key not in ('step', *_TEXT_KEYS):
         tag = f'{phase}/{values["split"]}_{key}'
@@ -138,6 +142,16 @@ class MetricsWriter:
     """
     return (step, phase, split) in self._evals
 
+  def find_best(self, num: int, steps: list[int]) -> list[int]:
+    """Returns those of some steps, `num` at most, after which RL had the highest
+    accuracies, the best first; of equals the earlier is better."""
+    found = {
+      step: accuracy
+      for (step, phase, _), accuracy in self._evals.items()
+      if phase == 'rl' and step in steps
+    }
+    return sorted(found, key=lambda step: (-found[step], step))[:num]
+
 
 def read(path: str | os.PathLike) -> list[dict]:
   """Returns the lines of a metrics.jsonl or evals.jsonl, oldest first.
@@ -147,15 +161,17 @@ def read(path: str | os.PathLike) -> list[dict]:
     ValueError: a line before the last is not a JSON object, or not one of a
       run's; the message names it.
   """
-  return [
-    {
-      key: float(value)
-      if isinstance(value, str) and key not in _TEXT_KEYS
-      else value
-      for key, value in row.items()
-    }
-    for row in _read_rows(path)
-  ]
+  return [read_numbers(row) for row in _read_rows(path)]
+
+
+def read_numbers(row: dict) -> dict:
+  """Returns a line of the files with floats for 'nan', 'inf' and '-inf'."""
+  return {
+    key: float(value)
+    if isinstance(value, str) and key not in _TEXT_KEYS
+    else value
+    for key, value in row.items()
+  }
 
 
 def _read_rows(path):

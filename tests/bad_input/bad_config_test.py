@@ -185,7 +185,7 @@ BAD = [
   ),
   (
     {'reward.timeout_s': 0.0},
-    'reward.timeout_s=0.0: must be above 0 seconds, and at most 1000000',
+    'reward.timeout_s=0.0: must be from 0.001 to 1000000 seconds',
   ),
   (
     {'reward.num_workers': 0},
@@ -533,15 +533,15 @@ BAD = [
   ),
   (
     {'mesh.silent_s': 0.0},
-    'mesh.silent_s=0.0: must be above 0 seconds, and at most 1000000',
+    'mesh.silent_s=0.0: must be from 3 to 1000000 seconds',
   ),
   (
     {'mesh.stall_s': -1.0},
-    'mesh.stall_s=-1.0: must be above 0 seconds, and at most 1000000',
+    'mesh.stall_s=-1.0: must be from 3 to 1000000 seconds',
   ),
   (
     {'mesh.silent_s': 1000000000.0},
-    'mesh.silent_s=1000000000.0: must be above 0 seconds, and at most 1000000',
+    'mesh.silent_s=1000000000.0: must be from 3 to 1000000 seconds',
   ),
   (
     {'mesh.sampler_devices': -1},
@@ -746,8 +746,7 @@ BAD = [
   ),
   (
     {'reward.timeout_s': 1000000000.0},
-    'reward.timeout_s=1000000000.0: must be above 0 seconds, and at most '
-    '1000000',
+    'reward.timeout_s=1000000000.0: must be from 0.001 to 1000000 seconds',
   ),
   (
     {'reward.weight': -1.0},

@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +46,10 @@ def _abstract(state):
   )
 
 
+def _describe(unused_step):
+  return _abstract(_state())
+
+
 def _assert_equal(actual, expected):
   assert jax.tree.structure(actual) == jax.tree.structure(expected)
   for a, b in zip(
@@ -56,13 +62,14 @@ def _assert_equal(actual, expected):
 def test_the_latest_state_comes_back(tmp_path):
   """Bit for bit, with optax's own types, by another process's manager."""
   with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
-    assert checkpoints.restore(_abstract(_state())) is None
+    assert checkpoints.restore(_describe) is None
     checkpoints.save(1, _state(1.0))
     checkpoints.save(2, _state(2.0))
   with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
     assert checkpoints.latest_step() == 2
-    state = checkpoints.restore(_abstract(_state()))
+    state, rows = checkpoints.restore(_describe)
   _assert_equal(state, _state(2.0))
+  assert rows == {}
 
 
 def test_reading_weights_leaves_what_a_run_is_writing(tmp_path):
@@ -95,6 +102,102 @@ def test_only_the_newest_stay(tmp_path):
   assert kept == ['2', '5']
 
 
+def test_what_is_worth_it_stays_longer(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
+    for step in (1, 2, 5, 6):
+      checkpoints.save(step, _state(), kept=frozenset({2, 4}))
+    checkpoints.wait()
+  kept = sorted(p.name for p in (tmp_path / 'checkpoints').iterdir())
+  assert kept == ['2', '6']
+
+
+def test_rows_come_back_with_their_state(tmp_path):
+  rows = {'4': {'tokens': np.arange(6).reshape(2, 3), 'cut': np.array([True])}}
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    checkpoints.save(3, _state(), rows)
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    state, found = checkpoints.restore(_describe)
+  _assert_equal(state, _state())
+  _assert_equal(found, rows)
+
+
+def _flip(path):
+  """Changes one bit in the middle of a file."""
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 16
+  path.write_bytes(data)
+
+
+def _halve(path):
+  path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _find_files(folder):
+  return sorted(
+    (p for p in folder.rglob('*') if p.is_file()),
+    key=lambda p: p.stat().st_size,
+  )
+
+
+@pytest.mark.parametrize('damage', [_flip, _halve, pathlib.Path.unlink])
+def test_what_is_torn_is_named_and_the_one_before_is_used(
+  tmp_path, caplog, damage
+):
+  """The largest file of each item in turn: of the weights, of the optimizer, of the
+  rows; and the checksums."""
+  rows = {'0': {'tokens': np.arange(4096)}}
+  for item in ('params', 'rest', 'rows', 'checksums'):
+    workdir = tmp_path / item
+    with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
+      checkpoints.save(1, _state(1.0))
+      checkpoints.save(2, _state(2.0), rows)
+    damage(_find_files(workdir / 'checkpoints' / '2' / item)[-1])
+    caplog.clear()
+    read = checkpoint.restore_params(workdir, _abstract(_state()).params)
+    with checkpoint.Checkpoints(workdir, keep=2) as checkpoints:
+      state, found = checkpoints.restore(_describe)
+      # Nothing stands in the way of the same step.
+      checkpoints.save(2, _state(2.0), rows)
+    assert 'checkpoints/2 is torn: ' in caplog.text, item
+    assert 'went back to step 1' in caplog.text
+    assert (workdir / checkpoint.TORN_NAME / '2').exists()
+    _assert_equal(state, _state(1.0))
+    assert found == {}
+    assert item != 'params' or read[1] == 1
+
+
+def test_a_bit_of_any_file_is_missed_or_does_not_matter(tmp_path):
+  with checkpoint.Checkpoints(tmp_path / 'whole', keep=1) as checkpoints:
+    checkpoints.save(1, _state(1.0))
+  num_torn = 0
+  for i, path in enumerate(_find_files(tmp_path / 'whole' / 'checkpoints')):
+    other = tmp_path / str(i)
+    shutil.copytree(tmp_path / 'whole', other)
+    _flip(other / path.relative_to(tmp_path / 'whole'))
+    with checkpoint.Checkpoints(other, keep=1) as checkpoints:
+      try:
+        state, _ = checkpoints.restore(_describe)
+      except ValueError:
+        num_torn += 1
+      else:
+        _assert_equal(state, _state(1.0))
+  assert num_torn > 5
+
+
+def test_where_none_is_whole_nothing_is_changed(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
+    checkpoints.save(1, _state())
+  _halve(_find_files(tmp_path / 'checkpoints' / '1' / 'params')[-1])
+  with (
+    checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints,
+    pytest.raises(ValueError, match='no checkpoint is whole'),
+  ):
+    checkpoints.restore(_describe)
+  with pytest.raises(ValueError, match='checkpoints/1 is torn'):
+    checkpoint.restore_params(tmp_path, _abstract(_state()).params)
+  assert (tmp_path / 'checkpoints' / '1').exists()
+
+
 def test_saved_arrays_may_be_donated(tmp_path):
   """The next update overwrites the weights while Orbax still writes."""
   negate = jax.jit(lambda x: -x, donate_argnums=0)
@@ -109,7 +212,7 @@ def test_saved_arrays_may_be_donated(tmp_path):
   with checkpoint.Checkpoints(tmp_path, keep=1) as checkpoints:
     checkpoints.save(1, state)
     negate(weight).block_until_ready()
-    restored = checkpoints.restore(abstract)
+    restored, _ = checkpoints.restore(lambda step: abstract)
   np.testing.assert_array_equal(restored.params['w'], np.arange(1 << 20))
 
 
@@ -130,7 +233,7 @@ def test_a_checkpoint_of_another_layout_is_refused(tmp_path):
     state = {'step': jnp.int32(1)}
     save = ocp.args.Composite(state=ocp.args.StandardSave(state))
     manager.save(1, args=save)
-  with pytest.raises(ValueError, match="has no item 'params'"):
+  with pytest.raises(ValueError, match="has no 'params', or another version"):
     checkpoint.restore_params(tmp_path, _abstract(_state()).params)
 
 
@@ -144,8 +247,9 @@ def test_other_arrays_are_named(tmp_path):
       'embed': jax.ShapeDtypeStruct((8, 4), jnp.float32, sharding=sharding),
       'layers': {'v': wanted.params['layers']['w']},
     }
+    wanted = dataclasses.replace(wanted, params=params)
     with pytest.raises(ValueError, match='other arrays') as error:
-      checkpoints.restore(dataclasses.replace(wanted, params=params))
+      checkpoints.restore(lambda step: wanted)
   message = str(error.value)
   assert (
     'params.embed: bfloat16[8, 4] in the checkpoint, float32[8, 4] in this run'
@@ -216,7 +320,8 @@ def test_kill_during_a_save_leaves_the_step_before(tmp_path):
   )
   with checkpoint.Checkpoints(tmp_path, keep=2) as checkpoints:
     assert checkpoints.latest_step() == 1
-    _assert_equal(checkpoints.restore(_abstract(state)), state)
+    found, _ = checkpoints.restore(lambda step: _abstract(state))
+    _assert_equal(found, state)
     # What the killed save left behind does not stand in the way.
     checkpoints.save(2, state)
   assert sorted(p.name for p in folder.iterdir()) == ['1', '2']
@@ -249,36 +354,51 @@ def test_config_of_another_run_is_refused(tmp_path):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_one_signal_asks_for_a_stop(number):
-  """The step in progress is finished, and old handlers come back."""
+  """Where there is something to save; and old handlers come back."""
   before = signal.getsignal(number)
   with checkpoint.Stop() as stop:
-    assert not stop.requested
+    stop.begin()
+    for check in (stop.check, stop.check_all):
+      check()
     os.kill(os.getpid(), number)
-    assert stop.requested
+    for check in (stop.check, stop.check_all):
+      with pytest.raises(checkpoint.Stopped):
+        check()
   assert signal.getsignal(number) is before
 
 
 IMPATIENT = """
-import concurrent.futures, os, signal, time
+import concurrent.futures, os, signal, sys, time
 from dash_jax.runs import checkpoint
 
 # Python would wait for this thread before it ends.
 concurrent.futures.ThreadPoolExecutor().submit(time.sleep, 600)
 with checkpoint.Stop() as stop:
-  for number in signal.SIGTERM, signal.SIGINT:
-    os.kill(os.getpid(), number)
-  print(stop.requested, flush=True)
+  if sys.argv[1:]:
+    stop.begin()
+    for number in signal.SIGTERM, signal.SIGINT:
+      os.kill(os.getpid(), number)
+    print('asked', flush=True)
   os.kill(os.getpid(), signal.SIGINT)
   print('goes on', flush=True)
 """
 
 
-def test_second_interrupt_stops_at_once():
-  """Somebody who presses Ctrl-C twice does not want to wait."""
+@pytest.mark.parametrize(
+  ('arguments', 'code', 'said'),
+  [
+    # Somebody who presses Ctrl-C twice does not want to wait.
+    (['begun'], checkpoint.INTERRUPTED, 'asked\n'),
+    ([], checkpoint.STOPPED, ''),
+  ],
+)
+def test_a_second_interrupt_or_one_before_any_work_ends_at_once(
+  arguments, code, said
+):
   done = subprocess.run(
-    [sys.executable, '-c', IMPATIENT],
+    [sys.executable, '-c', IMPATIENT, *arguments],
     stdout=subprocess.PIPE,
     text=True,
     timeout=60,
   )
-  assert (done.returncode, done.stdout) == (checkpoint.INTERRUPTED, 'True\n')
+  assert (done.returncode, done.stdout) == (code, said)
