@@ -1,48 +1,57 @@
 r"""Replies that are made to stall, crash or mislead a verifier.
 
-`generate` makes any number of them, the same ones for the same seed. Each has a
-gold answer, and is wrong by construction unless `is_right` says otherwise: the
-numbers that hostile text is made of never have the value of a gold answer, which
-is odd, of seven digits and begins with 7. Those of forms that are refused or not
-read, whatever they are worth, count as wrong too: a verifier may refuse, but not
-accept.
+`generate` makes any number of them, the same ones for the same seed, and `write`
+writes one in a style. Each has a gold answer, and is wrong by construction unless
+`is_right` says otherwise: the numbers that hostile text is made of never have the
+value of a gold answer, which is odd, of seven digits and begins with 7.
 """
 
 import dataclasses
 import random
+import re
 from collections.abc import Callable
-from fractions import Fraction
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A completion, the gold answer, and whether it has its value."""
+  """An answer, what stands before it, the gold answer, and whether they agree."""
 
   kind: str
-  completion: str
+  lead: str
+  answer: str
   gold: str
-  is_right: bool = False
+  is_right: bool
 
 
 def generate(seed: int, num_cases: int) -> list[Case]:
   """Returns cases of all kinds in turn."""
   rng = random.Random(seed)
-  kinds = list(_KINDS)
+  # What is computed with takes milliseconds, and the rest next to nothing.
+  kinds = [kind for kind in _KINDS for _ in range(1 if kind in _SLOW else 4)]
   return [_make(rng, kinds[i % len(kinds)]) for i in range(num_cases)]
+
+
+def write(case: Case, style: str) -> str:
+  """Returns a completion that states the answer in a style."""
+  frame = {'gsm8k': '#### {}', 'boxed': r'\boxed{{{}}}', 'last_number': '{}'}
+  return case.lead + frame[style].format(case.answer)
+
+
+def find_reward(case: Case, style: str) -> float | None:
+  """Returns the reward that the case has to get, or None where the style may find
+  the gold number as a part of the answer."""
+  if style == 'last_number' and case.kind in _AROUND_GOLD:
+    return None
+  if style == 'gsm8k' and case.is_right and case.answer.startswith('\\'):
+    return None  # Its answers begin with a digit, or with little before it.
+  return float(case.is_right)
 
 
 def _make(rng: random.Random, kind: str) -> Case:
   gold = 7_000_001 + 2 * rng.randrange(450_000)
-  if kind in _RIGHT:
-    return Case(kind, _state(rng, _RIGHT[kind](rng, gold)), str(gold), True)
-  return Case(kind, _state(rng, _KINDS[kind](rng, gold)), str(gold))
-
-
-def _state(rng: random.Random, answer: str) -> str:
-  """Writes an answer in all styles at once; the last number is in it too."""
   lead = rng.choice(['', 'So it is. ', '\x00', '\ud800 ', '#### 5\n', '\u202e'])
-  # Each style finds its own: the box ends the line that the hashes begin.
-  return f'{lead}#### {answer} \\boxed{{{answer}}}'
+  answer = _KINDS[kind](rng, gold)
+  return Case(kind, lead, answer, str(gold), kind == _RIGHT)
 
 
 def _nest(rng: random.Random, opening: str, inner: str, closing: str) -> str:
@@ -58,18 +67,23 @@ def _number(rng: random.Random) -> str:
 
 
 _LETTERS = 'abckmnrstxyzABR'
-_COMMANDS = r"""
+_COMMANDS = tuple(
+  re.findall(
+    r'\S+',
+    r"""
 \frac \dfrac \tfrac \sqrt \left( \right) \left[ \right] \{ \} \begin{pmatrix}
 \end{pmatrix} \begin{array}{cc} \end{array} \\ & \pm \cup \cap \infty \pi \text{
 \mathrm{ \boxed{ \fbox{ \over \cdot \times \le < > = \in \mid | : ; , ! ^ _ { } ( )
 [ ] \log \sin \ln \binom \overline \circ \% $ \$ \( \) \[ \] \sum \int \lim \prod
 \mathbb{R} \emptyset \setminus \ldots \dots \cdots \approx \neq \, \! \quad ~ '
 \operatorname \mod \bmod \gcd \lfloor \rceil \vec \hat \bar \det i e
-""".split()
+""",
+  )
+)
 
 
 def _soup(rng: random.Random) -> str:
-  parts = _COMMANDS + list('0123456789') + list(_LETTERS)
+  parts = [*_COMMANDS, *'0123456789', *_LETTERS]
   num_parts = rng.choice([2, 5, 10, 30, 100])
   return rng.choice(['', ' ']).join(rng.choices(parts, k=num_parts))
 
@@ -263,7 +277,9 @@ _KINDS: dict[str, Callable[[random.Random, int], str]] = {
     rng.choice('\u202e\u200f\u2067\u061c') + str(gold + 1)[::-1] + '\u202c'
   ),
   'other encodings': lambda rng, gold: (
-    f'{rng.choice(["√", "é", "½", "１", "٣", "²", "Ⅷ", "零", "x²"])}{gold}'.encode().decode(
+    (rng.choice('\u221a\xe9\xbd\uff11\u0663\u2167\u96f6') + str(gold))
+    .encode()
+    .decode(
       rng.choice(['latin-1', 'cp1252', 'utf-16-le', 'ascii']), errors='replace'
     )
   ),
@@ -305,10 +321,9 @@ _KINDS: dict[str, Callable[[random.Random, int], str]] = {
       f'{gold}.{"0" * rng.choice([1, 20, 400])}',
       f'+{gold}',
       f'{gold}\\%',
-      f' \\text{{ {gold} }}' if rng.random() < 0 else f'{gold} \\text{{ cm}}',
+      f'{gold} \\text{{ cm}}',
       f'\\frac{{{gold * 3}}}{{3}}',
       f'\\dfrac{{{gold * 12}}}{{12}}',
-      f'{Fraction(gold, 1)}',
       f'{gold * 10}/10',
       f'{gold}e0',
       f'{gold * 10}e-1',
@@ -319,4 +334,13 @@ _KINDS: dict[str, Callable[[random.Random, int], str]] = {
     ]
   ),
 }
-_RIGHT = {'written out': _KINDS['written out']}
+_SLOW = (
+  'powers',
+  'powers of an operand',
+  'symbols',
+  'long',
+  'nested brackets',
+  'fractions of fractions',
+)
+_RIGHT = 'written out'
+_AROUND_GOLD = (_RIGHT, 'almost', 'other encodings', 'nested boxes')
