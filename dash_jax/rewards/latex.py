@@ -252,9 +252,10 @@ def _differ(given: list, gold: list) -> bool:
     return False
   try:
     first, second = (complex(value.evalf(20)) for value in pair)
+    scale = max(1.0, abs(first), abs(second))
+    return abs(first - second) > _MAX_ROUNDING * scale
   except (OverflowError, TypeError, ValueError):
     return False
-  return abs(first - second) > _MAX_ROUNDING * max(1.0, abs(first), abs(second))
 
 
 def _take_apart(text: str) -> _Form:
