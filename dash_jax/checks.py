@@ -223,8 +223,9 @@ def check(config: ml_collections.ConfigDict) -> None:
   )
   for field in ('silent_s', 'stall_s'):
     _require(
-      config.mesh[field] > 0,
-      f'mesh.{field}={config.mesh[field]}: must be above 0 seconds',
+      config.mesh[field] >= 3,
+      f'mesh.{field}={config.mesh[field]}: must be 3 seconds or more, since'
+      ' processes hear of each other once a second',
     )
   _require(
     config.reward.timeout_s > 0,

@@ -74,8 +74,12 @@ class Scoring:
       if check:
         check()
     turns = [turn.result() for turn in self._turns]
-    timeouts, errors = (sum(counts) for counts in zip(*turns, strict=True))
-    scores = workers.Scores(self._rewards, timeouts, errors, self._others)
+    scores = workers.Scores(
+      self._rewards,
+      timeouts=sum(timeouts for timeouts, _ in turns),
+      errors=sum(errors for _, errors in turns),
+      others=self._others,
+    )
     return self._texts, scores
 
   def _score_waiting(self) -> tuple[int, int]:

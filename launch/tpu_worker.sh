@@ -70,7 +70,8 @@ start() {
 hold() {
   local code main='' signalled
   exec 9>"$run/lock"
-  flock --nonblock 9
+  # Whoever asks whether a run is at work has the lock for a moment.
+  flock --timeout 10 9
   trap 'signalled=yes; kill -TERM "$main" || true' TERM
   "$@" 9>&- &
   main=$!

@@ -88,6 +88,8 @@ BAD = [
   ({'reward__timeout_s': 0.0}, 'reward.timeout_s', 'above 0'),
   ({'reward__num_workers': 0}, 'reward.num_workers', 'at least 1'),
   ({'reward__timeout_s': float('inf')}, 'reward.timeout_s', 'finite'),
+  ({'mesh__silent_s': 1.0}, 'mesh.silent_s', '3 seconds or more'),
+  ({'mesh__stall_s': 1.0}, 'mesh.stall_s', '3 seconds or more'),
   ({'optim__learning_rate': float('nan')}, 'optim.learning_rate', 'finite'),
   ({'reward__function': 'score'}, 'reward.function', 'my_module:score'),
   ({'algorithm__clip_low': 1.5}, 'algorithm.clip_low', 'at most 1'),

@@ -15,17 +15,19 @@ import safetensors.numpy
 import tiny_run
 
 from dash_jax.model import hf_write, llama, tensors
-from dash_jax.runs import jsonl, watch
+from dash_jax.runs import checkpoint, jsonl, watch
 
-# One supervised step and three of RL, with checkpoints behind the first, third
-# and fourth.
+# One supervised step and three of RL, with checkpoints behind the first and the
+# last.
 OPTIONS = (
   'algorithm.sft_steps=1',
   'algorithm.num_samples=96',
   'algorithm.max_staleness=1',
   'algorithm.importance_cap=2.0',
+  'checkpoint.every_samples=96',
+  'data.too_long=drop',  # each process looks at its share, and none is left out
 )
-STALENESS = [None, 0, 1, 0]
+STALENESS = [None, 0, 1, 1]
 DEVICES = '--xla_force_host_platform_device_count='
 
 
@@ -77,8 +79,7 @@ def test_any_mesh_takes_the_steps_of_one_device(
     code, output = tiny_run.finish(process)
     assert code == 0, output
     assert ('Curves:' in output) == (i == 0)
-  found = jsonl.read(tmp_path / 'metrics.jsonl')
-  assert [row.get('staleness') for row in found] == STALENESS
+  assert read_staleness(tmp_path) == STALENESS
   for name, num_rows in (('metrics.jsonl', 4), ('evals.jsonl', 3)):
     one, several = (tiny_run.read_numbers(w, name) for w in (alone, tmp_path))
     assert len(one) == len(several) == num_rows
@@ -97,16 +98,10 @@ def test_any_mesh_takes_the_steps_of_one_device(
 
 
 def test_a_run_of_two_goes_on_alone_when_one_is_killed(alone, tmp_path):
-  """Whoever is left names the one that is gone and the stage. One process, with
-  other devices, then goes on from the checkpoint, and comes to the end that the
-  run would have come to."""
+  """Whoever is left names the one that is gone and the stage."""
   options = ('mesh.data=2', 'mesh.silent_s=4')
   pair = start_job(tmp_path, 2, 1, *options, SLOW='0.1')
-  deadline = time.monotonic() + 200
-  while not list(tmp_path.glob('checkpoints/[0-9]*')):
-    assert pair[0].poll() is None
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
+  wait_for(pair, lambda: list(tmp_path.glob('checkpoints/[0-9]*')))
   pair[1].kill()
   code, output = tiny_run.finish(pair[0])
   tiny_run.finish(pair[1])
@@ -116,11 +111,44 @@ def test_a_run_of_two_goes_on_alone_when_one_is_killed(alone, tmp_path):
     r' \w+.*step \d\. The same command',
     output,
   ), output
-  (process,) = start_job(tmp_path, 1, 2, 'mesh.fsdp=2')
+  go_on_alone(alone, tmp_path)
+
+
+def test_a_run_of_two_goes_on_alone_when_one_is_asked_to_stop(alone, tmp_path):
+  """Both stop, with the rows that they have ahead. One process takes the shares of
+  both."""
+  pair = start_job(tmp_path, 2, 1, 'mesh.data=2', SLOW='0.3')
+  wait_for(pair, lambda: read_staleness(tmp_path)[:2] == STALENESS[:2])
+  pair[1].terminate()
+  for process in pair:
+    code, output = tiny_run.finish(process)
+    assert code == checkpoint.STOPPED, output
+  assert list(tmp_path.glob('checkpoints/[23]/rows'))
+  go_on_alone(alone, tmp_path)
+
+
+def wait_for(pair, is_there):
+  deadline = time.monotonic() + 200
+  while not is_there():
+    assert pair[0].poll() is None
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+
+
+def read_staleness(workdir):
+  path = workdir / 'metrics.jsonl'
+  rows = jsonl.read(path) if path.exists() else []
+  return [row.get('staleness') for row in rows]
+
+
+def go_on_alone(alone, workdir):
+  """One process, with other devices, comes to the end that the run would have come
+  to."""
+  (process,) = start_job(workdir, 1, 2, 'mesh.fsdp=2')
   code, output = tiny_run.finish(process)
   assert code == 0, output
   for name in ('metrics.jsonl', 'evals.jsonl'):
-    one, both = (tiny_run.read_numbers(w, name) for w in (alone, tmp_path))
+    one, both = (tiny_run.read_numbers(w, name) for w in (alone, workdir))
     assert len(one) == len(both)
     for a, b in zip(one, both, strict=True):
       assert b == pytest.approx(a, abs=1e-5)

@@ -113,3 +113,13 @@ def test_what_a_worker_raises_reaches_the_caller():
     scored.add(np.arange(6), make_completions())
     with pytest.raises(ValueError, match='does not start'):
       scored.finish()
+
+
+def test_where_no_row_counts_there_is_nothing_to_score():
+  """A process's share of an evaluation may be what fills the others up."""
+  with scoring.Scoring(_Pool(), decode, ['a', 'b', 'c'], G) as scored:
+    scored.add(np.arange(0), make_completions())
+    texts, scores = scored.finish()
+  assert texts == [''] * 6
+  assert (scores.timeouts, scores.errors) == (0, 0)
+  assert not scores.rewards.any()

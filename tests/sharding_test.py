@@ -126,6 +126,23 @@ def test_a_process_has_a_part_of_a_mesh(monkeypatch, grid, own):
   assert [device.id for device in found.flat] == own
 
 
+def test_values_of_processes_are_in_their_order(monkeypatch):
+  """One of each, however many shards of rows it has and wherever they are."""
+  owners = [2, 2, 0, 0, 1, 1]
+  grid = np.array([[[Device(p)] for p in owners]])
+  shape = {'data': 1, 'fsdp': 6, 'tensor': 1}
+  mesh = types.SimpleNamespace(devices=grid, shape=shape)
+  monkeypatch.setattr(jax.sharding, 'get_mesh', lambda: mesh)
+  monkeypatch.setattr(jax, 'process_count', lambda: 3)
+  shards = types.SimpleNamespace(
+    addressable_data=lambda i: np.array(owners)[:, None]
+  )
+  monkeypatch.setattr(sharding, 'put_rows', lambda x: shards)
+  monkeypatch.setattr(sharding, '_replicate', lambda x: x)
+  assert sharding.gather_hosts(np.zeros(1)).tolist() == [[0], [1], [2]]
+  assert sharding.sum_over_hosts({'a': 0.0}) == {'a': 3.0}
+
+
 def _fake_meshes(monkeypatch, arrange):
   """Makes meshes plain, and lets `arrange(devices)` say how jax would order a
   mesh's devices."""

@@ -478,14 +478,18 @@ def follow_gradient(
     optimizer: of these.
     is_last: whether the step ends with it, and the state's number goes up.
   """
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   key = jax.random.fold_in(jax.random.key(1), state.step)
-  params = optim.add_updates(state.params, updates, key)
-  is_finite = jnp.isfinite(loss + optax.tree.norm(grads))
-  params, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(is_finite, new, old),
-    (params, opt_state),
-    (state.params, state.opt_state),
+
+  def change(params, opt_state):
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optim.add_updates(params, updates, key), opt_state
+
+  params, opt_state = jax.lax.cond(
+    jnp.isfinite(loss + optax.tree.norm(grads)),
+    change,
+    lambda *unchanged: unchanged,
+    state.params,
+    state.opt_state,
   )
   return dataclasses.replace(
     state,

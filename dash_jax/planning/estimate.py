@@ -67,9 +67,8 @@ def find_shape(
   cache_bytes = float(itemsize)
   if config.sampling.quantize_cache:
     cache_bytes = 1 + 4 / model.config.head_dim
-  trained = sharding.count_bytes(job.state.params)
   param_itemsize = jnp.dtype(model.param_dtype).itemsize
-  own = trained / param_itemsize
+  trained = sharding.count_bytes(job.state.params) / param_itemsize
   return work.Shape(
     config=model.config,
     data=mesh.shape['data'],
@@ -80,7 +79,8 @@ def find_shape(
     group_size=job.group_size,
     itemsize=itemsize,
     param_itemsize=param_itemsize,
-    moment_itemsize=sharding.count_bytes(job.state.opt_state) / own,
+    trained_weights=trained,
+    moment_itemsize=sharding.count_bytes(job.state.opt_state) / trained,
     weight_bytes=1.0 if config.sampling.quantize_weights else itemsize,
     cache_bytes=cache_bytes,
     remat=model.remat,

@@ -21,6 +21,8 @@ _KINDS = (
   'collective-permute',
 )  # fmt: skip
 
+_FLAG_BYTES = 4
+
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$')
 _INSTRUCTION = re.compile(
   r'^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$'
@@ -39,13 +41,15 @@ def count_link_bytes(text: str) -> dict[str, float]:
     text: of a compiled program.
   """
   computations, entry = _parse(text)
+  partitions = re.search(r'num_partitions=(\d+)', text)
+  num_devices = int(partitions[1]) if partitions else 1
   found = {}
 
   def visit(name, times):
     for op in computations.get(name, ()):
       kind = op['op'].removesuffix('-start')
       if kind in _KINDS:
-        size = _link_bytes(kind, op, name) * times
+        size = _link_bytes(kind, op, name, num_devices) * times
         key = kind, op['channel'] or op['name']
         found[key] = max(found.get(key, 0.0), size)
       turns = times
@@ -119,15 +123,16 @@ def _count_array_bytes(kind_and_shape):
   ]
 
 
-def _link_bytes(kind, op, computation):
+def _link_bytes(kind, op, computation, num_devices):
   sizes = _count_array_bytes(op['type'])
-  if op['op'].endswith('-start') and len(sizes) > 1:
-    # Of what goes in and what comes out, and perhaps of flags.
-    sizes = [max(sizes)]
+  if op['op'].endswith('-start') and kind != 'all-reduce':
+    # Of what goes in, what comes out, and perhaps of flags, which are scalars.
+    sizes = [size for size in sizes if size > _FLAG_BYTES]
+    sizes = sizes[len(sizes) // 2 :]
   size = sum(sizes)
   if kind == 'collective-permute':
     return size
-  ways = _count_ways(op['rest'])
+  ways = _count_ways(op['rest'], num_devices)
   if kind == 'all-reduce':
     # Fused with a slice of its result, only a part comes to each device.
     times = 1 if computation.startswith('all-reduce-scatter') else 2
@@ -137,9 +142,11 @@ def _link_bytes(kind, op, computation):
   return size * (ways - 1) / ways
 
 
-def _count_ways(rest):
-  """Returns how many devices take part in each group of a collective."""
-  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}', rest)
+def _count_ways(rest, num_devices):
+  """Returns how many devices take part in each group of a collective: all, if it
+  names no groups, or in a form that is not known."""
+  # Devices in an order of their own are named between the two.
+  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', rest)
   if mesh:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
     return math.prod(int(sizes[name]) for name in re.findall(r'\w+', mesh[2]))
@@ -147,4 +154,4 @@ def _count_ways(rest):
   if iota:
     return int(iota[1])
   listed = re.search(r'replica_groups=\{\{([\d,]*)\}', rest)
-  return len(listed[1].split(',')) if listed and listed[1] else 1
+  return len(listed[1].split(',')) if listed else num_devices

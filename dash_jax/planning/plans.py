@@ -101,11 +101,16 @@ class Plan:
 
   @property
   def sampling_s(self) -> float:
-    return self._sum(estimate.SAMPLING)
+    return self._sum(estimate.SAMPLING) - self._prepare_s
 
   @property
   def learning_s(self) -> float:
-    return self._sum(estimate.LEARNING)
+    return self._sum(estimate.LEARNING) + self._prepare_s
+
+  @property
+  def _prepare_s(self):
+    """Seconds that the devices that learn take to make weights ready for others."""
+    return self._sum((estimate.PREPARE,)) if self.job.samples_apart else 0.0
 
   def _sum(self, names):
     return sum(s.seconds for name, s in self.steps.items() if name in names)

@@ -169,6 +169,7 @@ class Shape:
     prompt_len, completion_len, group_size: P, C, G.
     itemsize: of what is computed in, bytes.
     param_itemsize: of the weights that are trained.
+    trained_weights: that rest on a device: all, or those of adapters.
     moment_itemsize: of all that the optimizer keeps for a weight.
     weight_bytes: of a weight as it is sampled with.
     cache_bytes: of a number in the cache.
@@ -186,6 +187,7 @@ class Shape:
   group_size: int
   itemsize: int
   param_itemsize: int
+  trained_weights: float
   moment_itemsize: float
   weight_bytes: float
   cache_bytes: float
@@ -201,6 +203,13 @@ class Shape:
   def own_weights(self) -> float:
     """Weights that rest on a device."""
     return llama.count_params(self.config) / self.fsdp / self.tensor
+
+  @property
+  def own_bytes(self) -> float:
+    """Bytes of the weights that rest on a device; frozen ones are kept as they are
+    computed with."""
+    frozen = self.own_weights - self.trained_weights
+    return self.trained_weights * self.param_itemsize + frozen * self.itemsize
 
   @property
   def used_weights(self) -> float:
@@ -230,8 +239,7 @@ class Shape:
 def prepare_work(shape: Shape) -> Work:
   """Returns the work of making the weights ready to sample with, once a phase."""
   return Work(
-    bytes=shape.own_weights * shape.param_itemsize
-    + shape.used_weights * shape.weight_bytes,
+    bytes=shape.own_bytes + shape.used_weights * shape.weight_bytes,
     link_bytes=gathered(shape.used_weights * shape.itemsize, shape.fsdp),
   )
 
@@ -295,7 +303,8 @@ def minibatch_work(shape: Shape, rows: int) -> Work:
   """Returns the work of one minibatch's gradient.
 
   A prompt is run once for its rows. What is computed again for the gradient
-  counts; a forward alone costs a third of one with its gradient.
+  counts; a forward alone costs a third of one with its gradient, or half where
+  adapters are trained: weights that are frozen have no gradient.
 
   Args:
     shape: of the run.
@@ -313,9 +322,10 @@ def minibatch_work(shape: Shape, rows: int) -> Work:
   # A layer's last product is not needed again.
   last = 2 * config.num_layers * config.embed_dim * config.ffw_dim * tokens
   again = {'layer': layers - last + attention}
-  flops = 3 * (layers + attention + 2 * head * rows * C)
+  logits = 2 * head * rows * C
+  flops = (2 if config.lora else 3) * (layers + logits) + 3 * attention
   flops += again.get(shape.remat, attention)
-  flops += shape.forwards * (layers + attention + 2 * head * rows * C)
+  flops += shape.forwards * (layers + attention + logits)
 
   tables = config.vocab_size * config.embed_dim * (1 if config.tied else 2)
   in_layers = shape.used_weights - tables / t
@@ -325,14 +335,17 @@ def minibatch_work(shape: Shape, rows: int) -> Work:
   sums = 2 + is_again / 2 + shape.forwards
   used = in_layers * gathers + tables / t * (1 + shape.forwards)
   residuals = config.num_layers * tokens * config.embed_dim * shape.itemsize
-  # Of tables, chunks add a gradient up in float32.
-  gradient = in_layers * shape.itemsize + tables / t * 4
+  if config.lora:
+    gradient = shape.trained_weights * shape.fsdp * shape.itemsize
+  else:
+    # Of tables, chunks add a gradient up in float32.
+    gradient = in_layers * shape.itemsize + tables / t * 4
   stream = tokens * config.embed_dim * shape.itemsize
   return Work(
     flops=flops / t,
     bytes=(used + shape.used_weights) * shape.itemsize
     + gradient
-    + shape.own_weights * (2 * shape.param_itemsize + 8)
+    + shape.trained_weights * (2 * shape.param_itemsize + 8)
     + 2 * residuals,
     link_bytes=gathered(used * shape.itemsize + gradient, shape.fsdp)
     + summed(gradient / shape.fsdp, shape.data)
@@ -344,4 +357,4 @@ def update_work(shape: Shape) -> Work:
   """Returns the work of changing the weights: the gradient is read for its norm
   and once more."""
   kept = shape.param_itemsize + shape.moment_itemsize
-  return Work(bytes=shape.own_weights * (2 * 4 + 2 * kept))
+  return Work(bytes=shape.trained_weights * (2 * 4 + 2 * kept))

@@ -82,8 +82,12 @@ class Checkpoints:
   def __enter__(self):
     return self
 
-  def __exit__(self, *exc_info):
-    self.close()
+  def __exit__(self, unused_kind, error, unused_trace):
+    try:
+      self.close()
+    except Exception:  # what a save raised, which may be of the same cause
+      if error is None:
+        raise
 
   def save(
     self,

@@ -74,10 +74,14 @@ class MetricsWriter:
   def __enter__(self):
     return self
 
-  def __exit__(self, *exc_info):
-    self._metrics_file.close()
-    self._evals_file.close()
-    self._board.close()
+  def __exit__(self, unused_kind, error, unused_trace):
+    for file in (self._metrics_file, self._evals_file, self._board):
+      try:
+        file.close()
+      except OSError:
+        # Of a full disk, which the first error has told of.
+        if error is None:
+          raise
 
   def write(self, step: int, values: dict[str, float | int | str]) -> None:
     """Writes one optimizer step.

@@ -50,7 +50,17 @@ sys.stderr.write(last.strip('\\n') and last)
 """
 
 _GO_ON = 'The same command goes on from the newest checkpoint.'
-_UNKNOWN = {'host': '?', 'stage': 'the start'}
+# Of a process that has not said anything yet.
+_UNKNOWN = {
+  'host': '?',
+  'beat': None,
+  'stage': 'the start',
+  'num_stages': 0,
+  'idle_s': 0.0,
+  'failed': '',
+  'code': 1,
+  'has_ended': False,
+}
 _watch = None  # the one at work in this process
 
 
@@ -103,7 +113,6 @@ class Watch:
   def __enter__(self) -> 'Watch':
     global _watch
     _watch = self
-    threading.Thread(target=self._judge, daemon=True).start()
     if jax.process_count() > 1:
       self._beside = subprocess.Popen(
         [sys.executable, '-S', '-c', _LAST_WORDS],
@@ -111,7 +120,15 @@ class Watch:
         text=True,
         start_new_session=True,  # no Ctrl-C, nor a kill of our group
       )
+      # All have met just before, so one that says nothing from now on is dead too.
+      self._answered_at = now = time.monotonic()
+      self._heard = {
+        process: (_UNKNOWN, now)
+        for process in range(jax.process_count())
+        if process != jax.process_index()
+      }
       self._exchanging.start()
+    threading.Thread(target=self._judge, daemon=True).start()
     return self
 
   def __exit__(self, unused_kind, error, unused_trace) -> None:
@@ -134,7 +151,8 @@ class Watch:
     there are others."""
     if jax.process_count() > 1:
       if not isinstance(error, commands.INPUT_ERRORS):
-        traceback.print_exception(error)
+        with contextlib.suppress(OSError):  # nobody reads it
+          traceback.print_exception(error)
       else:
         self._code = commands.BAD_INPUT
       self._failed = f'{type(error).__name__}: {error}'.split('\n')[0]
@@ -182,8 +200,10 @@ class Watch:
       self._answered_at = now
       for name, text in found:
         process, said = int(name.rpartition('/')[2]), json.loads(text)
-        before, _ = self._heard.get(process, ({'beat': None}, now))
-        if process != jax.process_index() and said['beat'] != before['beat']:
+        if process == jax.process_index():
+          continue
+        before, _ = self._heard[process]
+        if said['beat'] != before['beat']:
           self._heard[process] = said, now
 
   def _tell(self):
@@ -269,7 +289,8 @@ class Watch:
     )
 
   def _end(self, verdict, code):
-    print(f'dash_jax: {verdict}', file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it
+      print(f'dash_jax: {verdict}', file=sys.stderr, flush=True)
     if jax.process_count() > 1:
       self._has_spoken = True
       self._keep_last_words('')

@@ -233,6 +233,8 @@ def test_delete_asks_no_question(cloud):
     # Failed.
     (['ACTIVE'], [1], ['setup', 'run'], 1),
     (['ACTIVE'], [2], ['setup', 'run'], 2),
+    # A machine that is gone makes bad input no better.
+    (['ACTIVE', 'SUSPENDED', 'ACTIVE'], [2], ['setup', 'run'], 2),
   ],
 )  # fmt: skip
 def test_resume_makes_what_is_missing_and_goes_on(

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -50,6 +51,18 @@ def test_a_command_goes_on_without_the_session_that_started_it(worker):
   assert os.getsid(holder) == holder
 
 
+def test_a_run_begins_though_another_session_asks_whether_one_does(worker):
+  """Which holds the lock for a moment."""
+  lock = worker.folder / 'dash_jax_run/lock'
+  lock.parent.mkdir()
+  asks = subprocess.Popen(
+    ['flock', lock, 'bash', '-c', 'touch "$1"; sleep 0.5', '_', f'{lock}ed']
+  )
+  wait_for(lock.with_name('locked'))
+  assert call(worker, 'hold', 'true').returncode == 0
+  assert asks.wait() == 0
+
+
 def test_stop_asks_waits_and_gives_the_code(worker):
   call(worker, 'start', 'bash', '-c', _TRAINS)
   wait_for(worker.folder / 'on')
@@ -78,7 +91,10 @@ def test_a_next_run_has_its_own_log_and_code(worker):
 
 
 def test_a_run_that_was_cut_off_is_lost(worker):
-  """As by a machine that went down: there is no code, and a new run may start."""
+  """As by a machine that went down: there is no code, also not that of the run
+  before, and a new run may start."""
+  call(worker, 'start', 'true')
+  assert call(worker, 'follow').returncode == 0
   call(worker, 'start', 'bash', '-c', _TRAINS)
   wait_for(worker.folder / 'on')
   os.killpg(read_holder(worker), signal.SIGKILL)

@@ -73,6 +73,10 @@ def test_a_loop_of_unknown_length_counts_once(eight):
     ('replica_groups=[4,2]<=[8]', 2),
     ("replica_groups=mesh['a'=2,'b'=4] {'b'}", 4),
     ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", 8),
+    (
+      "replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}",
+      4,
+    ),
   ],
 )
 def test_groups_are_read_however_they_are_written(groups, ways):
@@ -104,3 +108,41 @@ def test_the_parts_of_one_operation_count_once():
     ]
   )
   assert hlo.count_link_bytes(text) == {'all-gather': 8 * 4 / 2}
+
+
+@pytest.mark.parametrize(
+  ('kind', 'result', 'size'),
+  [
+    ('all-gather', '(f32[8]{0}, f32[16]{0})', 16 * 4 / 2),
+    (
+      'all-gather',
+      '((f32[8]{0}, bf16[4]{0}), (f32[16]{0}, bf16[8]{0}))',
+      (16 * 4 + 8 * 2) / 2,
+    ),
+    ('all-reduce', '(f32[16]{0}, f32[8]{0})', 24 * 4),
+    ('reduce-scatter', '((f32[16]{0}), f32[8]{0})', 8 * 4),
+    ('collective-permute', '(f32[8]{0}, f32[8]{0}, u32[], u32[])', 8 * 4),
+  ],
+)
+def test_what_a_start_brings_is_what_comes_out(kind, result, size):
+  """Its type names what goes in too, but for a sum's."""
+  text = '\n'.join(
+    [
+      'ENTRY %main (p: f32[8]) -> f32[8] {',
+      f'  %a = {result} {kind}-start(%p), channel_id=1, replica_groups={{{{0,1}}}}',
+      f'  %b = f32[16]{{0}} {kind}-done(%a)',
+      '}',
+    ]
+  )
+  assert hlo.count_link_bytes(text) == {kind: size}
+
+
+def test_groups_that_are_not_named_are_all_devices():
+  text = """HloModule m, num_partitions=4
+
+ENTRY %main (p: f32[8]) -> f32[32] {
+  %p = f32[8]{0} parameter(0)
+  ROOT %g = f32[32]{0} all-gather(%p), channel_id=1, replica_groups={}, dimensions={0}
+}
+"""
+  assert hlo.count_link_bytes(text) == {'all-gather': 32 * 4 * 3 / 4}

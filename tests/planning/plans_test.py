@@ -7,6 +7,7 @@ import tiny_job
 
 from dash_jax.planning import devices, estimate, plans, tables
 from dash_jax.planning import job as job_lib
+from dash_jax.sampling import memory
 
 
 def _shrink(found, memory):
@@ -90,6 +91,10 @@ def test_a_step_is_sampling_and_learning_or_the_longer_of_the_two():
     num=2,
   )
   assert apart.step_s == max(apart.sampling_s, apart.learning_s)
+  # Weights are made ready where they are learned.
+  learning = [*estimate.LEARNING, estimate.PREPARE]
+  assert apart.learning_s == sum(apart.steps[n].seconds for n in learning)
+  assert apart.room == apart.job.devices.kind.memory * memory.USABLE
   assert apart.needs[estimate.DECODE].weights == 0
   # What is sampled with, and what waits for its turn.
   held = apart.needs[estimate.DECODE].sampler

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import tiny_job
 
+from dash_jax.model import llama
 from dash_jax.planning import devices, estimate, measured, work
 
 _SHAPE = work.Shape(
@@ -17,6 +18,7 @@ _SHAPE = work.Shape(
   group_size=4,
   itemsize=4,
   param_itemsize=4,
+  trained_weights=float(llama.count_params(tiny_job.MODEL)),
   moment_itemsize=8.0,
   weight_bytes=4.0,
   cache_bytes=4.0,
@@ -63,15 +65,29 @@ def test_waves_read_the_weights_again():
   assert once.bytes < twice.bytes < 2 * once.bytes
 
 
-@pytest.mark.parametrize('remat', ['attention', 'layer'])
-def test_a_minibatch_has_the_operations_of_its_program(remat):
+@pytest.mark.parametrize(
+  'changes',
+  [{'model.remat': 'attention'}, {'model.remat': 'layer'}, {'lora.rank': 4}],
+)
+def test_a_minibatch_has_the_operations_of_its_program(changes):
   """As jax counts them of the program before it is compiled: loops once, so of
   one minibatch and of one chunk of logits, which is all of them here. What is
   masked is counted there, and not here."""
-  with tiny_job.make((1, 1, 1), {'model.remat': remat}) as job:
+  with tiny_job.make((1, 1, 1), changes) as job:
     counted = job.lower_learner(8).cost_analysis()['flops']
     found = work.minibatch_work(estimate.find_shape(job), 8).flops
   assert 0.75 < found / counted <= 1
+
+
+def test_adapters_alone_are_changed():
+  with tiny_job.make((1, 1, 1)) as job:
+    whole = work.update_work(estimate.find_shape(job)).bytes
+  with tiny_job.make((1, 1, 1), {'lora.rank': 4}) as job:
+    adapters = work.update_work(estimate.find_shape(job)).bytes
+    # Gradient and two moments in float32, and the factors themselves.
+    num = estimate.count_gradient(job) / 4
+  assert adapters == pytest.approx(num * (2 * 4 + 2 * 3 * 4), rel=1e-3)
+  assert adapters < 0.05 * whole
 
 
 @pytest.mark.parametrize(('mesh', 'sums'), [((4, 1, 1), 1), ((1, 4, 1), 2)])
@@ -84,3 +100,22 @@ def test_bytes_from_others_are_those_of_the_program(mesh, sums):
     found = work.minibatch_work(shape, 8 // job.shards).link_bytes
   counted = moved.pop('all-reduce') / sums + sum(moved.values())
   assert found == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.parametrize('mesh', [(1, 1, 4), (1, 2, 2)])
+def test_bytes_from_others_while_sampling_are_those_of_the_programs(mesh):
+  """Sums of layers, embeddings and logits; the embedding's table, which is laid out
+  anew by exchanges, is not counted."""
+  rows, G = 32, 4
+  with tiny_job.make(mesh) as job:
+    compiled = measured.compile_sampler(job, rows)
+    shape = estimate.find_shape(job, job.sampling_mesh)
+    own = rows // job.sampling_shards
+  decode = work.decode_work(shape, own, 1).link_bytes
+  counted = {
+    estimate.ADMIT: work.prefill_work(shape, own // G, 1).link_bytes,
+    estimate.DECODE: decode / (shape.completion_len - 1),  # a turn of its loop
+  }
+  for name, size in counted.items():
+    moved = compiled[name].link_bytes
+    assert moved['all-reduce'] + moved['all-gather'] == size, name

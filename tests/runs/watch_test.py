@@ -1,7 +1,7 @@
-"""Two processes, of which one dies, stops, hangs, fails or is done before the
-other. All pairs run at once: most of what they do is wait. The processes beside
-them, which say last words, hear SIGTERM and stay; one of them is killed, and
-nothing follows."""
+"""Two processes, of which one dies (before the watch begins, too), stops, hangs,
+fails or is done before the other. All pairs run at once: most of what they do is
+wait. The processes beside them, which say last words, hear SIGTERM and stay; one of
+them is killed, and nothing follows."""
 
 import pathlib
 import re
@@ -33,6 +33,14 @@ CASES = {
       + ' at scoring. ',
     ),
   ),
+  ('1', 'is gone'): (
+    (
+      watch.LOST,
+      r'process 1 of 2 \(\?\) has not been heard of for 5 s; it was at the start. '
+      + GO_ON,
+    ),
+    (-signal.SIGKILL, ''),
+  ),
   ('1', 'SIGSTOP'): ((watch.LOST, SILENT.format(1)), (-signal.SIGKILL, '')),
   ('0', 'SIGSTOP'): (
     (-signal.SIGKILL, ''),
@@ -59,6 +67,14 @@ CASES = {
       NAME.format(1)
       + ' failed at scoring: ValueError: this host has no such file\n',
     ),
+  ),
+  # What read its errors is gone, as a launcher that was killed.
+  ('1', 'fails unread'): (
+    (
+      1,
+      NAME.format(1) + ' failed at scoring: RuntimeError: nobody hears this\n',
+    ),
+    (1, ''),
   ),
   ('1', 'ends'): ((0, 'ended'), (0, 'ended')),
 }
