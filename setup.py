@@ -35,6 +35,7 @@ setuptools.setup(
     'dev': [
       'gguf',
       'huggingface_hub',
+      'hypothesis',
       'ipykernel',
       'jax[tpu]',  # compiles plans for TPUs; runs stay on the CPU
       'llama-models',
