@@ -29,7 +29,7 @@ import json
 import os
 import pathlib
 import re
-import select
+import selectors
 import subprocess
 import sys
 import time
@@ -190,20 +190,23 @@ def _exchange(
   """Sends a job, and returns all that comes back; None if it comes too late."""
   unsent, said = memoryview(job), b''
   os.set_blocking(process.stdin.fileno(), False)
-  while len(said) < code_sides.MAX_MESSAGE_BYTES:
-    wait_s = deadline_s - time.monotonic()
-    if wait_s <= 0:
-      return None
-    writers = [process.stdin] if unsent else []
-    readable, writable, _ = select.select([process.stdout], writers, [], wait_s)
-    if writable:
-      try:
-        unsent = unsent[os.write(process.stdin.fileno(), unsent[: 1 << 16]) :]
-      except BrokenPipeError:
-        unsent = unsent[:0]  # It has ended, as reading will show.
-    if readable:
-      data = os.read(process.stdout.fileno(), 1 << 16)
-      if not data:
-        break
-      said += data
+  with selectors.PollSelector() as selector:
+    selector.register(process.stdout, selectors.EVENT_READ)
+    selector.register(process.stdin, selectors.EVENT_WRITE)
+    while len(said) < code_sides.MAX_MESSAGE_BYTES:
+      ready = selector.select(max(0.0, deadline_s - time.monotonic()))
+      if not ready:
+        return None
+      for key, _ in ready:
+        if key.fileobj is process.stdin:
+          try:
+            unsent = unsent[os.write(key.fd, unsent[: 1 << 16]) :]
+          except BrokenPipeError:
+            unsent = unsent[:0]  # It has ended, as reading will show.
+          if not unsent:
+            selector.unregister(process.stdin)
+        elif data := os.read(key.fd, 1 << 16):
+          said += data
+        else:
+          return said
   return said

@@ -194,11 +194,14 @@ def _answer(channel: _Channel, parent: int, max_cpu_s: int) -> None:
   channel.send(['locked'])
   module = types.ModuleType(_MODULE)
   sys.modules[_MODULE] = module  # Where dataclasses look for it.
-  kept = []
+  kept, places = [], {}
 
   def keep(value):
-    kept.append(value)
-    return {'object': len(kept) - 1}
+    # An object that is kept has its `id` to itself.
+    if id(value) not in places:
+      places[id(value)] = len(kept)
+      kept.append(value)
+    return {'object': places[id(value)]}
 
   def find(kind, key):
     if kind == 'object':
@@ -243,6 +246,7 @@ class _Reply:
 
   def __init__(self, channel: _Channel):
     self._channel = channel
+    self._remotes = {}  # By place, so that one object is one object here too.
     self.num_asked = 0
     self.is_gone = False
 
@@ -304,7 +308,7 @@ class _Reply:
   def _find(self, kind, key):
     if kind != 'object' or not isinstance(key, int):
       raise LookupError(kind)
-    return _Remote(self, {'object': key})
+    return self._remotes.setdefault(key, _Remote(self, {'object': key}))
 
   def _send(self, message) -> None:
     try:

@@ -164,6 +164,9 @@ _CALLS = {
 _PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
 _SECCOMP_MODE_FILTER = 2
 _CLONE_THREAD = 0x10000
+_CLONE_NEW = (
+  0x7E020000  # Mounts, cgroups, names, IPC, users, processes, network.
+)
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 # linux/bpf_common.h, linux/seccomp.h
@@ -270,8 +273,9 @@ def _restrict_calls(
     # The C library then asks for clone, whose flags a filter can see.
     step(_IF_EQUAL, special['clone3'], 0, 1),
     step(_RETURN, _ERRNO | errno.ENOSYS),
-    step(_IF_EQUAL, special['clone'], 0, 4),
+    step(_IF_EQUAL, special['clone'], 0, 5),
     step(_LOAD, _ARGUMENTS_AT),
+    step(_IF_ANY_BIT, _CLONE_NEW, 2, 0),
     step(_IF_ANY_BIT, _CLONE_THREAD, 0, 1),
     step(_RETURN, _ALLOW),
     refuse,

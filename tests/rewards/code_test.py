@@ -12,6 +12,9 @@ import pytest
 
 from dash_jax.rewards import code, workers
 
+if sys.platform != 'linux':
+  pytest.skip('code is run on Linux only', allow_module_level=True)
+
 # Says the outcome of an attempt: an exception's name, or what it returned.
 _ATTEMPT = """
 def say(name):
@@ -163,6 +166,10 @@ _PASSES = {
     'class P:\n  def __init__(self, a): self.a = a\n'
     'def f(ps): return max(ps, key=lambda p: p.a)',
     'p = P(9)\np.a += 1\nassert f([P(3), p]).a == 10\nassert isinstance(p, P)',
+  ),
+  'one object': (
+    'class N:\n  def __init__(self): self.next = self\ndef f(n): return n.next',
+    'n = N()\nassert f(n) is n and n.next is n and f(n) in {n}',
   ),
   'methods': (
     'class Stack(list):\n  def push(self, x): self.append(x)\n'

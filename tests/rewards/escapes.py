@@ -50,6 +50,7 @@ ESCAPES = {
   'fork in C': (_SYSCALL + 'def attempt():\n  if libc.fork() < 0: raise OSError(ctypes.get_errno(), "")', DENIED),
   'clone': (_SYSCALL + 'def attempt(): call(CLONE, 17, 0, 0, 0, 0)', DENIED),
   'clone into a namespace': (_SYSCALL + 'def attempt(): call(CLONE, 0x10000011, 0, 0, 0, 0)', DENIED),
+  'a thread in a namespace': (_SYSCALL + 'def attempt(): call(CLONE, 0x30900, 0, 0, 0, 0)', DENIED),
   'clone3': (_SYSCALL + 'def attempt(): call(435, bytes(64), 64)', 'OSError'),
   'a shell': ('import os\ndef attempt():\n  if os.system("touch FOLDER/shell"): raise PermissionError', DENIED),
   'a program': ('import subprocess\ndef attempt(): subprocess.run(["/bin/true"])', DENIED),

@@ -12,7 +12,7 @@ import pytest
 
 from dash_jax.rewards import workers
 
-_TIMEOUT_S = 0.7
+_TIMEOUT_S = 1.0
 
 
 @pytest.fixture(scope='module')
