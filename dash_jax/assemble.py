@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -347,12 +348,27 @@ def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
   elsewhere COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID name them.
   """
   if config.mesh.multi_host and not jax.distributed.is_initialized():
-    jax.distributed.initialize(
-      **_named_processes(),
-      # watch.py ends the run first, and says why.
-      heartbeat_timeout_seconds=int(3 * config.mesh.silent_s) + 60,
-    )
-  mesh, _ = make_meshes(config, jax.devices())
+    named = _named_processes()
+    try:
+      jax.distributed.initialize(
+        **named,
+        # watch.py ends the run first, and says why.
+        heartbeat_timeout_seconds=int(3 * config.mesh.silent_s) + 60,
+      )
+    except ValueError as error:
+      raise ValueError(
+        f'mesh.multi_host=True: {error} No launcher that jax knows says which'
+        ' processes there are: set COORDINATOR_ADDRESS, NUM_PROCESSES and'
+        ' PROCESS_ID, or mesh.multi_host=False'
+      ) from error
+  try:
+    devices = jax.devices()
+  except RuntimeError as error:
+    raise ValueError(
+      f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r}: jax finds no'
+      f' devices: {error}'
+    ) from error
+  mesh, _ = make_meshes(config, devices)
   return mesh
 
 
@@ -400,6 +416,11 @@ def _named_processes():
   address = os.environ.get('COORDINATOR_ADDRESS')
   if not address:
     return {}
+  if not re.fullmatch(r'\S+:\d{1,5}', address):
+    raise ValueError(
+      f'COORDINATOR_ADDRESS={address!r}: must be a host and a port, as'
+      ' localhost:1234'
+    )
   numbers = {}
   for argument in ('num_processes', 'process_id'):
     text = os.environ.get(argument.upper(), '')
@@ -409,6 +430,11 @@ def _named_processes():
         ' must be a number'
       )
     numbers[argument] = int(text)
+  if numbers['process_id'] >= numbers['num_processes']:
+    raise ValueError(
+      f'PROCESS_ID={numbers["process_id"]}: must be from 0 to'
+      f' NUM_PROCESSES={numbers["num_processes"]} less 1'
+    )
   return {'coordinator_address': address} | numbers
 
 
@@ -550,19 +576,23 @@ def _load_questions(config, split, num):
   data = config.data
   if data.source == 'jsonl' and data.path:
     checks.check_file('data.path', data.path.replace('{split}', split))
+  field = 'data.num_train' if split == 'train' else 'eval.num_questions'
   # The held-out questions are the same for every seed.
-  return questions.load(
-    data.source,
-    split,
-    num=num or None,
-    seed=config.seed if split == 'train' else 0,
-    path=data.path,
-    data_dir=data.data_dir,
-    prompt_field=data.prompt_field,
-    answer_field=data.answer_field,
-    # What is held out is judged by answers alone, and may have no others.
-    solution_field=data.solution_field if split == 'train' else '',
-  )
+  try:
+    return questions.load(
+      data.source,
+      split,
+      num=num or None,
+      seed=config.seed if split == 'train' else 0,
+      path=data.path,
+      data_dir=data.data_dir,
+      prompt_field=data.prompt_field,
+      answer_field=data.answer_field,
+      # What is held out is judged by answers alone, and may have no others.
+      solution_field=data.solution_field if split == 'train' else '',
+    )
+  except batches.WrongNumber as error:
+    raise ValueError(f'{field}={num}: {error}') from error
 
 
 def _train_tokenizer(config, folder, train):
@@ -575,7 +605,13 @@ def _train_tokenizer(config, folder, train):
   # rename keeps others from reading half a file.
   with tempfile.TemporaryDirectory(dir=folder) as scratch:
     made = pathlib.Path(scratch) / TOKENIZER_NAME
-    trained = pieces.train(texts, vocab_size, str(made))
+    try:
+      trained = pieces.train(texts, vocab_size, str(made))
+    except ValueError as error:
+      raise ValueError(
+        f'data.tokenizer={config.data.tokenizer!r}: {error}. The vocab_size is'
+        " model.preset's, the texts are data.num_train questions"
+      ) from error
     made.rename(path)
   return trained
 

@@ -25,6 +25,10 @@ import jax
 import numpy as np
 
 
+class WrongNumber(ValueError):
+  """More questions are asked for than there are, or none."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
   """One question, on the host.

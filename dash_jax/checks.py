@@ -25,11 +25,13 @@ from dash_jax.learning import (
 )
 from dash_jax.model import kernels, llama, lora, presets
 from dash_jax.rewards import answers
+from dash_jax.sampling import decoding
 
 ALGORITHMS = ('dash', 'grpo', 'sft')
 TOKENIZERS = ('trained', 'sentencepiece', 'gguf', 'huggingface', 'tiktoken')
 DTYPES = ('float32', 'bfloat16')
 AUTO = config_lib.AUTO
+_DEFAULT = config_lib.default()
 
 
 def _require(ok: bool, message: str):
@@ -48,7 +50,7 @@ def _check_choice(config, field: str, choices):
 
 def _check_fields(config):
   """Every section and field is a known one, and no known one is missing."""
-  known = config_lib.default()
+  known = _DEFAULT
   for section in known:
     _require(section in config, f'config has no section {section!r}')
   for section, fields in config.items():
@@ -58,6 +60,11 @@ def _check_fields(config):
     )
     if section == 'seed':
       continue
+    _require(
+      isinstance(fields, ml_collections.ConfigDict),
+      f'config.{section}={fields!r}: must be a section, with the fields'
+      f' {", ".join(known[section])}',
+    )
     for name in fields:
       _require(
         name in known[section],
@@ -70,21 +77,53 @@ def _check_fields(config):
       if (section, name) in _INT_OR_AUTO:
         _require(
           given == AUTO or type(given) is int,
-          f'{section}.{name}={given!r}: must be an int or {AUTO!r}',
+          f'{section}.{name}={_show(given)}: must be an int or {AUTO!r}',
         )
-        continue
-      fits = isinstance(given, type(value)) and (
-        isinstance(value, bool) or not isinstance(given, bool)
-      )
-      if isinstance(value, float):
-        fits = isinstance(given, int | float) and not isinstance(given, bool)
-        fits = fits and math.isfinite(given)
-      kind = (
-        'finite float' if isinstance(value, float) else type(value).__name__
-      )
-      _require(fits, f'{section}.{name}={given!r}: must be of type {kind}')
+        value = given
+      _check_kind(f'{section}.{name}', given, value)
 
 
+def _check_kind(field: str, given, default):
+  """Refuses a value of another type than the default's, or one that a run could
+  not hold or hand on."""
+  shown = _show(given)
+  if isinstance(default, float):
+    fits = isinstance(given, int | float) and not isinstance(given, bool)
+    fits = fits and math.isfinite(given)
+    _require(fits, f'{field}={shown}: must be of type finite float')
+    size = abs(given)
+    _require(
+      size == 0 or _LEAST_FLOAT <= size <= _MOST_FLOAT,
+      f'{field}={shown}: must be 0, or {_LEAST_FLOAT} to {_MOST_FLOAT} in size,'
+      ' which 32 bits hold',
+    )
+    return
+  kind = type(default)
+  _require(
+    type(given) is kind, f'{field}={shown}: must be of type {kind.__name__}'
+  )
+  if kind is int:
+    _require(
+      abs(given) <= _MOST_INT,
+      f'{field}={shown}: must be at most {_MOST_INT} in size, which 32 bits hold',
+    )
+  if kind is str:
+    _require(
+      '\0' not in given and not _SURROGATE.search(given),
+      f'{field}={shown}: must be text, without NUL and half surrogate pairs',
+    )
+
+
+def _show(value) -> str:
+  """Returns a value on one line; a section's own form has many."""
+  return ' '.join(repr(value).split())
+
+
+_MOST_INT = 2**31 - 1
+_MOST_WORKERS = 1_024
+_MOST_SECONDS = 1_000_000  # clocks of the system know an end too
+_LEAST_FLOAT, _MOST_FLOAT = 1.2e-38, 3.4e38
+_SURROGATE = re.compile('[\ud800-\udfff]')
 _INT_OR_AUTO = {('sampling', 'batch_size'), ('optim', 'minibatch_size')}
 
 _AT_LEAST = {
@@ -186,9 +225,16 @@ def check(config: ml_collections.ConfigDict) -> None:
   }.items():
     _check_choice(config, field, choices)
   _require(
-    config.sampling.temperature > 0,
-    f'sampling.temperature={config.sampling.temperature}: must be above 0:'
-    ' the rows of a group must differ (eval.temperature may be 0)',
+    config.sampling.temperature >= decoding.LEAST_TEMPERATURE,
+    f'sampling.temperature={config.sampling.temperature}: must be above 0, at'
+    f' least {decoding.LEAST_TEMPERATURE}: the rows of a group must differ'
+    ' (eval.temperature may be 0)',
+  )
+  _require(
+    config.eval.temperature == 0
+    or config.eval.temperature >= decoding.LEAST_TEMPERATURE,
+    f'eval.temperature={config.eval.temperature}: must be 0 (the likeliest'
+    f' token), or at least {decoding.LEAST_TEMPERATURE}',
   )
   for section in (config.sampling, config.eval):
     name = 'sampling' if section is config.sampling else 'eval'
@@ -221,18 +267,25 @@ def check(config: ml_collections.ConfigDict) -> None:
     f'algorithm.clip_low={config.algorithm.clip_low}: must be at most 1, since'
     ' a ratio of probabilities is never below 0',
   )
-  for field in ('silent_s', 'stall_s'):
+  for section, field, least in (
+    # Processes hear of each other once a second.
+    ('mesh', 'silent_s', 3),
+    ('mesh', 'stall_s', 3),
+    ('reward', 'timeout_s', 0.001),
+  ):
+    value = config[section][field]
     _require(
-      config.mesh[field] >= 3,
-      f'mesh.{field}={config.mesh[field]}: must be 3 seconds or more, since'
-      ' processes hear of each other once a second',
+      least <= value <= _MOST_SECONDS,
+      f'{section}.{field}={value}: must be from {least} to {_MOST_SECONDS}'
+      ' seconds',
     )
   _require(
-    config.reward.timeout_s > 0,
-    f'reward.timeout_s={config.reward.timeout_s}: must be above 0 seconds',
+    config.reward.num_workers <= _MOST_WORKERS,
+    f'reward.num_workers={config.reward.num_workers}: must be at most'
+    f' {_MOST_WORKERS} processes',
   )
   _require(
-    re.fullmatch(r'[\w.]+:\w+', config.reward.function),
+    terms.FUNCTION.fullmatch(config.reward.function),
     f'reward.function={config.reward.function!r}: must name a module and a'
     " function in it, as in 'my_module:score'",
   )
@@ -288,6 +341,11 @@ def _check_data(data):
   except ValueError as error:
     raise ValueError(f'data.template: {error}') from error
   _require(
+    not data.system or data.template == chat.CHAT,
+    f'data.system={data.system!r} with data.template={data.template!r}, which'
+    f' has no place for it: take {chat.CHAT!r}, or leave it empty',
+  )
+  _require(
     data.source != 'jsonl' or '{split}' in data.path,
     f'data.path={data.path!r}: must hold {{split}}, which becomes train and'
     ' test: one file for both would test on what was trained',
@@ -295,10 +353,9 @@ def _check_data(data):
 
 
 def _check_seed(seed):
-  is_int = isinstance(seed, int) and not isinstance(seed, bool)
   _require(
-    is_int and 0 <= seed < 2**31,
-    f'seed={seed!r}: must be an integer from 0 to {2**31 - 1}',
+    type(seed) is int and 0 <= seed <= _MOST_INT,
+    f'seed={_show(seed)}: must be an integer from 0 to {_MOST_INT}',
   )
 
 
@@ -453,7 +510,7 @@ def _check_loss(algorithm):
     algorithm.dpo_beta > 0,
     f'algorithm.dpo_beta={algorithm.dpo_beta}: must be above 0',
   )
-  defaults = config_lib.default().algorithm
+  defaults = _DEFAULT.algorithm
   for field in _UNUSED[algorithm.loss]:
     _require(
       algorithm[field] == defaults[field],
@@ -521,7 +578,7 @@ def _check_critic(algorithm):
       f'algorithm.{field}={algorithm[field]}: must be in [0, 1]',
     )
   if algorithm.baseline != 'critic':
-    defaults = config_lib.default().algorithm
+    defaults = _DEFAULT.algorithm
     fields = ['gae_lambda', 'value_coef']
     if not credit.is_plus_plus(algorithm):
       fields.append('discount')

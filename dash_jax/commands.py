@@ -11,7 +11,10 @@
      raised.
 """
 
+import os
+import pathlib
 import sys
+import traceback
 from collections.abc import Callable
 
 import ml_collections
@@ -43,16 +46,19 @@ def run(
       goes wrong later it must raise as something else.
     needs_workdir: whether it has a use for a workdir; else it gets None.
   """
-  config = config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'A file with get_config(), such as experiments/quickstart.py.',
-  )
-  required, workdir = ['config'], None
+  try:
+    config = config_flags.DEFINE_config_file(
+      'config',
+      None,
+      'A file with get_config(), such as experiments/quickstart.py.',
+    )
+  except flags.Error as error:  # reads the files of --flagfile already
+    _refuse(error)
+  _require('config', 'a file with get_config(), as experiments/quickstart.py')
+  workdir = None
   if needs_workdir:
     workdir = flags.DEFINE_string('workdir', None, "The run's folder.")
-    required.append('workdir')
-  flags.mark_flags_as_required(required)
+    _require('workdir', "the run's folder, as runs/mine")
 
   def main(argv):
     if not flags.FLAGS['verbosity'].present:
@@ -63,7 +69,13 @@ def run(
           f'unexpected argument {argv[1]!r}: write --config.section.field=value'
         )
       checks.check(config.value)
+      if needs_workdir:
+        _check_workdir(workdir.value)
       return command(config.value, workdir.value if needs_workdir else None)
+    except (
+      BrokenPipeError
+    ):  # nobody reads what is printed: no fault of the input
+      raise
     except INPUT_ERRORS as error:
       logging.info('This was raised:', exc_info=error)
       _refuse(error)
@@ -74,12 +86,44 @@ def run(
   app.run(main, flags_parser=_parse)
 
 
+def _check_workdir(path):
+  there = pathlib.Path(path).absolute()
+  while not there.exists():
+    there = there.parent
+  if not there.is_dir():
+    raise ValueError(f'--workdir={path!r}: {there} is a file, and no folder')
+
+
+def _require(name, what):
+  flags.register_validator(name, bool, f'must name {what}')
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
     _check_names(argv)
     return flags.FLAGS(argv)
   except (flags.Error, FileNotFoundError) as error:
-    _refuse(error)
+    _refuse(_join_lines(error))
+  except Exception as error:  # of the file, which may raise anything
+    given = [arg for arg in argv if arg.lstrip('-').startswith('config=')]
+    file = given[-1] if given else '--config'
+    _refuse(f'{file}: get_config() fails{_find_line(error, file)}: {error!r}')
+
+
+def _join_lines(error) -> str:
+  """Returns an error's text on one line, without the traceback in it, which
+  ml_collections adds where get_config refuses its argument."""
+  text, _, trace = str(error).partition('Traceback')
+  lines = [*text.splitlines(), *trace.splitlines()[-1:]]
+  return '; '.join(line.strip() for line in lines if line.strip())
+
+
+def _find_line(error, file) -> str:
+  """Returns where in a file an error was raised, '' if it was not there."""
+  for frame in reversed(traceback.extract_tb(error.__traceback__)):
+    if frame.filename in file:
+      return f' at line {frame.lineno}'
+  return ''
 
 
 def _check_names(argv):
@@ -87,9 +131,12 @@ def _check_names(argv):
   known = config_lib.default()
   for arg in argv[1:]:
     name, _, value = arg.lstrip('-').partition('=')
-    if name == 'config' and value:
+    if name == 'config' and '=' in arg:
       # A colon hands the rest to get_config.
-      checks.check_file('--config', value.partition(':')[0])
+      path = value.partition(':')[0]
+      checks.check_file('--config', path)
+      if not os.path.isfile(path):
+        raise flags.Error(f'--config={path!r}: must be a Python file')
     if not arg.startswith('-') or not name.startswith('config.'):
       continue
     section, _, field = name.removeprefix('config.').partition('.')
@@ -97,6 +144,8 @@ def _check_names(argv):
       raise flags.Error(
         f'--{name}: sections of a config are {", ".join(known)}'
       )
+    if section == 'seed' and field:
+      raise flags.Error(f'--{name}: seed has no fields: write --config.seed=0')
     if section != 'seed' and field not in known[section]:
       raise flags.Error(
         f'--{name}: fields of {section} are {", ".join(known[section])}'

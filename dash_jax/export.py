@@ -76,7 +76,7 @@ def export(
   Raises:
     ValueError, OSError: names the field or the folder.
   """
-  if out.exists() and any(out.iterdir()):
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f'--out={out}: must be a new or an empty folder')
   config = _read_config(workdir)
   model = weights.make_model(config)
@@ -144,11 +144,12 @@ def _read_config(workdir):
   path = workdir / checkpoint.CONFIG_NAME
   if not path.exists():
     raise FileNotFoundError(f'--workdir={workdir}: there is no {path.name}')
+  said = fields.read_json(path)
   try:
-    config = ml_collections.ConfigDict(fields.read_json(path))
+    config = ml_collections.ConfigDict(said)
+    checks.check(config)
   except ValueError as error:
     raise ValueError(f'{path}: not the config of a run: {error}') from error
-  checks.check(config)
   return config
 
 

@@ -91,13 +91,6 @@ def read_requests(path: str, max_completion_len: int) -> list[Request]:
     limit = row.get('max_completion_len', max_completion_len)
     if not isinstance(row['prompt'], str):
       raise ValueError(f'{path}:{number}: prompt must be a string')
-    try:
-      row['prompt'].encode('utf-8')
-    except UnicodeEncodeError as error:
-      raise ValueError(
-        f'{path}:{number}: prompt has half a surrogate pair at character'
-        f' {error.start}: write whole characters'
-      ) from error
     if type(limit) is not int or not 1 <= limit <= max_completion_len:
       raise ValueError(
         f'{path}:{number}: max_completion_len={limit!r}: must be a number from 1'
@@ -155,6 +148,8 @@ def main(config, workdir):
     raise ValueError(
       'mesh.multi_host=True: generate runs in one process; set it to False'
     )
+  if os.path.isdir(_OUT.value):
+    raise ValueError(f'--out={_OUT.value}: must be a file, and is a folder')
   with (
     jax.set_mesh(assemble.connect(config)),
     contextlib.ExitStack() as closing,

@@ -9,7 +9,6 @@ The life of a curve:
 """
 
 import argparse
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 import matplotlib.figure
 import numpy as np
 
+from dash_jax.model import fields
 from dash_jax.runs import checkpoint, metrics, progress
 
 CURVES_NAME = 'curves.png'
@@ -32,6 +32,21 @@ _RUN_COLOURS = (
 )
 _LINE_STYLES = ('-', '--', '-.', ':')
 _TIMELINE_STEPS = 10
+# What is read of each step.
+_STEP_KEYS = {
+  'sft': ('step_s', 'learn_s'),
+  'rl': (
+    'step_s',
+    'sample_s',
+    'reward_s',
+    'learn_s',
+    'reward_mean',
+    'completion_len_mean',
+    'sampled_rows',
+    'kept_rows',
+    'sampled_tokens',
+  ),
+}
 _PARTS = (
   ('sample_s', 'sampling', '#56B4E9'),
   ('reward_s', 'reward', '#E69F00'),
@@ -57,6 +72,7 @@ def summarize(workdir: str | os.PathLike) -> dict:
 
   Raises:
     FileNotFoundError: `workdir` holds no metrics.jsonl.
+    ValueError: a file there is damaged; the message names it.
   """
   steps, evals = _read(workdir)
   sft = [row for row in steps if row['phase'] == 'sft']
@@ -166,26 +182,45 @@ def main(argv: Sequence[str] | None = None) -> None:
         f'{workdir} holds no {metrics.METRICS_NAME}: give the --workdir of '
         'a run that has taken a step'
       )
-  for workdir in args.workdirs:
-    progress.print_summary(summarize(workdir))
   out_path = pathlib.Path(args.out) / CURVES_NAME
+  try:
+    summaries = [summarize(workdir) for workdir in args.workdirs]
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+  except (ValueError, OSError) as error:
+    parser.error(str(error))
+  for summary in summaries:
+    progress.print_summary(summary)
   draw(args.workdirs, out_path)
   print(out_path)
 
 
 def _read(workdir):
   workdir = pathlib.Path(workdir)
-  steps = metrics.read(workdir / metrics.METRICS_NAME)
-  evals_path = workdir / metrics.EVALS_NAME
-  return steps, metrics.read(evals_path) if evals_path.exists() else []
+  path = workdir / metrics.METRICS_NAME
+  steps = metrics.read(path)
+  if not steps:
+    raise ValueError(f'{path}: no step yet; wait for the first')
+  for number, row in enumerate(steps, start=1):
+    _check_keys(f'{path}:{number}', row, _STEP_KEYS[row['phase']])
+  path = workdir / metrics.EVALS_NAME
+  evals = metrics.read(path) if path.exists() else []
+  for number, row in enumerate(evals, start=1):
+    _check_keys(f'{path}:{number}', row, metrics.EVAL_KEYS)
+  return steps, evals
+
+
+def _check_keys(where, row, keys):
+  missing = [key for key in keys if key not in row]
+  if missing:
+    raise ValueError(f'{where}: no {missing[0]}, which dash_jax writes')
 
 
 def _algorithm(workdir):
   path = pathlib.Path(workdir) / checkpoint.CONFIG_NAME
   if not path.exists():
     return 'rl'
-  config = json.loads(path.read_text(encoding='utf-8'))
-  return config.get('algorithm', {}).get('name', 'rl')
+  section = fields.read_json(path).get('algorithm')
+  return section.get('name', 'rl') if isinstance(section, dict) else 'rl'
 
 
 def _sum(rows, key):

@@ -221,7 +221,7 @@ def make(
       'mesh.multi_host=True: a reward model is trained in one process; set it to'
       ' False'
     )
-  if out.exists() and any(out.iterdir()):
+  if out.exists() and (not out.is_dir() or any(out.iterdir())):
     raise ValueError(f'--out={out}: must be a new or an empty folder')
   learned, judged = split_pairs(pairs, held_out, config.seed)
   trained = train(config, begin(config, workdir), learned, num_epochs)

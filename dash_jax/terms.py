@@ -21,6 +21,9 @@ import numpy as np
 
 FORMAT = 'dash_jax.rewards.answers:score_format'
 
+# Where a function is imported from, as 'my_module:score'.
+FUNCTION = re.compile(r'[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*')
+
 # The terms beside the verifier; `format` and `extra` are asked in workers.
 NAMES = ('format', 'length', 'extra', 'model')
 
@@ -101,7 +104,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       f' set both, {example} and a weight above 0, or neither',
     )
   require(
-    not section.extra or re.fullmatch(r'[\w.]+:\w+', section.extra),
+    not section.extra or FUNCTION.fullmatch(section.extra),
     f'reward.extra={section.extra!r}: must name a module and a function in it,'
     " as in 'my_module:score'",
   )

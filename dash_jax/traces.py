@@ -137,6 +137,8 @@ def write(
     raise ValueError(
       'mesh.multi_host=True: traces are sampled in one process; set it to False'
     )
+  if out.exists() and not out.is_dir():
+    raise ValueError(f'--out={out}: must be a folder, and is a file')
   there = [name for name in NAMES if (out / name).exists()]
   if there and not overwrite:
     raise ValueError(

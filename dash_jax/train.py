@@ -31,6 +31,7 @@ from dash_jax import evaluate as evaluate_lib
 from dash_jax.learning import learner, reference
 from dash_jax.model import lora
 from dash_jax.runs import (
+  alarms,
   checkpoint,
   compiles,
   metrics,
@@ -38,6 +39,7 @@ from dash_jax.runs import (
   rollouts,
   watch,
 )
+from dash_jax.sampling import memory
 
 
 def train(config, workdir: str) -> bool:
@@ -125,6 +127,7 @@ def _is_full(error):
 def _go_on(parts, plan, state, kept, stop, saved, bars, log) -> bool:
   """Takes the steps that are left; returns whether all were taken."""
   config, fed = parts.config, None
+  alarmed = alarms.Alarms(parts.workdir, config, bars) if log else None
 
   def save():
     step = int(state.step)
@@ -162,7 +165,11 @@ def _go_on(parts, plan, state, kept, stop, saved, bars, log) -> bool:
           )  # fmt: skip
         if log:
           more = {'phase': phase.name, 'compiles': late.num}
+          used = memory.find_device_share()
+          if used is not None:
+            more['memory_fraction'] = used
           log.write(step + 1, values | more)
+          alarmed.look()
         bar.update(taken, **_show(values))
         if values['skipped_updates']:
           _report_nonfinite(parts, step + 1, values)

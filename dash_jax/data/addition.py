@@ -81,7 +81,7 @@ def generate(num: int, split: str, seed: int) -> list[batches.Question]:
   """
   ordered = list(pairs(split))
   if not 1 <= num <= len(ordered):
-    raise ValueError(
+    raise batches.WrongNumber(
       f'addition: num={num} must be from 1 to {len(ordered):,} for split '
       f'{split!r}'
     )

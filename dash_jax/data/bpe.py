@@ -231,7 +231,7 @@ def from_hf_file(path: str) -> HuggingFace:
   path = pathlib.Path(path)
   if path.is_dir():
     path = path / 'tokenizer.json'
-  text = read_bytes(path).decode('utf-8')
+  text = _read_text(path)
   try:
     tokenizer = tokenizers.Tokenizer.from_str(text)
   except Exception as error:  # The package raises no narrower type.
@@ -244,7 +244,10 @@ def from_hf_file(path: str) -> HuggingFace:
 
   def get_token(field):
     token = config.get(field)
-    return token['content'] if isinstance(token, dict) else token
+    token = token.get('content') if isinstance(token, dict) else token
+    if not isinstance(token, str | None):
+      raise ValueError(f'{config_path}: {field} is {token!r}; wanted: a text')
+    return token
 
   def find(field):
     token = get_token(field)
@@ -266,6 +269,10 @@ def from_hf_file(path: str) -> HuggingFace:
   if generation_path.exists():
     more = fields.read_json(generation_path).get('eos_token_id') or []
     more = more if isinstance(more, list) else [more]
+    if not all(type(i) is int and i >= 0 for i in more):
+      raise ValueError(
+        f'{generation_path}: eos_token_id is {more!r}; wanted: ids'
+      )
     stop_ids += [i for i in more if i not in stop_ids]
   bos_id = find('bos_token')
   # Nothing here needs it, so one that is not in the vocabulary is no error.
@@ -308,6 +315,11 @@ def from_tiktoken(path: str) -> HuggingFace:
     raise ValueError(
       f"{path}: {len(ranks)} ranks; Llama 3's tokenizer.model has "
       f'{_LLAMA3_NUM_RANKS}, and how others split text is not known here'
+    )
+  if sorted(ranks.values()) != list(range(len(ranks))):
+    raise ValueError(
+      f'{path}: its ranks are not the numbers from 0 to {len(ranks) - 1}, each'
+      ' once'
     )
   letters = _name_bytes()
   vocab = {
@@ -442,16 +454,30 @@ _PRE_TOKENIZERS = {
 def _read_chat_template(config: dict, folder: pathlib.Path) -> str | None:
   file = folder / 'chat_template.jinja'
   if file.exists():
-    return read_bytes(file).decode('utf-8')
+    return _read_text(file)
   template = config.get('chat_template')
   if isinstance(template, list):
-    named = {entry['name']: entry['template'] for entry in template}
-    return named.get('default')
+    named = [x for x in template if isinstance(x, dict)]
+    named = {x.get('name'): x.get('template') for x in named}
+    template = named.get('default')
+  if not isinstance(template, str | None):
+    raise ValueError(
+      f'{folder / "tokenizer_config.json"}: chat_template is {template!r}; '
+      'wanted: a text, or a list of objects with name and template'
+    )
   return template
+
+
+def _read_text(path) -> str:
+  try:
+    return read_bytes(path).decode('utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path}: not UTF-8: {error}') from error
 
 
 def read_bytes(path) -> bytes:
   path = pathlib.Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f'the tokenizer file {path} is not there')
+    why = 'is a folder' if path.is_dir() else 'is not there'
+    raise FileNotFoundError(f'the tokenizer file {path} {why}')
   return path.read_bytes()

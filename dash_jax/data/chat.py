@@ -4,7 +4,7 @@
    whole, with BOS in front if the tokenizer begins texts so.
 2. The template 'chat' is a Jinja template: the one that came with the
    tokenizer or, where none did, the model family's (`complete`). It is
-   rendered once, with a mark in place of the question.
+   rendered once (templates.py), with a mark in place of the question.
 3. What stands before and after the mark is the template's own, so special
    tokens in it become their ids.
 4. The question is plain text: whatever it says, it cannot end its turn or
@@ -14,14 +14,10 @@
 
 import dataclasses
 import functools
-import json
 import secrets
 import string
 
-import jinja2
-import jinja2.sandbox
-
-from dash_jax.data import bpe, tokenizer
+from dash_jax.data import bpe, templates, tokenizer
 
 CHAT = 'chat'
 
@@ -240,40 +236,6 @@ def check_template(template: str) -> None:
     )
 
 
-def render(
-  template: str, messages: list[dict], *, add_generation_prompt: bool, **names
-) -> str:
-  """Returns the text of a chat, as transformers renders it.
-
-  Args:
-    template: Jinja; it is run in a sandbox.
-    messages: each has a role and a content.
-    add_generation_prompt: whether the text ends where a reply begins.
-    **names: the texts of special tokens, as bos_token.
-
-  Raises:
-    ValueError: the template failed.
-  """
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-    trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
-  )
-  # What published templates use of transformers. Its strftime_now is left out:
-  # with it a prompt would change with the date. Templates that ask whether it
-  # is defined, as Llama 3.2's, have a date of their own.
-  environment.globals['raise_exception'] = _raise_exception
-  environment.filters['tojson'] = _to_json
-  try:
-    return environment.from_string(template).render(
-      messages=messages,
-      tools=None,
-      documents=None,
-      add_generation_prompt=add_generation_prompt,
-      **names,
-    )
-  except Exception as error:  # A template may fail in any way.
-    raise ValueError(f'the chat template failed: {error}') from error
-
-
 class _Frame:
   """What a chat template writes around the user's text."""
 
@@ -304,25 +266,10 @@ def _render_chat(
   messages = [{'role': 'user', 'content': f'{_SPACE}{mark}{_SPACE}'}]
   if system:
     messages.insert(0, {'role': 'system', 'content': system})
-  text = render(template, messages, add_generation_prompt=True, **dict(names))
-  return _Frame(text, mark)
-
-
-def _raise_exception(message: str):
-  raise jinja2.TemplateError(message)
-
-
-def _to_json(
-  value, ensure_ascii=False, indent=None, separators=None, sort_keys=False
-) -> str:
-  # Jinja's own writes characters of HTML as escapes.
-  return json.dumps(
-    value,
-    ensure_ascii=ensure_ascii,
-    indent=indent,
-    separators=separators,
-    sort_keys=sort_keys,
+  text = templates.render(
+    template, messages, add_generation_prompt=True, **dict(names)
   )
+  return _Frame(text, mark)
 
 
 def _name_bos_and_eos(tokenizer) -> tuple[tuple[str, str], ...]:

@@ -18,6 +18,7 @@ def read(
 
   Raises:
     FileNotFoundError: there is no such file.
+    IsADirectoryError: it is a folder.
     ValueError: naming file:line, what is wrong there and what would be right;
       or the file has no rows.
   """
@@ -38,11 +39,15 @@ def read(
       if not text:
         continue
       try:
-        row = json.loads(text)
-      except json.JSONDecodeError as error:
+        row = json.loads(
+          text, object_pairs_hook=_make_object, parse_constant=_refuse_constant
+        )
+      except (ValueError, RecursionError) as error:
+        why = error
+        if isinstance(error, json.JSONDecodeError):
+          why = f'{error.msg} at column {error.colno}'
         raise ValueError(
-          f'{where}: not JSON ({error.msg} at column {error.colno}); each line '
-          'must be one JSON object'
+          f'{where}: not JSON ({why}); each line must be one JSON object'
         ) from error
       if not isinstance(row, dict):
         raise ValueError(
@@ -54,7 +59,32 @@ def read(
           raise ValueError(
             f'{where}: no field {field!r}; the fields there are {sorted(row)}'
           )
+        _check_text(row[field], f'{where}: field {field!r}')
       rows.append((line_number, row))
   if not rows:
     raise ValueError(f'{path}: no rows; it must hold one JSON object a line')
   return rows
+
+
+def _make_object(pairs):
+  made = dict(pairs)
+  if len(made) < len(pairs):
+    names = [name for name, _ in pairs]
+    twice = next(name for name in names if names.count(name) > 1)
+    raise ValueError(f'field {twice!r} stands there twice')
+  return made
+
+
+def _refuse_constant(name):
+  raise ValueError(f'{name} is no number of JSON')
+
+
+def _check_text(value, where):
+  """Refuses text that no tokenizer could be given."""
+  try:
+    str(value).encode('utf-8')
+  except UnicodeEncodeError as error:
+    raise ValueError(
+      f'{where} has half a surrogate pair at character {error.start}: write whole'
+      ' characters'
+    ) from error

@@ -173,8 +173,11 @@ def from_file(path: str) -> SentencePiece:
 
   A text begins with BOS if the file has a piece for it, as Llama 2's has.
   """
+  content = bpe.read_bytes(path)
+  if not content:  # which would be a model without pieces
+    raise ValueError(f'{path}: not a sentencepiece model, but an empty file')
   try:
-    return SentencePiece(bpe.read_bytes(path), str(path))
+    return SentencePiece(content, str(path))
   except RuntimeError as error:
     raise ValueError(f'{path}: not a sentencepiece model: {error}') from error
 

@@ -105,14 +105,15 @@ def load(
 
   Raises:
     FileNotFoundError: a file named by `path` is not there.
-    ValueError: no such source or split, a bad row, or `num` is not from 1 to
-      the number of questions there are.
+    batches.WrongNumber: `num` is not from 1 to the number of questions that
+      there are.
+    ValueError: no such source or split, or a bad row.
   """
   if source not in SOURCES:
     raise ValueError(f'source {source!r} must be one of {SOURCES}')
   if source == 'word_problems':
     if num is None:
-      raise ValueError(
+      raise batches.WrongNumber(
         'word_problems: num must be given, because there is no end of them; '
         f'at most {word_problems.MAX_NUM}'
       )
@@ -136,7 +137,7 @@ def load(
   if num is None:
     return loaded
   if not 1 <= num <= len(loaded):
-    raise ValueError(
+    raise batches.WrongNumber(
       f'{source}: num={num} must be from 1 to {len(loaded):,}, the number of '
       f'questions of split {split!r}'
     )

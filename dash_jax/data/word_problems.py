@@ -273,7 +273,7 @@ def generate(num: int, split: str, seed: int) -> list[batches.Question]:
   if split not in SPLITS:
     raise ValueError(f'word_problems: split {split!r} must be one of {SPLITS}')
   if not 1 <= num <= MAX_NUM[split]:
-    raise ValueError(
+    raise batches.WrongNumber(
       f'word_problems: num={num} must be from 1 to {MAX_NUM[split]:,} for '
       f'split {split!r}'
     )

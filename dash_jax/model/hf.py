@@ -65,14 +65,15 @@ def read_config(folder: str) -> llama.LlamaConfig:
         f'{path}: partial_rotary_factor is {said["partial_rotary_factor"]!r};'
         ' only whole heads can be rotated'
       )
-  others = set(found.get('layer_types') or ()) - {'full_attention'}
+  others = set(_read_names(path, found, 'layer_types')) - {'full_attention'}
   if others:
     raise ValueError(
       f'{path}: layer_types has {sorted(others)}; only full_attention can be read'
     )
   theta = fields.get(str(path), rope, 'rope_theta', float, None)
   classifies = any(
-    str(name).endswith(_CLASSIFIER) for name in found.get('architectures') or ()
+    name.endswith(_CLASSIFIER)
+    for name in _read_names(path, found, 'architectures')
   )
   labels = found.get('id2label')
   if classifies and (not isinstance(labels, dict) or len(labels) != 1):
@@ -98,6 +99,13 @@ def read_config(folder: str) -> llama.LlamaConfig:
     scalar_head=classifies,
   )
   return fields.check_heads(str(path), config)
+
+
+def _read_names(path, found: dict, key: str) -> list[str]:
+  names = found.get(key) or []
+  if not isinstance(names, list) or not all(isinstance(x, str) for x in names):
+    raise ValueError(f'{path}: {key} is {names!r}; wanted: a list of names')
+  return names
 
 
 def read_max_len(folder: str) -> int | None:
@@ -184,11 +192,11 @@ def _find_cut(file) -> str:
     try:
       header = json.loads(opened.read(header_len))
       ends = {n: t['data_offsets'][1] for n, t in header.items() if n[0] != '_'}
-    except (ValueError, KeyError, TypeError, IndexError):
+      for name, end in sorted(ends.items(), key=lambda item: item[1]):
+        if 8 + header_len + end > size:
+          return f', cut short inside tensor {name}'
+    except Exception:  # damaged bytes may raise anything
       return ''
-  for name, end in sorted(ends.items(), key=lambda item: item[1]):
-    if 8 + header_len + end > size:
-      return f', cut short inside tensor {name}'
   return ''
 
 
@@ -260,4 +268,10 @@ def _read_weight_map(index: pathlib.Path) -> dict[str, str]:
     isinstance(name, str) for name in found.values()
   ):
     raise ValueError(f'{index}: weight_map is no object of file names')
+  for name in found.values():
+    # A checkpoint of another's must not choose what else is read here.
+    if name in ('', '.', '..') or '/' in name or '\0' in name:
+      raise ValueError(
+        f'{index}: weight_map names {name!r}; wanted: a file of this folder'
+      )
   return found

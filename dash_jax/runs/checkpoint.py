@@ -26,9 +26,11 @@ from collections.abc import Callable
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import checkpoint_managers
 
 from dash_jax import batches, sharding
+from dash_jax.model import fields
 from dash_jax.runs import checksums, jsonl
 
 CONFIG_NAME = 'config.json'
@@ -38,6 +40,11 @@ TORN_NAME = 'torn_checkpoints'
 
 _SHOW_CURSOR = b'\x1b[?25h'  # which progress bars hide
 _ROWS, _SUMS = 'rows', 'checksums'  # items beside those of the state
+
+# Read-only implies the other two; unsaid, Orbax warns of them.
+_READ_ONLY = ocp.CheckpointManagerOptions(
+  read_only=True, create=False, save_interval_steps=0
+)
 
 # A workdir may go on with other values of these.
 MAY_CHANGE = (
@@ -229,11 +236,7 @@ def restore_params(
   folder = _folder(workdir)
   if not folder.exists():
     return None
-  # Read-only implies the other two; unsaid, Orbax warns of them.
-  options = ocp.CheckpointManagerOptions(
-    read_only=True, create=False, save_interval_steps=0
-  )
-  with _open(folder, options) as manager:
+  with _open(folder, _READ_ONLY) as manager:
     steps = sorted(manager.all_steps(), reverse=True)
     if not steps:
       return None
@@ -253,8 +256,41 @@ def restore_params(
   raise ValueError('; '.join(torn))
 
 
+def find_torn(workdir: str | os.PathLike) -> dict[int, str]:
+  """Reads every checkpoint whole, on the mesh in use; returns what is wrong with
+  each by its step, '' where nothing is.
+
+  Nothing in the folder changes. Weights and optimizer state are in memory one
+  after the other.
+  """
+  folder, found = _folder(workdir), {}
+  if not folder.exists():
+    return found
+  with _open(folder, _READ_ONLY) as manager:
+    place = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+    for step in sorted(manager.all_steps()):
+      found[step] = ''
+      try:
+        for name in ('params', 'rest'):
+          tree = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            manager.item_metadata(step)[name].tree,
+          )
+          _restore(manager, folder, step, {name: tree}, has_rows=name == 'rest')
+      except Exception as error:  # as `_restore` has it of what is not there
+        if not isinstance(error, TornError):
+          error = _torn(folder / str(step), error)
+        found[step] = str(error)
+        if not (folder / str(step)).exists():  # a run that goes on removed it
+          del found[step]
+  return found
+
+
 def _folder(workdir):
-  return pathlib.Path(workdir).absolute() / 'checkpoints'
+  folder = pathlib.Path(workdir).absolute() / 'checkpoints'
+  if folder.exists() and not folder.is_dir():
+    raise NotADirectoryError(f'{folder}: must be a folder, and is a file')
+  return folder
 
 
 def _open(folder, options):
@@ -369,11 +405,14 @@ def compare_config(workdir: str | os.PathLike, config: dict) -> list[str]:
   Args:
     workdir: the run's folder; a new one differs in nothing.
     config: nested dicts of what JSON can hold; fields in MAY_CHANGE may differ.
+
+  Raises:
+    ValueError: its config.json is damaged.
   """
   if not has_begun(workdir):
     return []
   path = pathlib.Path(workdir) / CONFIG_NAME
-  stored = _flatten(json.loads(path.read_text(encoding='utf-8')))
+  stored = _flatten(fields.read_json(path))
   # Through JSON, so that a tuple equals the list that it was written as.
   now = _flatten(json.loads(json.dumps(config)))
   return [
@@ -472,14 +511,14 @@ def _describe(tree):
 
 
 def _flatten(config, prefix=''):
-  fields = {}
+  flat = {}
   for key, value in config.items():
     if isinstance(value, dict) and value:
-      fields |= _flatten(value, f'{prefix}{key}.')
+      flat |= _flatten(value, f'{prefix}{key}.')
     else:
-      fields[prefix + key] = value
-  return fields
+      flat[prefix + key] = value
+  return flat
 
 
-def _show(fields, name):
-  return json.dumps(fields[name]) if name in fields else 'absent'
+def _show(flat, name):
+  return json.dumps(flat[name]) if name in flat else 'absent'

@@ -49,9 +49,33 @@ def read(path: str | os.PathLike) -> list[dict]:
     FileNotFoundError: there is no such file.
     ValueError: any other line is not a JSON object.
   """
+  return _parse(path, pathlib.Path(path).read_bytes())
+
+
+class Tail:
+  """Reads what a file gains, line by line; `read` returns the new objects."""
+
+  def __init__(self, path: str | os.PathLike):
+    """Begins at the first line; there need be no file yet."""
+    self._path = pathlib.Path(path)
+    self._num_bytes = 0
+
+  def read(self) -> list[dict]:
+    """Returns the objects since the last call, as `read` does."""
+    if not self._path.exists():
+      return []
+    with open(self._path, 'rb') as file:
+      file.seek(self._num_bytes)
+      data = file.read()
+    whole = data[: data.rfind(b'\n') + 1]
+    self._num_bytes += len(whole)
+    return _parse(self._path, whole)
+
+
+def _parse(path, data):
   # In bytes, since the last line may be torn inside a character. Not splitlines:
   # it also cuts at characters that JSON text may hold.
-  lines = pathlib.Path(path).read_bytes().split(b'\n')
+  lines = data.split(b'\n')
   rows = []
   for number, line in enumerate(lines[:-1], start=1):
     try:

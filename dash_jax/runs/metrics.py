@@ -41,6 +41,7 @@ EVAL_KEYS = (
 
 # The only keys whose values are text.
 _TEXT_KEYS = ('phase', 'split')
+_NOT_FINITE = ('nan', 'inf', '-inf')
 
 
 class MetricsWriter:
@@ -157,24 +158,45 @@ def read(path: str | os.PathLike) -> list[dict]:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: a line before the last is not a JSON object.
+    ValueError: a line before the last is not a JSON object, or not one of a
+      run's; the message names it.
   """
-  return [
-    {
-      key: float(value)
-      if isinstance(value, str) and key not in _TEXT_KEYS
-      else value
-      for key, value in row.items()
-    }
-    for row in jsonl.read(path)
-  ]
+  return [read_numbers(row) for row in _read_rows(path)]
+
+
+def read_numbers(row: dict) -> dict:
+  """Returns a line of the files with floats for 'nan', 'inf' and '-inf'."""
+  return {
+    key: float(value)
+    if isinstance(value, str) and key not in _TEXT_KEYS
+    else value
+    for key, value in row.items()
+  }
+
+
+def _read_rows(path):
+  rows = jsonl.read(path)
+  for number, row in enumerate(rows, start=1):
+    where = f'{path}:{number}'
+    step = row.get('step')
+    if type(step) is not int or step < 0:
+      raise ValueError(f'{where}: step is {step!r}; wanted: a number of steps')
+    try:
+      _check_phase(row)
+    except ValueError as error:
+      raise ValueError(f'{where}: {error}') from error
+    for key, value in row.items():
+      is_number = isinstance(value, int | float) or value in _NOT_FINITE
+      if key not in _TEXT_KEYS and not is_number:
+        raise ValueError(f'{where}: {key} is {value!r}; wanted: one number')
+  return rows
 
 
 def _cut(path, last_step):
   """Drops lines after `last_step` and a torn one; returns the lines left."""
   if not path.exists():
     return []
-  kept = [row for row in jsonl.read(path) if row['step'] <= last_step]
+  kept = [row for row in _read_rows(path) if row['step'] <= last_step]
   jsonl.write(path, kept)
   return kept
 

@@ -78,6 +78,16 @@ class Progress:
       return _BarPhase(self._bars, name, total_steps, done_steps)
     return _PlainPhase(self._console, name, total_steps, done_steps)
 
+  def warn(self, text: str) -> None:
+    """Shows a line that stays, above the bars if there are such."""
+    self._console.print(
+      f'Warning: {text}',
+      style='yellow',
+      soft_wrap=True,
+      markup=False,
+      highlight=False,
+    )
+
 
 class _BarPhase:
   """A phase on a terminal."""

@@ -23,7 +23,7 @@ import numpy as np
 from dash_jax import batches
 
 _BLOCK = 256
-_LEAST_TEMPERATURE = 1e-6  # logits over less would overflow
+LEAST_TEMPERATURE = 1e-6  # logits over less would overflow
 _BANNED = -1e30  # finite, so that a gradient through it is not NaN
 _MAX_STOP_IDS = 32  # room that every program has for them
 
@@ -64,10 +64,10 @@ def make_decoding(
   Raises:
     ValueError: a value is out of its range.
   """
-  if temperature and not _LEAST_TEMPERATURE <= temperature < math.inf:
+  if temperature and not LEAST_TEMPERATURE <= temperature < math.inf:
     raise ValueError(
       f'temperature={temperature}: must be 0 (the likeliest token), or a number'
-      f' from {_LEAST_TEMPERATURE}'
+      f' from {LEAST_TEMPERATURE}'
     )
   if not 0 < top_p <= 1:
     raise ValueError(f'top_p={top_p}: must be in (0, 1]')

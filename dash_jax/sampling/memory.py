@@ -1,10 +1,18 @@
-"""What fits a device, and what to make of it when something did not."""
+"""What fits a device, what is in use, and what to make of it when something did
+not fit."""
 
 import os
+import pathlib
 
 import jax
 
 USABLE = 0.92  # the rest goes to fragments and to the runtime
+
+# What a container may have, in both versions of Linux's control groups.
+_LIMITS = (
+  '/sys/fs/cgroup/memory.max',
+  '/sys/fs/cgroup/memory/memory.limit_in_bytes',
+)
 
 
 def find_room() -> float:
@@ -19,7 +27,7 @@ def find_room() -> float:
   if all(held):
     room = min(s['bytes_limit'] * USABLE - s['bytes_in_use'] for s in held if s)
   else:
-    total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    total = _find_physical()
     used = sum(
       shard.data.nbytes
       for x in jax.live_arrays()
@@ -27,6 +35,34 @@ def find_room() -> float:
     )
     room = (total * USABLE - used) / jax.local_device_count()
   return room
+
+
+def find_device_share() -> float | None:
+  """Returns the most of its memory that a device of this process has used at once;
+  None where devices do not tell, as on CPU."""
+  held = [device.memory_stats() for device in jax.local_devices()]
+  if not all(held):
+    return None
+  return max(s['peak_bytes_in_use'] / s['bytes_limit'] for s in held)
+
+
+def find_host_share() -> float | None:
+  """Returns what this process holds of the memory of its machine, or of its
+  container; None where there is no /proc."""
+  statm = pathlib.Path('/proc/self/statm')
+  if not statm.exists():
+    return None
+  limit = _find_physical()
+  for path in map(pathlib.Path, _LIMITS):
+    text = path.read_text().strip() if path.exists() else ''
+    if text.isdecimal():  # else it is 'max'
+      limit = min(limit, int(text))
+  resident = int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  return resident / limit
+
+
+def _find_physical():
+  return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
 
 
 def is_exhausted(error: Exception) -> bool:

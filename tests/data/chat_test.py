@@ -3,7 +3,7 @@
 import pytest
 import tokenizers
 
-from dash_jax.data import bpe, chat
+from dash_jax.data import bpe, chat, templates
 from dash_jax.model import presets
 
 SPECIALS = ['<|end|>', '<|bos|>', '<|im_start|>', '<|im_end|>']
@@ -325,7 +325,7 @@ def test_family_templates_take_whole_chats(family, want):
   """They are exported, and whoever serves the model sends it more than one
   question. Without being asked for, the reply is not begun."""
   roles = ('system', 'user', 'assistant', 'user')
-  text = chat.render(
+  text = templates.render(
     chat.FAMILIES[family].template,
     [
       {'role': role, 'content': text}

@@ -67,7 +67,7 @@ def _number(rng: random.Random) -> str:
 
 
 _LETTERS = 'abckmnrstxyzABR'
-_COMMANDS = tuple(
+COMMANDS = tuple(
   re.findall(
     r'\S+',
     r"""
@@ -83,7 +83,7 @@ _COMMANDS = tuple(
 
 
 def _soup(rng: random.Random) -> str:
-  parts = [*_COMMANDS, *'0123456789', *_LETTERS]
+  parts = [*COMMANDS, *'0123456789', *_LETTERS]
   num_parts = rng.choice([2, 5, 10, 30, 100])
   return rng.choice(['', ' ']).join(rng.choices(parts, k=num_parts))
 

@@ -13,7 +13,7 @@ from dash_jax.rewards import answers, code, latex, rationals
 _few = hypothesis.settings(
   max_examples=60, derandomize=True, deadline=None, database=None
 )
-_pieces = st.sampled_from([*adversarial_answers._COMMANDS, *string.printable])
+_pieces = st.sampled_from([*adversarial_answers.COMMANDS, *string.printable])
 _latex_text = st.lists(_pieces, max_size=25).map(''.join)
 _any_text = st.one_of(
   st.text(st.characters(), max_size=60),

@@ -122,3 +122,20 @@ def test_summary_leaves_out_what_was_not_done():
   assert text.count('SFT, steps') == 1
   for absent in ('sampling', 'learning', 'kept', 'tokens'):
     assert absent not in text
+
+
+@pytest.mark.parametrize('is_terminal', [True, False])
+def test_a_warning_stays_as_one_line(monkeypatch, is_terminal):
+  """Above the bar on a terminal; words in brackets are no markup."""
+  monkeypatch.setenv('TERM', 'xterm')
+  console = _console(is_terminal)
+  with progress.Progress(console) as shown:
+    phase = shown.phase('DASH', 80)
+    phase.update(42, **_VALUES)
+    shown.warn(f'f32[8] is {"very " * 20}long')
+    phase.update(43, **_VALUES)
+  text = re.sub(r'\x1b\[[0-9;?]*[a-zA-Z]', '', console.file.getvalue())
+  joined = text.replace('\n', '') if is_terminal else text
+  assert f'Warning: f32[8] is {"very " * 20}long' in joined
+  if is_terminal:
+    assert text.strip().splitlines()[-1].startswith('DASH ━')
