@@ -66,11 +66,13 @@ _WORDS = re.compile(r'[ (\'"]*[A-Za-z][A-Za-z .,\'"()-]*')
 _THOUSANDS = re.compile(r'(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])')
 _DECIMAL = re.compile(r'(?<![0-9.])([0-9]*)\.([0-9]+)(?![0-9.])')
 _NOT_VARIABLES = re.compile(r'\\[A-Za-z]+|[^A-Za-z]')
-# What is left to compute, and what takes long: numbers that explode (towers of
+# Characters that LaTeX does not compute with; what is left to compute; and what
+# takes long: numbers that explode (towers of
 # powers, factorials and binomials of numbers with five digits, very long
 # integers, logarithms of long ones), and what SymPy simplifies in ever more ways.
 _REFUSED = re.compile(
-  r'\\(?:sum|prod|i*nt|oint|lim|bigcup|bigcap)(?![A-Za-z])'
+  r'[^ -~]'
+  r'|\\(?:sum|prod|i*nt|oint|lim|bigcup|bigcap)(?![A-Za-z])'
   r'|[0-9)}] ?\^ ?\{? ?[0-9]+ ?\}? ?\^|\^ ?\{? ?-? ?[0-9]{5}|\*\*'
   r'|\^ ?\{[^A-Za-z\\]*\^'
   r'|[0-9]{5} ?!|! ?[)}]* ?!|[0-9]{200}'
