@@ -67,9 +67,9 @@ _THOUSANDS = re.compile(r'(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])')
 _DECIMAL = re.compile(r'(?<![0-9.])([0-9]*)\.([0-9]+)(?![0-9.])')
 _NOT_VARIABLES = re.compile(r'\\[A-Za-z]+|[^A-Za-z]')
 # Characters that LaTeX does not compute with; what is left to compute; and what
-# takes long: numbers that explode (towers of
-# powers, factorials and binomials of numbers with five digits, very long
-# integers, logarithms of long ones), and what SymPy simplifies in ever more ways.
+# takes long: numbers that explode (towers of powers, factorials and binomials of
+# numbers with five digits, very long integers, logarithms of long ones), and what
+# SymPy simplifies in ever more ways.
 _REFUSED = re.compile(
   r'[^ -~]'
   r'|\\(?:sum|prod|i*nt|oint|lim|bigcup|bigcap)(?![A-Za-z])'
@@ -370,7 +370,7 @@ def _is_costly(text: str) -> bool:
     if token in _CLOSING and starts:
       inside = text[starts.pop() : found.start()]
       power = powers.pop()
-    elif token == ' ':
+    elif token.isspace():
       power = power_before
     if exponent := _EXPONENT.match(text, found.end()):
       number = int(exponent[1])
