@@ -33,6 +33,13 @@ ALLOWED = {
   ('dash_jax/model/pth.py', 'pickle'): (
     'taken apart: find_class imports nothing, and returns records'
   ),
+  ('dash_jax/rewards/code_sides.py', 'compile'): 'what the next line runs',
+  ('dash_jax/rewards/code_sides.py', 'exec'): (
+    'replies and their tests, in processes that have locked themselves down'
+  ),
+  ('dash_jax/rewards/code_sides.py', 'import_module'): (
+    "modules of Python's own library, which tests of code name, in such a process"
+  ),
   ('dash_jax/rewards/worker.py', 'import_module'): (
     "the user's reward function, from the import path in reward.function alone"
   ),

@@ -22,6 +22,7 @@ import re
 
 import latex2sympy2_extended
 import math_verify
+import sympy
 
 from dash_jax.rewards import rationals
 
@@ -39,7 +40,8 @@ _EXTRACTION = (
 )
 
 _MAX_PARTS = 64
-_MAX_SYMBOLIC_LEN = 400
+_MAX_ROUNDING = 1e-6  # math-verify calls equal what is closer.
+_MAX_SYMBOLIC_LEN = 300
 _MAX_DEPTH = 12
 _TOKEN = re.compile(
   r'\\(?:begin|end) ?\{[^{}]*\}|\\[A-Za-z]+|\\.|[<>!:]=|.', re.DOTALL
@@ -64,13 +66,30 @@ _WORDS = re.compile(r'[ (\'"]*[A-Za-z][A-Za-z .,\'"()-]*')
 _THOUSANDS = re.compile(r'(?<![0-9,.])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])')
 _DECIMAL = re.compile(r'(?<![0-9.])([0-9]*)\.([0-9]+)(?![0-9.])')
 _NOT_VARIABLES = re.compile(r'\\[A-Za-z]+|[^A-Za-z]')
-# What is left to compute, and numbers that take long: towers of powers, powers
-# and factorials of numbers with five digits, very long integers.
+# Characters that LaTeX does not compute with; what is left to compute; and what
+# takes long: numbers that explode (towers of powers, factorials and binomials of
+# numbers with five digits, very long integers, logarithms of long ones), and what
+# SymPy simplifies in ever more ways.
 _REFUSED = re.compile(
-  r'\\(?:sum|prod|i*nt|oint|lim|bigcup|bigcap)(?![A-Za-z])'
+  r'[^ -~]'
+  r'|\\(?:sum|prod|i*nt|oint|lim|bigcup|bigcap)(?![A-Za-z])'
   r'|[0-9)}] ?\^ ?\{? ?[0-9]+ ?\}? ?\^|\^ ?\{? ?-? ?[0-9]{5}|\*\*'
+  r'|\^ ?\{[^A-Za-z\\]*\^'
   r'|[0-9]{5} ?!|! ?[)}]* ?!|[0-9]{200}'
+  r'|\\binom.{0,20}(?:[0-9]{5}|\^)'
+  r'|\\(?:log|ln|lg)(?![A-Za-z]).*[0-9]{5}|[0-9]{5}.*\\(?:log|ln|lg)(?![A-Za-z])'
+  r'|(?:[A-Za-z] ?){30}|(?:[-+] ?){4}|_ ?\{[^{}]*_'
+  r'|\.[0-9]*\.|(?:[0-9]+ ){9}'
 )
+_MAX_POWER = 9999  # Of powers within powers, their product.
+_MAX_SUM_POWER = 20  # Of a sum with variables, times its signs: it is expanded.
+_MAX_SIGNS = 30
+_MAX_BARS = 8
+_MAX_FUNCTIONS = 4
+_FUNCTION = re.compile(
+  r'\\(?:arc)?(?:sin|cos|tan|cot|sec|csc|log|ln|lg|exp)h?(?![A-Za-z])'
+)
+_EXPONENT = re.compile(r' ?\^ ?\{? ?-? ?([0-9]+)')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +215,7 @@ def _equal_symbolic(given: _Form, gold: _Form) -> bool:
   if max(len(given.text), len(gold.text)) > _MAX_SYMBOLIC_LEN:
     return False
   texts = [_DECIMAL.sub(_as_fraction, form.text) for form in (given, gold)]
-  if any(_REFUSED.search(text) or _is_tangled(text) for text in texts):
+  if any(_is_costly(text) or _is_tangled(text) for text in texts):
     return False
   # math-verify lowers every letter, but R and r are two variables.
   mine, golds = (set(_NOT_VARIABLES.sub('', text)) for text in texts)
@@ -212,12 +231,33 @@ def _equal_symbolic(given: _Form, gold: _Form) -> bool:
     )
     for text in texts
   )
+  if _differ(given_value, gold_value):
+    return False
   return math_verify.verify(
     gold_value,
     given_value,
     allow_set_relation_comp=True,
     timeout_seconds=None,
   )
+
+
+def _differ(given: list, gold: list) -> bool:
+  """Says whether two parsed numbers differ by their digits.
+
+  Their difference in symbols can take for ever: of log_100(40) and 7183293 it has
+  a power of the one to the other.
+  """
+  pair = [values[0] for values in (given, gold) if values]
+  if len(pair) < 2 or not all(
+    isinstance(value, sympy.Expr) and value.is_number for value in pair
+  ):
+    return False
+  try:
+    first, second = (complex(value.evalf(20)) for value in pair)
+    scale = max(1.0, abs(first), abs(second))
+    return abs(first - second) > _MAX_ROUNDING * scale
+  except (OverflowError, TypeError, ValueError):
+    return False
 
 
 def _take_apart(text: str) -> _Form:
@@ -308,6 +348,43 @@ def _outer_brackets(text: str) -> tuple[str, str] | None:
   return brackets, text[tokens[0].end() : tokens[-1].start()].strip()
 
 
+def _is_costly(text: str) -> bool:
+  """Says whether to compute with it may take more than a fraction of a second."""
+  signs = text.count('+') + text.count('-')
+  if (
+    _REFUSED.search(text)
+    or signs > _MAX_SIGNS
+    or text.count('|') > _MAX_BARS
+    or len(_FUNCTION.findall(text)) > _MAX_FUNCTIONS
+  ):
+    return True
+  # Of each bracket that is open: its start, and the highest power in it.
+  starts, powers, power = [], [1], 1
+  for found in _TOKEN.finditer(text):
+    token, power_before, power = found[0], power, 1
+    if token in _OPENING:
+      starts.append(found.end())
+      powers.append(1)
+      continue
+    inside = ''
+    if token in _CLOSING and starts:
+      inside = text[starts.pop() : found.start()]
+      power = powers.pop()
+    elif token.isspace():
+      power = power_before
+    if exponent := _EXPONENT.match(text, found.end()):
+      number = int(exponent[1])
+      terms = inside.count('+') + inside.count('-')
+      is_sum = terms and _NOT_VARIABLES.sub('', inside)
+      if number * power > _MAX_POWER or (
+        is_sum and number * terms > _MAX_SUM_POWER
+      ):
+        return True
+      power *= max(number, 1)
+    powers[-1] = max(powers[-1], power)
+  return False
+
+
 def _is_tangled(text: str) -> bool:
   """Says whether brackets do not match or nest deeper than people write."""
   depth = 0
@@ -321,7 +398,9 @@ def _is_tangled(text: str) -> bool:
 def _unwrap(text: str) -> str:
   """Removes spaces and LaTeX group braces around the whole text."""
   text = text.strip()
-  while text[:1] == '{' and (outer := _outer_brackets(text)):
+  for _ in range(_MAX_DEPTH):
+    if text[:1] != '{' or not (outer := _outer_brackets(text)):
+      break
     text = outer[1]
   return text
 

@@ -10,7 +10,8 @@ The life of a batch here:
      rows behind it go to another worker.
   4. A row that raises, returns no finite number, or takes its worker down is an
      error. Both score 0, and both are counted, apart from answers that are
-     simply wrong.
+     simply wrong. What a row has changed for those after it is brought back, or
+     they get another worker.
   5. Other functions than the reward function may score the same rows, in the same
      turn: one that fails scores 0 by itself, and its row counts as an error.
 """
@@ -18,9 +19,11 @@ The life of a batch here:
 import collections
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import os
+import secrets
 import selectors
 import signal
 import subprocess
@@ -31,12 +34,20 @@ import time
 
 import numpy as np
 
+from dash_jax.rewards import leftovers
+
 START_TIMEOUT_S = 120.0
 
 # A worker ends itself so long after we should have killed it: we may be gone.
 _ALARM_MARGIN_S = 5.0
 _ROWS_PER_TURN = 8
 _READ_BYTES = 1 << 16
+# A reply has a number a function, and an error of so many characters at most.
+_MAX_REPLY_BYTES = 1 << 20
+# A worker that a signal ends before it is ready is started again; so many in a
+# row end the run.
+_MAX_LOST_STARTS = 3
+_MAX_ROOM_WAIT_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,12 +127,13 @@ class Pool:
     self._others = tuple(others)
     self._timeout_s = timeout_s
     self._has_warned = False
+    self._num_lost = 0  # Of workers that were starting, since the last reply.
     self._is_closed = False
     self._turn = threading.Lock()
     self._workers = []
     try:
       for _ in range(num_workers):
-        self._workers.append(_Worker(self._start))
+        self._workers.append(self._start_worker())
       while any(not worker.is_loaded for worker in self._workers):
         self._wait()
         self._check_starts()
@@ -193,6 +205,7 @@ class Pool:
       for i, worker in enumerate(self._workers):
         for row, found, error in worker.take_replies(self._timeout_s):
           num_done += 1
+          self._num_lost = 0
           rewards[:, row] = found
           if error is not None:
             errors += 1
@@ -210,7 +223,7 @@ class Pool:
             timeouts += 1
         waiting.extendleft(reversed(worker.rows))
         worker.kill()
-        self._workers[i] = _Worker(self._start)
+        self._workers[i] = self._start_worker()
       if num_done == len(rows):
         others = dict(zip(self._others, rewards[1:], strict=True))
         return Scores(rewards[0], timeouts, errors, others)
@@ -241,9 +254,25 @@ class Pool:
         key.data()
     return now
 
+  def _start_worker(self) -> '_Worker':
+    """Starts a worker; waits a while if the machine has no room for it now."""
+    deadline_s = time.monotonic() + _MAX_ROOM_WAIT_S
+    while True:
+      try:
+        return _Worker(self._start, 1 + len(self._others))
+      except OSError as error:
+        is_full = error.errno in (errno.EAGAIN, errno.ENOMEM)
+        if not is_full or time.monotonic() > deadline_s:
+          raise
+      time.sleep(0.1)
+
   def _check_starts(self) -> None:
-    for worker in self._workers:
-      if failure := worker.start_failure():
+    for i, worker in enumerate(self._workers):
+      if worker.is_lost() and self._num_lost < _MAX_LOST_STARTS:
+        self._num_lost += 1
+        worker.kill()
+        self._workers[i] = self._start_worker()
+      elif failure := worker.start_failure():
         raise ValueError(
           f'reward function {self._functions!r} does not start: {failure}'
         )
@@ -271,29 +300,37 @@ class _Worker:
     deadline_s: time.monotonic() by which it has to say something.
   """
 
-  def __init__(self, start: str):
+  def __init__(self, start: str, num_functions: int):
+    self._num_functions = num_functions
     env = dict(os.environ)
     # What this process can import, a worker can.
     env['PYTHONPATH'] = os.pathsep.join(p or os.getcwd() for p in sys.path)
     # One core each, and less address space for threads under the limit.
     env |= {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
     self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (`kill` closes it)
-    self._process = subprocess.Popen(
-      [sys.executable, '-P', '-m', 'dash_jax.rewards.worker'],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=self._errors,
-      bufsize=0,
-      env=env,
-      start_new_session=True,  # Its own group to kill; no Ctrl-C from ours.
-    )
+    self._mark = secrets.token_hex(8)
+    env[leftovers.MARK] = self._mark
+    # A launcher's signal waits until the worker has its handlers.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+      self._process = subprocess.Popen(
+        [sys.executable, '-P', '-m', 'dash_jax.rewards.worker'],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=self._errors,
+        bufsize=0,
+        env=env,
+        start_new_session=True,  # Its own group to kill; no Ctrl-C from ours.
+      )
+    finally:
+      signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     self.row_fd = self._process.stdin.fileno()
     self.reply_fd = self._process.stdout.fileno()
     os.set_blocking(self.row_fd, False)
     self.is_loaded = self.is_ready = self.has_ended = self.is_spent = False
     self.rows = collections.deque()
     self.deadline_s = time.monotonic() + START_TIMEOUT_S
-    self._failure = ''
+    self._failure = self._fault = ''
     self._unsent = start.encode() + b'\n'
     self._unread = b''
     self._replies = []
@@ -330,19 +367,41 @@ class _Worker:
 
   def read(self) -> None:
     data = os.read(self.reply_fd, _READ_BYTES)
-    self.has_ended = not data
     *lines, self._unread = (self._unread + data).split(b'\n')
-    for reply in map(json.loads, lines):
-      if reply == 'loaded':
+    try:
+      for line in lines:
+        self._take(json.loads(line))
+      is_sound = len(self._unread) < _MAX_REPLY_BYTES
+    except (ValueError, RecursionError):
+      is_sound = False
+    if not is_sound:
+      # A function has written there, and may have said anything else.
+      self._fault = 'what no worker writes, in its pipe'
+      self.stop()
+    self.has_ended |= not data or not is_sound
+
+  def _take(self, reply) -> None:
+    """Takes one line.
+
+    Raises:
+      ValueError: it is none that a worker writes.
+    """
+    match reply:
+      case 'loaded':
         self.is_loaded = True
-      elif reply == 'ready':
+      case 'ready':
         self.is_ready = True
-      elif isinstance(reply, dict):
-        self._failure = reply['failed']
-      else:
-        rewards, error, is_usable = reply
+      case {'failed': str(failure)}:
+        self._failure = failure
+      case [[*rewards], str() | None as error, bool(is_usable)] if (
+        len(self._replies) < len(self.rows)
+        and len(rewards) == self._num_functions
+        and all(isinstance(reward, float) for reward in rewards)
+      ):
         self.is_spent = not is_usable
         self._replies.append((rewards, error))
+      case _:
+        raise ValueError('not a line of a worker')
 
   def start_failure(self) -> str:
     """Says why it will not become ready, or ''."""
@@ -358,10 +417,22 @@ class _Worker:
 
   def end(self) -> str:
     """Waits for a process that has closed its pipe; says how it ended."""
+    if self._fault:
+      return self._fault
+    code = self._find_code()
+    if code is None:
+      return 'its pipe closed'
+    return f'exit code {code}' if code >= 0 else f'signal {-code}'
+
+  def is_lost(self) -> bool:
+    """Says whether it has been ended by a signal before it was ready."""
+    code = self._find_code() if self.has_ended and not self.is_ready else None
+    return code is not None and code < 0
+
+  def _find_code(self) -> int | None:
     with contextlib.suppress(subprocess.TimeoutExpired):
-      code = self._process.wait(timeout=1.0)
-      return f'exit code {code}' if code >= 0 else f'signal {-code}'
-    return 'its pipe closed'
+      return self._process.wait(timeout=1.0)
+    return None
 
   def stop(self) -> None:
     """Ends its process, which whoever waits for it sees."""
@@ -371,6 +442,7 @@ class _Worker:
 
   def kill(self) -> None:
     self.stop()
+    leftovers.kill(self._mark)
     self._process.wait()
     self._process.stdin.close()
     self._process.stdout.close()

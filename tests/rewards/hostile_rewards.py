@@ -27,12 +27,8 @@ def obey(completion, answer, truncated, note=''):
         time.sleep(1)
     case 'exit':
       os._exit(7)
-    case 'sys.exit':
-      sys.exit(0)
     case 'raise':
       raise KeyError('no such thing')
-    case 'memory':
-      return float(len(bytearray(1 << 40)))
     case 'print':
       print('x' * 5_000_000)
       os.write(1, b'[1.0, null, true]\n' * 100_000)
@@ -40,9 +36,6 @@ def obey(completion, answer, truncated, note=''):
       return float(rest)
     case 'read':
       return float(rest) + len(sys.stdin.read())
-    case 'return':
-      values = {'text': '1', 'none': None, 'list': [1.0], 'int': 10**400}
-      return values[rest] if rest in values else float(rest)
     case 'pid':
       return float(os.getpid())
   return float(completion)
