@@ -17,6 +17,9 @@ import pytest
 from dash_jax import sharding
 from dash_jax.model import llama
 
+# Now, before a test changes the environment of what it starts.
+assert len(jax.devices()) == 8
+
 TINY = llama.LlamaConfig(
   vocab_size=64,
   embed_dim=32,
