@@ -102,6 +102,8 @@ class Scoring:
       [self._texts[row] for row in rows],
       [self._answers[row] for row in rows],
       made.truncated[at].tolist(),
+      # Rows that all come too late may take longer than a run may stand still.
+      watch.mark,
     )
     self._rewards[rows] = scores.rewards
     for name, values in scores.others.items():

@@ -214,8 +214,12 @@ class _Run:
     text = (
       f'step {step}: the loss ({values["loss"]}) or the gradient (norm'
       f' {values["grad_norm"]}) is not finite, and the weights stay as they were.'
-      f' The minibatches to blame are in {folder / updates.NONFINITE_NAME}, the'
-      f' rollouts in {rollouts.path(folder, step)}.'
+      f' The minibatches to blame are in {folder / updates.NONFINITE_NAME}'
+      + (
+        f', the rollouts in {rollouts.path(folder, step)}.'
+        if phase.name == 'rl'
+        else '.'
+      )
     )
     if self._parts.config.optim.nonfinite == 'stop':
       raise commands.FailedError(
@@ -261,6 +265,8 @@ class _Run:
     result = evaluate_lib.evaluate(self._parts, params, self._stop)
     if log:
       log.write_eval({'step': step, 'phase': phase_name} | result)
+      # No step may follow that would look.
+      self._alarmed.look()
 
 
 def _compile(parts, plan):

@@ -11,7 +11,7 @@ import pytest
 import tiny_run
 
 from dash_jax import assemble, checks, commands, train, updates
-from dash_jax.runs import checkpoint, jsonl, rollouts
+from dash_jax.runs import alarms, checkpoint, health, jsonl, rollouts
 
 NUM_STEPS = 4
 
@@ -136,6 +136,32 @@ def test_a_step_that_is_not_finite_is_not_taken_and_says_why(
   kept = [row['completion_len'] for row in jsonl.read(path) if row['kept']]
   assert num_tokens == sum(kept) > 0
   assert jsonl.read(tmp_path / 'metrics.jsonl')[-1]['skipped_updates'] == 1
+
+
+def test_a_supervised_step_that_is_not_finite_names_no_rollouts(
+  diverging, tmp_path
+):
+  diverging.algorithm.sft_steps = 3
+  diverging.optim.sft_learning_rate = 1e38
+  with pytest.raises(commands.FailedError) as error:
+    run(diverging, tmp_path)
+  assert str(error.value).startswith('step 2: the loss (')
+  assert 'rollouts' not in str(error.value)
+  assert list((tmp_path / updates.NONFINITE_NAME).iterdir())
+
+
+def test_the_last_evaluation_raises_its_alarm_while_the_run_is_there(
+  config, tmp_path, monkeypatch
+):
+  def check(seen):
+    is_last = seen.evals and seen.evals[-1]['step'] == NUM_STEPS
+    return ('it is worse', 'Stop') if is_last else None
+
+  monkeypatch.setattr(health, '_CHECKS', {'worse': check})
+  assert run(config, tmp_path)
+  assert [(a.name, a.step) for a in alarms.read(tmp_path)] == [
+    ('worse', NUM_STEPS)
+  ]
 
 
 def test_a_run_may_go_on_without_such_steps(diverging, tmp_path, caplog):

@@ -154,6 +154,71 @@ def go_on_alone(alone, workdir):
       assert b == pytest.approx(a, abs=1e-5)
 
 
+# Saves two steps, reads the newest where process 1 finds its part damaged, and
+# prints what it goes on from.
+READ_TORN = """
+import sys
+import jax, jax.numpy as jnp
+port, process, folder = sys.argv[1:]
+jax.distributed.initialize(f'localhost:{port}', 2, int(process))
+import orbax.checkpoint as ocp
+from jax.sharding import PartitionSpec
+from dash_jax import batches, sharding
+from dash_jax.runs import checkpoint
+
+def make(step):
+  w = jax.jit(lambda: jnp.full(8, step, jnp.float32), out_shardings=split)()
+  one = jax.jit(lambda: (jnp.int32(step), jnp.float32(1)))()
+  return batches.TrainState(
+    step=one[0], params={'w': w}, opt_state=(), kl_scale=one[1]
+  )
+
+def describe(step):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    make(step),
+  )
+
+read = ocp.StandardCheckpointHandler.restore
+def fail(self, directory, *args, **options):
+  if process == '1' and directory.parent.name == '2':
+    raise OSError('damaged')
+  return read(self, directory, *args, **options)
+
+with jax.set_mesh(sharding.make_mesh(1, 2, 1)) as mesh:
+  split = jax.sharding.NamedSharding(jax.sharding.get_mesh(), PartitionSpec('fsdp'))
+  with checkpoint.Checkpoints(folder, keep=2) as saved:
+    for step in (1, 2):
+      saved.save(step, make(step))
+    saved.wait()
+    ocp.StandardCheckpointHandler.restore = fail
+    state, _ = saved.restore(describe)
+    print('RESULT', int(state.step), saved.list_steps())
+"""
+
+
+def test_what_one_process_cannot_read_no_process_goes_on_from(tmp_path):
+  port = tiny_run.find_port()
+  env = os.environ | {'XLA_FLAGS': DEVICES + '1'}
+  started = [
+    subprocess.Popen(
+      [sys.executable, '-c', READ_TORN, str(port), str(i), tmp_path],
+      env=env,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+    )
+    for i in range(2)
+  ]
+  try:
+    for process in started:
+      _, output = tiny_run.finish(process, 120)
+      assert 'RESULT 1 [1]' in output, output
+  finally:
+    for process in started:
+      process.kill()
+
+
 # Loads the folder named in argv on a mesh over two processes, and prints how
 # many elements of each tensor this process read.
 LOAD = """

@@ -8,6 +8,7 @@ import pytest
 
 from dash_jax import assemble, batches, scoring
 from dash_jax.rewards import workers
+from dash_jax.runs import watch
 from dash_jax.sampling import calls
 
 Q, G, C = 3, 2, 4
@@ -22,7 +23,8 @@ class _Pool:
     self.has_begun = threading.Event()
     self.sizes = []
 
-  def score(self, texts, answers, truncated):
+  def score(self, texts, answers, truncated, on_done):
+    on_done()
     self.sizes.append(len(texts))
     self.has_begun.set()
     assert self.may_go.wait(60)
@@ -77,6 +79,18 @@ def test_scoring_goes_on_while_the_caller_does():
     assert len(scored.finish()[0]) == 6
   # What came while the workers had others went to them together.
   assert pool.sizes == [3, 3]
+
+
+def test_each_row_that_is_done_says_that_the_run_goes_on(monkeypatch):
+  """Once as the rows are handed over, and once by what the pool calls."""
+  marks = []
+  monkeypatch.setattr(watch, 'mark', lambda *stage: marks.append(stage))
+  pool = _Pool()
+  pool.right = set()
+  with scoring.Scoring(pool, decode, ['a', 'b', 'c'], G) as scored:
+    scored.add(np.arange(6), make_completions())
+    scored.finish()
+  assert len(marks) == 2
 
 
 def test_a_step_scores_rows_while_others_are_sampled():

@@ -31,6 +31,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -159,7 +160,11 @@ class Pool:
         self._workers.pop().kill()
 
   def score(
-    self, completions: list[str], answers: list[str], truncated: list[bool]
+    self,
+    completions: list[str],
+    answers: list[str],
+    truncated: list[bool],
+    on_done: Callable[[], None] = lambda: None,
   ) -> Scores:
     """Scores a batch.
 
@@ -167,6 +172,7 @@ class Pool:
       completions: B texts.
       answers: the B right answers.
       truncated: whether each completion ran out of room before it stopped.
+      on_done: is called whenever rows are done, those that came too late too.
 
     Returns:
       The rewards, in order, with the counts of what went wrong.
@@ -189,12 +195,12 @@ class Pool:
     ]
     try:
       with self._turn:
-        return self._score(rows)
+        return self._score(rows, on_done)
     except BaseException:
       self.close()  # Workers hold rows of a batch that nobody waits for.
       raise
 
-  def _score(self, rows) -> Scores:
+  def _score(self, rows, on_done) -> Scores:
     rewards = np.zeros((1 + len(self._others), len(rows)), np.float32)
     timeouts = errors = num_done = 0
     waiting = collections.deque(range(len(rows)))
@@ -202,6 +208,7 @@ class Pool:
     while True:
       if self._is_closed:
         raise RuntimeError('the pool is closed')
+      num_before = num_done
       for i, worker in enumerate(self._workers):
         for row, found, error in worker.take_replies(self._timeout_s):
           num_done += 1
@@ -224,6 +231,8 @@ class Pool:
         waiting.extendleft(reversed(worker.rows))
         worker.kill()
         self._workers[i] = self._start_worker()
+      if num_done > num_before:
+        on_done()
       if num_done == len(rows):
         others = dict(zip(self._others, rewards[1:], strict=True))
         return Scores(rewards[0], timeouts, errors, others)

@@ -16,6 +16,7 @@ A workdir belongs to one configuration: `check_config` refuses another one, and
 so keeps a run from going on with other hyper-parameters unseen.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -147,15 +148,13 @@ class Checkpoints:
     for step in reversed(self.list_steps()):
       wanted = _split(describe(step))
       try:
-        restored = _restore(
-          self._manager, self._folder, step, wanted, has_rows=True
-        )
+        restored = _restore(self._folder, step, wanted, has_rows=True)
       except TornError as error:
         logging.warning('%s', error)
         torn.append(step)
         continue
       self._set_aside(torn)
-      state = batches.TrainState(params=restored.params, **restored.rest)
+      state = batches.TrainState(params=restored['params'], **restored['rest'])
       return state, restored.get(_ROWS) or {}
     if torn:
       raise ValueError(
@@ -249,7 +248,7 @@ def restore_params(
     torn = []
     for one in steps if step is None else [step]:
       try:
-        return _restore(manager, folder, one, wanted).params, one
+        return _restore(folder, one, wanted)['params'], one
       except TornError as error:
         logging.warning('%s', error)
         torn.append(str(error))
@@ -276,7 +275,7 @@ def find_torn(workdir: str | os.PathLike) -> dict[int, str]:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
             manager.item_metadata(step)[name].tree,
           )
-          _restore(manager, folder, step, {name: tree}, has_rows=name == 'rest')
+          _restore(folder, step, {name: tree}, has_rows=name == 'rest')
       except Exception as error:  # as `_restore` has it of what is not there
         if not isinstance(error, TornError):
           error = _torn(folder / str(step), error)
@@ -317,11 +316,11 @@ def _split(state):
   return {'params': state.params, 'rest': rest}
 
 
-def _restore(manager, folder, step, wanted, *, has_rows=False):
+def _restore(folder, step, wanted, *, has_rows=False):
   """Returns items by their names, checked before anything is read and after.
 
   Args:
-    manager, folder, step: where they are.
+    folder, step: where they are.
     wanted: descriptions by name.
     has_rows: whether to read the rows too, if there are such.
 
@@ -330,19 +329,21 @@ def _restore(manager, folder, step, wanted, *, has_rows=False):
     ValueError: they are of another run.
   """
   path = folder / str(step)
-  try:
-    metadata = manager.item_metadata(step)
+  # By handlers, each for itself: the manager's own reading waits for all processes,
+  # and one that fails would leave the others there.
+  handler = ocp.StandardCheckpointHandler()
+  with _read_together(path):
     absent = [name for name in (*wanted, _SUMS) if not (path / name).exists()]
     if absent:
       raise FileNotFoundError(
         f'it has no {absent[0]!r}, or another version of dash_jax wrote it'
       )
-    stored = _describe({name: metadata[name].tree for name in wanted})
-    kept = manager.restore(
-      step, args=ocp.args.Composite(**{_SUMS: ocp.args.JsonRestore()})
-    )[_SUMS]
-  except Exception as error:  # whatever Orbax makes of what is not there
-    raise _torn(path, error) from error
+    stored = _describe(
+      {name: handler.metadata(path / name).tree for name in wanted}
+    )
+    kept = ocp.JsonCheckpointHandler().restore(
+      path / _SUMS, args=ocp.args.JsonRestore()
+    )
   # Orbax casts other dtypes in silence, and names no field of other shapes.
   now = _describe(wanted)
   differing = [
@@ -362,11 +363,12 @@ def _restore(manager, folder, step, wanted, *, has_rows=False):
   }
   if has_rows and any(name.startswith(f'{_ROWS}.') for name in kept):
     items[_ROWS] = ocp.args.StandardRestore()
-  try:
-    restored = manager.restore(step, args=ocp.args.Composite(**items))
-  except Exception as error:
-    raise _torn(path, error) from error
-  found = checksums.find({name: restored[name] for name in items})
+  with _read_together(path):
+    restored = {
+      name: handler.restore(path / name, args=args)
+      for name, args in items.items()
+    }
+  found = checksums.find(restored)
   changed = [name for name in sorted(found) if found[name] != kept.get(name)]
   if changed:
     raise TornError(
@@ -375,6 +377,21 @@ def _restore(manager, folder, step, wanted, *, has_rows=False):
       + ' not what was saved'
     )
   return restored
+
+
+@contextlib.contextmanager
+def _read_together(path):
+  """Raises TornError in each process if any of them cannot read; all must be here,
+  since what follows takes all of them."""
+  error = None
+  try:
+    yield
+  except Exception as found:  # whatever Orbax makes of what is not there
+    error = found
+  if sharding.max_over_hosts({'failed': error is not None})['failed']:
+    raise _torn(
+      path, error or OSError('another process cannot read it')
+    ) from error
 
 
 def _torn(path, error):

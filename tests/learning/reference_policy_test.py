@@ -85,3 +85,11 @@ def test_the_coefficient_follows_its_schedule(mesh, schedule, expected):
   states = go_on(rule, make_state(), [0.1, 0.22, 0.2, 0.8])
   scales = [float(state.kl_scale) for state in states]
   assert scales == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_step_without_a_number_leaves_the_coefficient(mesh):
+  """Else it would have none for ever, and no step could be taken any more."""
+  rule = reference.Rule(schedule='adaptive', target=0.2)
+  states = go_on(rule, make_state(), [float('nan'), None, 0.8])
+  scales = [float(state.kl_scale) for state in states]
+  assert scales == pytest.approx([1, 1, 1.02], rel=1e-6)

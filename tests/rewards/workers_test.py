@@ -97,6 +97,15 @@ def test_rows_that_never_end_are_timeouts_and_cost_no_other_row(hang):
   assert (again.rewards.tolist(), again.timeouts) == ([5.0] * 9, 0)
 
 
+def test_rows_that_come_too_late_one_by_one_are_no_standstill():
+  done = []
+  with _pool(num_workers=1, timeout_s=0.3) as pool:
+    rows = ['loop'] * 3
+    pool.score(rows, rows, [False] * 3, lambda: done.append(time.monotonic()))
+  assert len(done) == 3
+  assert np.diff(done).min() > 0.2
+
+
 def test_a_timeout_kills_what_the_row_started(tmp_path):
   note = tmp_path / 'pids'
   with _pool(kwargs={'note': str(note)}, num_workers=1, timeout_s=1.0) as pool:
