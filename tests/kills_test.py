@@ -40,42 +40,74 @@ def read_state(workdir):
 
 
 @pytest.fixture(scope='module')
-def whole(tmp_path_factory):
+def env(tmp_path_factory):
+  """What one process has compiled the next ones read."""
+  return {
+    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory, env):
   workdir = tmp_path_factory.mktemp('whole')
-  code, output = tiny_run.finish(tiny_run.start(workdir, *OPTIONS))
+  code, output = tiny_run.finish(tiny_run.start(workdir, *OPTIONS, **env))
   assert code == 0, output
   return workdir
 
 
-def test_no_kill_is_seen_in_what_a_run_leaves(whole, tmp_path):
+def test_no_kill_is_seen_in_what_a_run_leaves(whole, tmp_path, env):
   """Each process is killed at an instant of its own, in a step, a save, an
-  evaluation or between; the last goes on to the end. A run that is done begins anew
-  in another folder."""
+  evaluation or between, some as they begin or go on; the last goes on to
+  the end. A run that is done begins anew in another folder."""
   rng = random.Random(0)
-  num_killed, num_done = 0, 0
+  num_killed, num_done, num_undone = 0, 0, 0
   while num_killed < NUM_KILLS or num_done == 0:
     workdir = tmp_path / str(num_done)
     last = num_killed >= NUM_KILLS
     # So slow that a run outlives some kills.
-    process = tiny_run.start(workdir, *OPTIONS, SLOW='0' if last else '0.03')
+    slow = '0' if last else '0.03'
+    process = tiny_run.start(workdir, *OPTIONS, SLOW=slow, **env)
     if not last:
-      num_killed += wait_and_kill(process, workdir, rng.uniform(0, 2.5))
+      num_killed += wait_and_kill(
+        process, workdir, rng.uniform(0, 2.5), at_work=rng.random() < 0.8
+      )
     code, output = tiny_run.finish(process)
     assert code in (0, -9), output
     if code == 0:
       compare(whole, workdir)
       num_done += 1
+    else:
+      num_undone += count_steps(workdir) > find_saved(workdir)
   assert num_killed == NUM_KILLS
+  # Kills took steps away that were to be taken again.
+  assert num_undone
 
 
-def wait_and_kill(process, workdir, delay_s):
-  """Kills a process so long after its first step; returns whether it was still
-  there."""
+def count_steps(workdir):
+  path = workdir / 'metrics.jsonl'
+  return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
+def find_saved(workdir):
+  names = [path.name for path in (workdir / 'checkpoints').iterdir()]
+  return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def wait_and_kill(process, workdir, delay_s, at_work):
+  """Kills a process so long after its first step, or after it has opened its files;
+  returns whether it was still there."""
   path = workdir / 'metrics.jsonl'
   before = path.stat().st_mtime_ns if path.exists() else 0
+  least = count_steps(workdir)
   while process.poll() is None:
     time.sleep(0.02)
-    if path.exists() and path.stat().st_mtime_ns != before:
+    # It cuts off what is done again, and is at work where steps grow from there.
+    now = count_steps(workdir)
+    least = min(least, now)
+    if now > least or (
+      not at_work and path.exists() and path.stat().st_mtime_ns != before
+    ):
       break
   try:
     process.wait(delay_s)
