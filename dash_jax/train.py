@@ -65,6 +65,8 @@ def train(config, workdir: str) -> bool:
   plan = phases.phases(config, parts.stop_ids)
   with (
     parts.pool,
+    # In a folder that several machines share, this is up to its file system.
+    checkpoint.hold(workdir) if is_writer else contextlib.nullcontext(),
     checkpoint.Stop() as stop,
     checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saved,
     progress.Progress(shown=is_writer) as bars,

@@ -84,7 +84,7 @@ def test_rows_that_fill_up_are_neither_scored_nor_counted(
   """Every reply is right, and each has a time-out: of 6, whatever the mesh."""
   scored = []
 
-  def score(completions, answers, truncated):
+  def score(completions, answers, truncated, on_done):
     del answers, truncated
     n = len(completions)
     scored.append(n)
@@ -102,7 +102,7 @@ def test_a_partly_right_reply_is_not_right(build, monkeypatch):
   """Accuracy counts rewards of exactly 1; time-outs and errors stand apart."""
   rewards = iter([1.0, 0.5, 0.999, 0.0, -1.0, 2.0])
 
-  def score(completions, answers, truncated):
+  def score(completions, answers, truncated, on_done):
     del answers, truncated
     n = len(completions)
     found = [next(rewards) for _ in range(n)]

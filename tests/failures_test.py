@@ -100,6 +100,16 @@ def test_a_signal_gives_up_what_is_sampled_and_it_is_sampled_again(
   assert read(tmp_path) == whole
 
 
+def test_one_run_at_a_time_has_a_workdir(config, whole, tmp_path):
+  with (
+    checkpoint.hold(tmp_path),
+    pytest.raises(ValueError, match='another process is at work in it'),
+  ):
+    run(config, tmp_path)
+  assert run(config, tmp_path)
+  assert read(tmp_path) == whole
+
+
 @pytest.fixture
 def diverging(config):
   """The first step makes the weights so large that the second's gradient is no

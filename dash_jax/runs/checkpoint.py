@@ -17,6 +17,7 @@ so keeps a run from going on with other hyper-parameters unseen.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -38,6 +39,7 @@ CONFIG_NAME = 'config.json'
 STOPPED = 75  # BSD's EX_TEMPFAIL: call again
 INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
 TORN_NAME = 'torn_checkpoints'
+LOCK_NAME = 'lock'
 
 _SHOW_CURSOR = b'\x1b[?25h'  # which progress bars hide
 _ROWS, _SUMS = 'rows', 'checksums'  # items beside those of the state
@@ -397,6 +399,25 @@ def _read_together(path):
 def _torn(path, error):
   reason = str(error).strip().split('\n')[0][:200]
   return TornError(f'{path} is torn: {type(error).__name__}: {reason}')
+
+
+@contextlib.contextmanager
+def hold(workdir: str | os.PathLike):
+  """Keeps other runs out of a workdir, for as long as this process lives at most.
+
+  Raises:
+    ValueError: another process is at work there.
+  """
+  path = pathlib.Path(workdir) / LOCK_NAME
+  with open(path, 'w', encoding='utf-8') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(
+        f'--workdir={str(workdir)!r}: another process is at work in it, and holds'
+        f' {path}; stop it first, or take another workdir'
+      ) from None
+    yield
 
 
 def save_config(workdir: str | os.PathLike, config: dict) -> None:
