@@ -72,10 +72,8 @@ def run(
       if needs_workdir:
         _check_workdir(workdir.value)
       return command(config.value, workdir.value if needs_workdir else None)
-    except (
-      BrokenPipeError
-    ):  # nobody reads what is printed: no fault of the input
-      raise
+    except BrokenPipeError:
+      raise  # nobody reads what is printed: no fault of the input
     except INPUT_ERRORS as error:
       logging.info('This was raised:', exc_info=error)
       _refuse(error)

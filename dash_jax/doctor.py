@@ -24,7 +24,6 @@ from collections.abc import Sequence
 
 import jax
 import ml_collections
-from absl import logging
 
 from dash_jax import commands, updates
 from dash_jax import config as config_lib
@@ -101,15 +100,10 @@ def diagnose(workdir: str | os.PathLike) -> Diagnosis:
 @contextlib.contextmanager
 def on_cpu():
   """Makes one CPU the mesh in use: accelerators are for the run, which may go on."""
-  before = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)  # Orbax warns that it may only read
   jax.config.update('jax_platforms', 'cpu')
   mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
-  try:
-    with jax.set_mesh(mesh):
-      yield
-  finally:
-    logging.set_verbosity(before)
+  with jax.set_mesh(mesh):
+    yield
 
 
 def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:

@@ -86,13 +86,13 @@ def train(config, workdir: str) -> bool:
       )
       alarmed = alarms.Alarms(workdir, config, bars)
     stop.begin()
-    with _at_work(saved):
+    with _at_work(workdir):
       run = _Run(parts, plan, stop, saved, bars, log, alarmed)
       finished = run.go_on(state, kept)
       watch.mark('waiting for the last checkpoint')
       saved.wait()
   if finished and is_writer:
-    with _at_work(saved):
+    with _at_work(workdir):
       progress.print_summary(report.summarize(workdir))
       report.draw([workdir], pathlib.Path(workdir) / 'curves.png')
     print(f'Curves: {pathlib.Path(workdir) / "curves.png"}')
@@ -100,14 +100,14 @@ def train(config, workdir: str) -> bool:
 
 
 @contextlib.contextmanager
-def _at_work(saved):
+def _at_work(workdir):
   """Keeps what fails in the run apart from what commands call bad input."""
   try:
     yield
   except Exception as error:
     goes_on = (
       'the same command goes on from its newest checkpoint, step'
-      f' {saved.find_committed()}'
+      f' {max(checkpoint.list_committed(workdir), default=0)}'
     )
     if _is_full(error):
       raise commands.FailedError(

@@ -44,11 +44,6 @@ LOCK_NAME = 'lock'
 _SHOW_CURSOR = b'\x1b[?25h'  # which progress bars hide
 _ROWS, _SUMS = 'rows', 'checksums'  # items beside those of the state
 
-# Read-only implies the other two; unsaid, Orbax warns of them.
-_READ_ONLY = ocp.CheckpointManagerOptions(
-  read_only=True, create=False, save_interval_steps=0
-)
-
 # A workdir may go on with other values of these.
 MAY_CHANGE = (
   'log.', 'eval.', 'checkpoint.', 'mesh.', 'optim.nonfinite',
@@ -82,9 +77,9 @@ class Checkpoints:
     self._keep = keep
     self._kept = frozenset()
     self._folder = _folder(workdir)
-    self._manager = _open(
+    self._manager = ocp.CheckpointManager(
       self._folder,
-      ocp.CheckpointManagerOptions(
+      options=ocp.CheckpointManagerOptions(
         preservation_policy=_Policy(self._is_kept), cleanup_tmp_directories=True
       ),
     )
@@ -169,13 +164,8 @@ class Checkpoints:
     """Returns the newest saved step, one still being written included."""
     return self._manager.latest_step()
 
-  def find_committed(self) -> int:
-    """Returns the newest step that is on disk, 0 if there is none."""
-    names = (path.name for path in self._folder.iterdir())
-    return max((int(name) for name in names if name.isdecimal()), default=0)
-
   def list_steps(self) -> list[int]:
-    """Returns the saved steps, oldest first."""
+    """Returns the saved steps, oldest first, one still being written included."""
     return sorted(self._manager.all_steps())
 
   def wait(self) -> None:
@@ -218,6 +208,13 @@ class _Policy(checkpoint_managers.PreservationPolicy):
     return self._choose([info.step for info in checkpoints])
 
 
+def list_committed(workdir: str | os.PathLike) -> list[int]:
+  """Returns the steps that are on disk, oldest first."""
+  folder = _folder(workdir)
+  names = [path.name for path in folder.iterdir()] if folder.exists() else []
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
 def restore_params(
   workdir: str | os.PathLike, abstract_params: dict, step: int | None = None
 ) -> tuple[dict, int] | None:
@@ -234,26 +231,22 @@ def restore_params(
     ValueError: as `Checkpoints.restore`, or there is no checkpoint of `step`, or
       it is torn.
   """
-  folder = _folder(workdir)
-  if not folder.exists():
+  folder, steps = _folder(workdir), list_committed(workdir)
+  if not steps:
     return None
-  with _open(folder, _READ_ONLY) as manager:
-    steps = sorted(manager.all_steps(), reverse=True)
-    if not steps:
-      return None
-    if step is not None and step not in steps:
-      raise ValueError(
-        f'{folder} has no checkpoint of step {step}; it has'
-        f' {", ".join(map(str, reversed(steps)))}'
-      )
-    wanted = {'params': abstract_params}
-    torn = []
-    for one in steps if step is None else [step]:
-      try:
-        return _restore(folder, one, wanted)['params'], one
-      except TornError as error:
-        logging.warning('%s', error)
-        torn.append(str(error))
+  if step is not None and step not in steps:
+    raise ValueError(
+      f'{folder} has no checkpoint of step {step}; it has'
+      f' {", ".join(map(str, steps))}'
+    )
+  wanted = {'params': abstract_params}
+  torn = []
+  for one in reversed(steps) if step is None else [step]:
+    try:
+      return _restore(folder, one, wanted)['params'], one
+    except TornError as error:
+      logging.warning('%s', error)
+      torn.append(str(error))
   raise ValueError('; '.join(torn))
 
 
@@ -265,25 +258,23 @@ def find_torn(workdir: str | os.PathLike) -> dict[int, str]:
   after the other.
   """
   folder, found = _folder(workdir), {}
-  if not folder.exists():
-    return found
-  with _open(folder, _READ_ONLY) as manager:
-    place = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
-    for step in sorted(manager.all_steps()):
-      found[step] = ''
-      try:
-        for name in ('params', 'rest'):
-          tree = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-            manager.item_metadata(step)[name].tree,
-          )
-          _restore(folder, step, {name: tree}, has_rows=name == 'rest')
-      except Exception as error:  # as `_restore` has it of what is not there
-        if not isinstance(error, TornError):
-          error = _torn(folder / str(step), error)
-        found[step] = str(error)
-        if not (folder / str(step)).exists():  # a run that goes on removed it
-          del found[step]
+  place = NamedSharding(jax.sharding.get_mesh(), PartitionSpec())
+  handler = ocp.StandardCheckpointHandler()
+  for step in list_committed(workdir):
+    found[step] = ''
+    try:
+      for name in ('params', 'rest'):
+        tree = jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+          handler.metadata(folder / str(step) / name).tree,
+        )
+        _restore(folder, step, {name: tree}, has_rows=name == 'rest')
+    except Exception as error:  # as `_restore` has it of what is not there
+      if not isinstance(error, TornError):
+        error = _torn(folder / str(step), error)
+      found[step] = str(error)
+      if not (folder / str(step)).exists():  # a run that goes on removed it
+        del found[step]
   return found
 
 
@@ -292,17 +283,6 @@ def _folder(workdir):
   if folder.exists() and not folder.is_dir():
     raise NotADirectoryError(f'{folder}: must be a folder, and is a file')
   return folder
-
-
-def _open(folder, options):
-  # Handlers by name, so that shapes can be read before anything is restored.
-  handlers = {
-    'params': ocp.StandardCheckpointHandler(),
-    'rest': ocp.StandardCheckpointHandler(),
-    _ROWS: ocp.StandardCheckpointHandler(),
-    _SUMS: ocp.JsonCheckpointHandler(),
-  }
-  return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
 def _split(state):
