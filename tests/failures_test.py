@@ -44,8 +44,7 @@ def read(workdir):
 
 def read_weights(workdir):
   """Returns the weights of the newest checkpoint, on the host."""
-  names = [path.name for path in (workdir / 'checkpoints').iterdir()]
-  steps = sorted(int(name) for name in names if name.isdecimal())
+  steps = checkpoint.list_committed(workdir)
   (params,) = (
     checkpoint.ocp.StandardCheckpointer().restore(
       workdir / 'checkpoints' / str(step) / 'params'

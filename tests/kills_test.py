@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 import tiny_run
 
-from dash_jax.runs import jsonl
+from dash_jax.runs import checkpoint, jsonl
 
 # Set it to 100 for a longer look.
 NUM_KILLS = int(os.environ.get('KILLS', '10'))
@@ -40,23 +40,14 @@ def read_state(workdir):
 
 
 @pytest.fixture(scope='module')
-def env(tmp_path_factory):
-  """What one process has compiled the next ones read."""
-  return {
-    'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('compiled')),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-  }
-
-
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory, env):
+def whole(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('whole')
-  code, output = tiny_run.finish(tiny_run.start(workdir, *OPTIONS, **env))
+  code, output = tiny_run.finish(tiny_run.start(workdir, *OPTIONS))
   assert code == 0, output
   return workdir
 
 
-def test_no_kill_is_seen_in_what_a_run_leaves(whole, tmp_path, env):
+def test_no_kill_is_seen_in_what_a_run_leaves(whole, tmp_path):
   """Each process is killed at an instant of its own, in a step, a save, an
   evaluation or between, some as they begin or go on; the last goes on to
   the end. A run that is done begins anew in another folder."""
@@ -67,7 +58,7 @@ def test_no_kill_is_seen_in_what_a_run_leaves(whole, tmp_path, env):
     last = num_killed >= NUM_KILLS
     # So slow that a run outlives some kills.
     slow = '0' if last else '0.03'
-    process = tiny_run.start(workdir, *OPTIONS, SLOW=slow, **env)
+    process = tiny_run.start(workdir, *OPTIONS, SLOW=slow)
     if not last:
       num_killed += wait_and_kill(
         process, workdir, rng.uniform(0, 2.5), at_work=rng.random() < 0.8
@@ -78,7 +69,8 @@ def test_no_kill_is_seen_in_what_a_run_leaves(whole, tmp_path, env):
       compare(whole, workdir)
       num_done += 1
     else:
-      num_undone += count_steps(workdir) > find_saved(workdir)
+      saved = checkpoint.list_committed(workdir)
+      num_undone += count_steps(workdir) > max(saved, default=0)
   assert num_killed == NUM_KILLS
   # Kills took steps away that were to be taken again.
   assert num_undone
@@ -87,11 +79,6 @@ def test_no_kill_is_seen_in_what_a_run_leaves(whole, tmp_path, env):
 def count_steps(workdir):
   path = workdir / 'metrics.jsonl'
   return path.read_bytes().count(b'\n') if path.exists() else 0
-
-
-def find_saved(workdir):
-  names = [path.name for path in (workdir / 'checkpoints').iterdir()]
-  return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
 def wait_and_kill(process, workdir, delay_s, at_work):

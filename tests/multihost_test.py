@@ -50,6 +50,21 @@ def start_job(workdir, num_processes, num_devices, *options, **env):
   ]
 
 
+def start_pair(script, folder):
+  """Starts a script in two processes of one device, which get a port, their number
+  and the folder."""
+  port = str(tiny_run.find_port())
+  return [
+    subprocess.Popen(
+      [sys.executable, '-c', script, port, process, folder],
+      env=os.environ | {'XLA_FLAGS': DEVICES + '1'},
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for process in '01'
+  ]
+
+
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
   """The run of one process with one device."""
@@ -198,18 +213,7 @@ with jax.set_mesh(sharding.make_mesh(1, 2, 1)) as mesh:
 
 
 def test_what_one_process_cannot_read_no_process_goes_on_from(tmp_path):
-  port = tiny_run.find_port()
-  env = os.environ | {'XLA_FLAGS': DEVICES + '1'}
-  started = [
-    subprocess.Popen(
-      [sys.executable, '-c', READ_TORN, str(port), str(i), tmp_path],
-      env=env,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT,
-      text=True,
-    )
-    for i in range(2)
-  ]
+  started = start_pair(READ_TORN, tmp_path)
   try:
     for process in started:
       _, output = tiny_run.finish(process, 120)
@@ -263,17 +267,7 @@ def test_each_process_reads_of_a_checkpoint_what_it_holds(tmp_path):
     config, dtype='float32', max_len=8, bos_id=None, stop_ids=(0,)
   )
   (tmp_path / 'config.json').write_text(json.dumps(fields))
-  port = tiny_run.find_port()
-  env = os.environ | {'XLA_FLAGS': DEVICES + '1'}
-  started = [
-    subprocess.Popen(
-      [sys.executable, '-c', LOAD, str(port), str(i), tmp_path],
-      env=env,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(2)
-  ]
+  started = start_pair(LOAD, tmp_path)
   squares = sum(float((x**2).sum()) for x in made.values())
   for process in started:
     _, output = tiny_run.finish(process)

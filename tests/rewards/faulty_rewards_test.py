@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 
+import asking
 import faulty_rewards
 import pytest
 
@@ -25,24 +26,11 @@ def pool(tmp_path_factory):
     yield pool
 
 
-def _score(pool, completions):
-  num_rows = len(completions)
-  return pool.score(completions, [''] * num_rows, [False] * num_rows)
-
-
-def _is_alive(pid):
-  try:
-    with open(f'/proc/{pid}/stat') as file:
-      return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
-  except FileNotFoundError:
-    return False
-
-
 @pytest.mark.parametrize('fault', faulty_rewards.FAULTS)
 def test_a_fault_is_counted_and_costs_no_other_row(pool, fault):
   expected = faulty_rewards.FAULTS[fault][1]
   start_s = time.monotonic()
-  scores = _score(pool, ['1', fault, '2', '3'])
+  scores = asking.score(pool, ['1', fault, '2', '3'])
   reward = expected if isinstance(expected, float) else 0.0
   assert scores.rewards.tolist() == [1.0, reward, 2.0, 3.0]
   assert scores.timeouts == (expected == 'timeout')
@@ -64,11 +52,11 @@ def test_nothing_that_was_started_outlives_the_pool(tmp_path, fault):
   note = tmp_path / 'pids'
   kwargs = {'note': str(note)}
   with workers.Pool('faulty_rewards:misbehave', kwargs, 1, _TIMEOUT_S) as pool:
-    _score(pool, [fault])
+    asking.score(pool, [fault])
   deadline_s = time.monotonic() + 10
   pids = [int(pid) for pid in note.read_text().split()]
   assert pids
-  while any(map(_is_alive, pids)):
+  while any(map(asking.is_alive, pids)):
     assert time.monotonic() < deadline_s, 'some are left'
     time.sleep(0.02)
 
@@ -92,7 +80,7 @@ def test_a_daemon_ends_with_the_process_of_the_pool(tmp_path):
     parent.kill()
   deadline_s = time.monotonic() + 10
   pid = int(note.read_text())
-  while _is_alive(pid):
+  while asking.is_alive(pid):
     assert time.monotonic() < deadline_s, 'it is left'
     time.sleep(0.02)
 
@@ -119,7 +107,7 @@ def test_signals_of_a_launcher_leave_workers_that_start_alone(monkeypatch):
   popen, started = subprocess.Popen, []
   monkeypatch.setattr(subprocess, 'Popen', start)
   with workers.Pool('faulty_rewards:misbehave', {}, 2) as pool:
-    scores = _score(pool, [str(i) for i in range(20)])
+    scores = asking.score(pool, [str(i) for i in range(20)])
     assert len(started) == 2
   assert scores.rewards.tolist() == list(range(20))
   assert (scores.timeouts, scores.errors) == (0, 0)
@@ -140,7 +128,7 @@ def test_signals_of_a_launcher_leave_workers_that_score_alone():
     sender = threading.Thread(target=send)
     sender.start()
     try:
-      scores = _score(pool, [str(i) for i in range(1000)])
+      scores = asking.score(pool, [str(i) for i in range(1000)])
     finally:
       has_ended.set()
       sender.join()
@@ -152,7 +140,7 @@ def test_signals_of_a_launcher_leave_workers_that_score_alone():
 def test_what_a_function_starts_can_be_stopped_by_signals():
   """A signal that the worker ignored would be ignored by its children too."""
   with workers.Pool('faulty_rewards:stop_child', {}, 1) as pool:
-    assert _score(pool, ['']).rewards.tolist() == [signal.SIGTERM]
+    assert asking.score(pool, ['']).rewards.tolist() == [signal.SIGTERM]
 
 
 def test_a_worker_that_is_lost_as_it_starts_is_started_again(monkeypatch):
@@ -168,7 +156,7 @@ def test_a_worker_that_is_lost_as_it_starts_is_started_again(monkeypatch):
   popen, started, num_killed = subprocess.Popen, [], 2
   monkeypatch.setattr(subprocess, 'Popen', start)
   with workers.Pool('faulty_rewards:misbehave', {}, 1) as pool:
-    assert _score(pool, ['7']).rewards.tolist() == [7.0]
+    assert asking.score(pool, ['7']).rewards.tolist() == [7.0]
     assert len(started) == 3
   started, num_killed = [], 100
   with pytest.raises(ValueError, match=r'does not start.*signal 9'):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+import asking
 import numpy as np
 import pytest
 
@@ -23,24 +24,11 @@ def _pool(function='obey', **kwargs):
   return workers.Pool(f'hostile_rewards:{function}', **kwargs)
 
 
-def _score(pool, completions):
-  num_rows = len(completions)
-  return pool.score(completions, [''] * num_rows, [False] * num_rows)
-
-
-def _is_alive(pid):
-  try:
-    with open(f'/proc/{pid}/stat') as file:
-      return file.read().rsplit(')', 1)[1].split()[0] != 'Z'
-  except FileNotFoundError:
-    return False
-
-
 def _ends_within(pid, limit_s):
   deadline_s = time.monotonic() + limit_s
-  while _is_alive(pid) and time.monotonic() < deadline_s:
+  while asking.is_alive(pid) and time.monotonic() < deadline_s:
     time.sleep(0.02)
-  return not _is_alive(pid)
+  return not asking.is_alive(pid)
 
 
 def test_rewards_keep_the_order_of_the_rows():
@@ -48,7 +36,7 @@ def test_rewards_keep_the_order_of_the_rows():
   # scored twice shows; more rows than one turn takes, over several batches.
   with _pool() as pool:
     for num_rows in (0, 1, 100, 7):
-      scores = _score(pool, [str(i) for i in range(num_rows)])
+      scores = asking.score(pool, [str(i) for i in range(num_rows)])
       np.testing.assert_array_equal(scores.rewards, np.arange(num_rows))
       assert scores.rewards.dtype == np.float32
       assert (scores.timeouts, scores.errors) == (0, 0)
@@ -88,8 +76,8 @@ def test_rows_that_never_end_are_timeouts_and_cost_no_other_row(hang):
   completions = [str(i) for i in range(1, 41)]
   completions[3] = completions[20] = hang
   with _pool(timeout_s=0.8) as pool:
-    scores = _score(pool, completions)
-    again = _score(pool, ['5'] * 9)
+    scores = asking.score(pool, completions)
+    again = asking.score(pool, ['5'] * 9)
   expected = np.arange(1, 41)
   expected[[3, 20]] = 0
   np.testing.assert_array_equal(scores.rewards, expected)
@@ -109,15 +97,15 @@ def test_rows_that_come_too_late_one_by_one_are_no_standstill():
 def test_a_timeout_kills_what_the_row_started(tmp_path):
   note = tmp_path / 'pids'
   with _pool(kwargs={'note': str(note)}, num_workers=1, timeout_s=1.0) as pool:
-    assert _score(pool, ['spawn', '3']).rewards.tolist() == [0.0, 3.0]
+    assert asking.score(pool, ['spawn', '3']).rewards.tolist() == [0.0, 3.0]
     for pid in note.read_text().split():
       assert _ends_within(int(pid), 5.0)
 
 
 def test_a_failure_is_said_once_with_its_cause(caplog):
   with _pool() as pool:
-    _score(pool, ['raise', 'raise'])
-    _score(pool, ['raise'])
+    asking.score(pool, ['raise', 'raise'])
+    asking.score(pool, ['raise'])
   assert len(caplog.records) == 1
   assert 'hostile_rewards:obey' in caplog.text
   assert "KeyError: 'no such thing'" in caplog.text
@@ -126,7 +114,7 @@ def test_a_failure_is_said_once_with_its_cause(caplog):
 def test_what_a_function_prints_and_reads_does_not_reach_the_pipes():
   # It prints more than a pipe holds, and lines that look like replies of 1.0.
   with _pool(num_workers=1) as pool:
-    scores = _score(pool, ['print 3', 'read 4', 'print 5', '6'])
+    scores = asking.score(pool, ['print 3', 'read 4', 'print 5', '6'])
   assert scores.rewards.tolist() == [3.0, 4.0, 5.0, 6.0]
   assert (scores.timeouts, scores.errors) == (0, 0)
 
@@ -135,17 +123,17 @@ def test_completions_larger_than_a_pipe_do_not_block():
   # 8 rows a turn of 1 MB each, where a pipe holds 64 kB.
   completions = [' ' * 1_000_000 + str(i) for i in range(12)]
   with _pool('describe', kwargs={'scale': 1.0}) as pool:
-    scores = _score(pool, completions)
+    scores = asking.score(pool, completions)
   assert scores.rewards.tolist() == [float(len(c)) for c in completions]
 
 
 def test_a_worker_that_died_between_batches_is_replaced():
   # Its death is no row's fault, so it may not be counted against one.
   with _pool(num_workers=1) as pool:
-    pid = int(_score(pool, ['pid']).rewards[0])
+    pid = int(asking.score(pool, ['pid']).rewards[0])
     os.kill(pid, signal.SIGKILL)
     assert _ends_within(pid, 5.0)
-    scores = _score(pool, ['pid', '2'])
+    scores = asking.score(pool, ['pid', '2'])
   assert scores.rewards[0] != pid
   assert scores.rewards[1] == 2.0
   assert scores.errors == 0
@@ -156,7 +144,7 @@ def test_preparing_is_not_charged_to_a_row():
   start_s = time.monotonic()
   with _pool('slow_start', timeout_s=0.6) as pool:
     assert time.monotonic() - start_s < 1.2
-    assert _score(pool, ['a'] * 3).timeouts == 0
+    assert asking.score(pool, ['a'] * 3).timeouts == 0
 
 
 def test_an_interrupted_batch_leaves_no_replies_behind():
@@ -169,9 +157,9 @@ def test_an_interrupted_batch_leaves_no_replies_behind():
     with _pool() as pool:
       signal.setitimer(signal.ITIMER_REAL, 0.2)
       with pytest.raises(KeyboardInterrupt):
-        _score(pool, ['1', 'loop', '2'])
+        asking.score(pool, ['1', 'loop', '2'])
       with pytest.raises(RuntimeError, match='closed'):
-        _score(pool, ['3'])
+        asking.score(pool, ['3'])
   finally:
     signal.signal(signal.SIGALRM, old)
 
@@ -183,7 +171,7 @@ def test_a_batch_of_another_thread_ends_with_the_pool():
 
   def score():
     with pytest.raises(RuntimeError, match='the pool is closed'):
-      _score(pool, ['loop'])
+      asking.score(pool, ['loop'])
     ended.append(1)
 
   thread = threading.Thread(target=score, daemon=True)
@@ -209,7 +197,7 @@ def test_workers_end_with_the_process_that_started_them():
   )
   with parent:
     pid = int(parent.stdout.readline())
-    assert _is_alive(pid)
+    assert asking.is_alive(pid)
     parent.kill()
     assert _ends_within(pid, 5.0)
 
