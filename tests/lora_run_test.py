@@ -14,7 +14,7 @@ from safetensors import numpy as safetensors
 
 from dash_jax import export, sharding, train, weights
 from dash_jax.model import hf, hf_write, lora
-from dash_jax.runs import checkpoint, jsonl
+from dash_jax.runs import jsonl
 
 
 @pytest.fixture(scope='module')
