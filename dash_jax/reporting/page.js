@@ -159,10 +159,11 @@ form.addEventListener('input', event => {
   if (event.target === field('run')) listSteps();
   update();
 });
-form.addEventListener('reset', () => setTimeout(() => {
+document.getElementById('clear').addEventListener('click', () => {
+  form.reset();
   listSteps();
   update();
-}));
+});
 form.addEventListener('submit', event => event.preventDefault());
 for (const [id, change] of [['previous', -1], ['next', 1]]) {
   document.getElementById(id).addEventListener('click', () => {
