@@ -38,6 +38,7 @@ from dash_jax.runs import (
   metrics,
   progress,
   rollouts,
+  wandb_board,
   watch,
 )
 from dash_jax.sampling import memory
@@ -61,6 +62,8 @@ def train(config, workdir: str) -> bool:
   """
   is_writer = jax.process_index() == 0
   checkpoint.check_config(workdir, config.to_dict())
+  if config.log.wandb:
+    wandb_board.require()
   parts = assemble.build(config, workdir)
   plan = phases.phases(config, parts.stop_ids)
   with (
@@ -81,8 +84,11 @@ def train(config, workdir: str) -> bool:
     log = alarmed = None
     if is_writer:
       checkpoint.save_config(workdir, config.to_dict())
+      board = None
+      if project := config.log.wandb:
+        board = wandb_board.Board(project, workdir, config.to_dict())
       log = closing.enter_context(
-        metrics.MetricsWriter(workdir, int(state.step))
+        metrics.MetricsWriter(workdir, int(state.step), board)
       )
       alarmed = alarms.Alarms(workdir, config, bars)
     stop.begin()
