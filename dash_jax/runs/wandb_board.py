@@ -53,7 +53,7 @@ class Board:
         id=path.read_text(encoding='utf-8'),
         resume='allow',
         name=path.parent.name,
-        dir=path.parent,
+        dir=str(path.parent),
         config=config,
       )
     except wandb.Error as error:
