@@ -28,7 +28,7 @@ from dash_jax.runs import checkpoint, metrics
 # Means of so many steps are told, and drawn, but for runs of so many steps that
 # a share of them is more.
 SMOOTHED_STEPS, SMOOTHED_SHARE = 5, 1 / 40
-_MOST_POINTS = 200  # of a curve; what is between them is in their means
+_MOST_POINTS = 100  # of a curve; what is between them is in their means
 
 # What a step's seconds are made of, the last is what is left of them.
 PARTS = (
