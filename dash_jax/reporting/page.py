@@ -20,7 +20,6 @@ from collections.abc import Sequence
 
 import jinja2
 import jinja2.sandbox
-import markupsafe
 
 from dash_jax.reporting import figures, replies, workdirs
 from dash_jax.runs import jsonl
@@ -109,9 +108,9 @@ def write(
       command=command,
       replies=packed,
       most_replies=f'{MOST_REPLIES / 1e6:.0f} MB',
-      data=markupsafe.Markup('[' + ',\n'.join(p.text for _, p in packed) + ']'),
-      style=markupsafe.Markup(style),
-      script=markupsafe.Markup(script),
+      data='[' + ',\n'.join(p.text for _, p in packed) + ']',
+      style=style,
+      script=script,
       style_hash=_hash(style),
       script_hash=_hash(script),
     )
