@@ -1,15 +1,14 @@
 """Rows of a JSONL file: one JSON object a line, in UTF-8. Blank lines are none."""
 
 import array
+import codecs
 import json
 import os
 import weakref
 
 import numpy as np
 
-_MARK = (
-  b'\xef\xbb\xbf'  # a byte order mark, which some editors begin files with
-)
+_MARK = codecs.BOM_UTF8  # some editors begin files with it
 
 
 class Rows:
@@ -31,34 +30,45 @@ class Rows:
     Raises:
       FileNotFoundError: there is no such file.
       IsADirectoryError: it is a folder.
-      ValueError: it has no rows.
+      ValueError: it has no rows, or is a pipe.
     """
     self._path = os.path.expanduser(path)
     self._fields = fields
     numbers, starts = array.array('q'), array.array('q')
     at = 0
     with open(self._path, 'rb') as file:
+      if not file.seekable():
+        raise ValueError(
+          f'{self._path}: a pipe, but rows are read where they are asked; write'
+          ' a file'
+        )
+      self._file = os.dup(file.fileno())
+      weakref.finalize(self, os.close, self._file)
+      # Before the rows are found: what changes meanwhile is noticed too.
+      self._state = self._stat()
       for number, line in enumerate(file, 1):
         if not _is_blank(line):
           numbers.append(number)
           starts.append(at)
         at += len(line)
-      self._file = os.dup(file.fileno())
-      weakref.finalize(self, os.close, self._file)
     if not numbers:
       raise _no_rows(self._path)
-    self.numbers = np.array(numbers)
-    self._starts = np.array([*starts, at])
-    self._state = self._stat()
+    starts.append(at)
+    self.numbers, self._starts = np.array(numbers), np.array(starts)
 
   def read(self, number: int) -> dict:
     """Returns the row of a line.
 
     Raises:
       ValueError: naming file:line, what is wrong there and what would be right;
-        or the file is another one by now.
+        it has no row; or the file is another one by now.
     """
     place = int(np.searchsorted(self.numbers, number))
+    if number not in self.numbers[place : place + 1]:
+      raise ValueError(
+        f'{self._path}:{number}: no row there, but one is asked for; give the'
+        ' file that it was in'
+      )
     start, end = self._starts[place : place + 2].tolist()
     # Blank lines behind it are read too. At a place, since threads share the file.
     data = os.pread(self._file, end - start, start)
