@@ -70,14 +70,14 @@ class Rows:
         ' file that it was in'
       )
     start, end = self._starts[place : place + 2].tolist()
-    # Blank lines behind it are read too. At a place, since threads share the file.
+    # At a place, since threads share the file.
     data = os.pread(self._file, end - start, start)
     if self._stat() != self._state:
       raise ValueError(
         f'{self._path}: changed since it was opened; write a new file beside it,'
         ' and rename that'
       )
-    return _parse(data.partition(b'\n')[0], self._path, number, self._fields)
+    return _parse(data, self._path, number, self._fields)
 
   def _stat(self):
     found = os.fstat(self._file)
@@ -123,11 +123,12 @@ def _no_rows(path):
 
 
 def _parse(line, path, number, fields):
-  """Returns the object of a line, given in bytes: a text file would be decoded in
-  blocks, and an error in it could not name its line."""
+  """Returns the object of a line, given in bytes, with what may follow it: a
+  text file would be decoded in blocks, and an error in it could not name its line.
+  """
   where = f'{path}:{number}'
   try:
-    text = line.decode('utf-8-sig')
+    text = line.partition(b'\n')[0].decode('utf-8-sig')
   except UnicodeDecodeError as error:
     raise ValueError(
       f'{where}: not UTF-8 ({error.reason} at byte {error.start} of the '

@@ -1,5 +1,7 @@
 """Properties of loading questions and of sharing them out over steps."""
 
+import concurrent.futures
+import gc
 import json
 import os
 import subprocess
@@ -170,6 +172,24 @@ def test_a_row_that_the_file_has_no_more_is_an_error(tmp_path):
   for uid in (1, 4):
     with pytest.raises(ValueError, match=rf'a\.jsonl:{uid + 1}: no row there'):
       loaded.read(uid)
+
+
+def test_threads_read_one_file_and_it_is_closed_with_its_questions(tmp_path):
+  def count_open():
+    return len(os.listdir('/proc/self/fd'))
+
+  path = tmp_path / 'a.jsonl'
+  _write(path, [{'question': f'q{i}', 'answer': i} for i in range(300)])
+  before = count_open()
+  loaded = questions.load_jsonl(path, 'question', 'answer')
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    read = list(pool.map(list, [loaded] * 8))
+  assert all([q.uid for q in own] == list(range(300)) for own in read)
+  assert all([int(q.answer) for q in own] == list(range(300)) for own in read)
+  assert count_open() == before + 1
+  del loaded
+  gc.collect()
+  assert count_open() == before
 
 
 def test_a_pipe_is_refused(tmp_path):
