@@ -70,7 +70,7 @@ class Rows:
         ' file that it was in'
       )
     start, end = self._starts[place : place + 2].tolist()
-    # At a place, since threads share the file.
+    # With blank lines behind it. At a place, since threads share the file.
     data = os.pread(self._file, end - start, start)
     if self._stat() != self._state:
       raise ValueError(
