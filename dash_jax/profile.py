@@ -23,8 +23,8 @@ from dash_jax.reporting import workdirs
 
 FOLDER_NAME = 'profile'
 
-# What a trace calls the runs of whole programs on a device; elsewhere their parts
-# name the program.
+# What a trace calls the runs of whole programs on a device; elsewhere their
+# parts name the program.
 _DEVICE_LINE = 'XLA Modules'
 _PROGRAM_KEY = 'hlo_module'
 _MOST_PROGRAMS = 8
@@ -100,7 +100,7 @@ class Window:
 
 
 def find_parts(rows: list[dict]) -> dict[str, float]:
-  """Returns the seconds of each part of some steps together, by their metrics."""
+  """Returns the seconds of each part of some steps, by their metrics."""
   # Supervised steps sample nothing.
   rows = [{'sample_s': 0.0, 'reward_s': 0.0} | row for row in rows]
   seconds = workdirs.find_parts(rows).sum(axis=1)

@@ -3,8 +3,8 @@
     with chromium.open_page(path) as page:
       page.run('document.title')
 
-It is the browser that is called chromium, google-chrome or chrome, or that CHROME
-names. Beside its own answers, `Page` keeps what the page reported and asked for.
+It is the browser that is called chromium, google-chrome or chrome, or that
+CHROME names. `Page` keeps what the page reported and asked for.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""A window of steps is traced, and its seconds are told by part and by program."""
+"""Steps are traced, and their seconds are told by part and by program."""
 
 import jax
 import jax.numpy as jnp

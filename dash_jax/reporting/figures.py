@@ -1,7 +1,7 @@
-"""The figures of a report, by matplotlib: for a page (SVG) and for others (PNG).
+"""The figures of a report, by matplotlib: for a page (SVG) and others (PNG).
 
-`draw` makes those that lines have numbers for. Lines differ in colour, dashes and
-marks, so that they can be told apart without colours and on paper.
+`draw` makes those that lines have numbers for. Lines differ in colour, dashes
+and marks, so that they can be told apart without colours and on paper.
 """
 
 import dataclasses
@@ -33,7 +33,8 @@ _BAND = (
 )
 _SMOOTHED = (
   f'Means of {workdirs.SMOOTHED_STEPS} optimizer steps, or of'
-  f' {workdirs.SMOOTHED_SHARE:.1%} of them if that is more; bands over seeds, 95%.'
+  f' {workdirs.SMOOTHED_SHARE:.1%} of them if that is more; bands over seeds,'
+  ' 95%.'
 )
 
 
@@ -199,8 +200,8 @@ def _put_legend(figure, axes, num_columns=_LEGEND_COLUMNS):
 
 
 def _shorten(labels):
-  """Returns labels that fit beside an axis, without the folders that all of them
-  begin with, and without what could not be drawn."""
+  """Returns labels that fit beside an axis, without the folders that all begin
+  with, and without what could not be drawn."""
   parts = [label.split('/') for label in labels]
   most = min(map(len, parts)) - 2  # of one path, its end
   num = 0

@@ -1,12 +1,12 @@
 """One HTML page of runs: findings, a table, figures, and a browser of replies.
 
-  1. A caller names sections, each of some lines (workdirs.py), with rows of findings
-     if it has such.
-  2. `write` draws their figures, fills page.html, and puts page.css, page.js, the
-     pictures and the replies (replies.py) into it: the page asks for no other
-     file, and its policy forbids that it could.
+  1. A caller names sections, each of some lines (workdirs.py), with rows of
+     findings if it has such.
+  2. `write` draws their figures, fills page.html, and puts page.css, page.js,
+     the pictures and the replies (replies.py) into it: the page asks for no
+     other file, and its policy forbids that it could.
 
-What a model said is data in the page: page.js shows it as text and nothing else.
+What a model said is data in the page: page.js shows it as text, nothing else.
 """
 
 import base64

@@ -1,8 +1,8 @@
 """Weights & Biases, beside TensorBoard: the same keys, on its own pages.
 
-The package is an extra. A run's id is kept in its workdir, so that a run that goes
-on is the same run there. Steps that are done again after a kill are told again,
-with the same numbers.
+The package is an extra. A run's id is kept in its workdir, so that a run that
+goes on is the same run there. Steps that are done again after a kill are told
+again, with the same numbers.
 """
 
 import os
