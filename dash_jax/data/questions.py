@@ -18,11 +18,14 @@ SOURCES = ('word_problems', 'addition', 'gsm8k', 'jsonl')
 
 def _read_text(row, field, where, kinds):
   value = row[field]
+  if isinstance(value, list) and all(isinstance(line, str) for line in value):
+    value = '\n'.join(value)
   # bool is an int to Python; an answer true or false is a mistake here.
   if not isinstance(value, kinds) or isinstance(value, bool):
-    wanted = ' or '.join(kind.__name__ for kind in kinds)
+    wanted = ', '.join(kind.__name__ for kind in kinds)
     raise ValueError(
-      f'{where}: field {field!r} is {value!r}, but it must be {wanted}'
+      f'{where}: field {field!r} is {value!r}, but it must be {wanted} or a '
+      'list of str'
     )
   text = str(value)
   if not text.strip():
@@ -40,9 +43,12 @@ def load_jsonl(
 
   Args:
     path: the file, one JSON object a line, in UTF-8; blank lines are allowed.
-    prompt_field: the field that holds the question.
+      A field may be a list of lines.
+    prompt_field: the field that holds the question; or several, as
+      'text,test_list', which follow each other with a blank line between.
     answer_field: the field that holds the final answer, as text or a number.
-      Where '####' stands in it, the answer is what follows the last one.
+      Where '####' stands in text, the answer is what follows the last one; a
+      list of lines, as of tests for code, is the answer as it stands.
     solution_field: the field that holds the worked solution; '' for none.
 
   Returns:
@@ -53,14 +59,16 @@ def load_jsonl(
     ValueError: naming file:line, what is wrong there and what would be right;
       or the file has no rows.
   """
-  fields = (prompt_field, answer_field)
+  prompt_fields = prompt_field.split(',')
+  fields = (*prompt_fields, answer_field)
   if solution_field:
     fields += (solution_field,)
   questions = []
   for line_number, row in jsonl.read(path, fields):
     where = f'{path}:{line_number}'
     answer = _read_text(row, answer_field, where, (str, int, float))
-    answer = answer.rpartition('####')[2].strip()
+    if not isinstance(row[answer_field], list):
+      answer = answer.rpartition('####')[2].strip()
     if not answer:
       raise ValueError(f'{where}: nothing after #### in field {answer_field!r}')
     solution = ''
@@ -68,7 +76,9 @@ def load_jsonl(
       solution = _read_text(row, solution_field, where, (str,))
     questions.append(
       batches.Question(
-        prompt=_read_text(row, prompt_field, where, (str,)),
+        prompt='\n\n'.join(
+          _read_text(row, field, where, (str,)) for field in prompt_fields
+        ),
         answer=answer,
         uid=line_number - 1,
         solution=solution,
