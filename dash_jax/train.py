@@ -20,6 +20,7 @@ from dash_jax import (
   assemble,
   batches,
   commands,
+  drift,
   feed,
   phases,
   report,
@@ -158,7 +159,7 @@ class _Run:
 
     Args:
       state: as it is.
-      kept: rows that are ahead of it.
+      kept: rows that were saved with it.
     """
     self._state, self._fed, self._kept = state, None, kept
     try:
@@ -265,6 +266,11 @@ class _Run:
     watch.mark(f'evaluating step {step}')
     params = lora.join(self._state.params, self._state.frozen)
     result = evaluate_lib.evaluate(self._parts, params, self._stop)
+    first = self._fed.first if self._fed else feed.find_first(self._kept)
+    if first is not None:
+      result['drift_kl'] = drift.measure(
+        self._parts, self._plan[-1], self._state, first
+      )
     if log:
       log.write_eval({'step': step, 'phase': phase_name} | result)
       # No step may follow that would look.
@@ -280,7 +286,8 @@ def _compile(parts, plan):
 
 
 def _start(parts, plan, saved):
-  """Returns the newest state, or a new one, and the rows that are ahead of it."""
+  """Returns the newest state, or a new one, and the rows that were saved with
+  it."""
   first, last = plan[0], plan[-1]
   adapters = parts.model.config.lora
 
