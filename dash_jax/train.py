@@ -235,6 +235,9 @@ class _Run:
     step = self._step
     watch.mark(f'saving step {step}')
     if self._saved.latest_step() != step:
+      if self._log:
+        self._log.sync()
+      rollouts.sync(self._parts.own_folder)
       rows = self._fed.keep() if self._fed else {}
       self._saved.save(step, self._state, rows, self._list_worth())
 
