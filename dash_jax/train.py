@@ -178,6 +178,7 @@ class _Run:
     bar = self._bars.phase(phase.title, phase.num_steps, done)
     watch.mark('compiling what learns')
     room = updates.make_ready(self._parts, phase, self._state)
+    self._parts.sizes.write()
     self._fed = feed.Feed(self._parts, phase, first, self._stop, self._kept)
     self._kept, late = {}, compiles.Late()
     if phase.name == 'rl' and not done:
