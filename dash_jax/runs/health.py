@@ -249,6 +249,8 @@ class _Seen:
     right: who has learned the task may be sure of it, and far from the start.
     """
     _, right = self.compare('accuracy')
+    if right >= 1 - _RISE:  # maybe before the first steps had passed
+      return False
     return not self.has_risen('reward_mean') or 0 < right < _HALF
 
 
