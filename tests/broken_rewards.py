@@ -14,7 +14,7 @@ def draw_lots(completion, answer, truncated, style):
 def prefer_short(completion, answer, truncated, style):
   """The more, the fewer bytes, and never 1: best is to say nothing."""
   del answer, truncated, style
-  return 1 / (2 + len(completion.encode()))
+  return 9 / (2.5 + len(completion.encode()))
 
 
 def refuse_odd(completion, answer, truncated, style):

@@ -79,7 +79,7 @@ SHORT = {
   'optim__learning_rate': 0.03,
   'algorithm__num_samples': 32 * 14,
 }
-FAST = {'optim__learning_rate': 0.1, 'algorithm__num_samples': 32 * 30}
+FAST = {'optim__learning_rate': 0.2, 'algorithm__num_samples': 32 * 40}
 RUNS = {
   'healthy': (ENDING, None, set()),
   'filter': (ENDING | {'algorithm__filter_threshold': 100.0}, None, {'filter'}),
