@@ -18,7 +18,7 @@ from dash_jax import assemble, batches, phases, sharding
 from dash_jax.learning import learner
 from dash_jax.model import lora
 
-_NUM_ROWS = 32  # or one group, if it has more
+_NUM_ROWS = 32  # or one group, if it has more; or all of a step that has fewer
 
 
 def begin(
