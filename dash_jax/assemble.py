@@ -32,7 +32,7 @@ from dash_jax.data import chat, pieces, prompts, questions, tokenizer
 from dash_jax.learning import optim
 from dash_jax.model import gguf, hub, llama
 from dash_jax.rewards import workers
-from dash_jax.runs import checkpoint, watch
+from dash_jax.runs import checkpoint, sizes, watch
 from dash_jax.sampling import decoding, sampler
 
 TOKENIZER_NAME = 'tokenizer.model'
@@ -312,10 +312,7 @@ class Parts:
   @functools.cached_property
   def train_sampler(self) -> sampler.Sampler:
     """What training samples with, compiled; cached."""
-    return make_sampler(
-      self.config,
-      self.model,
-      self.sampling_mesh,
+    return self._make_sampler(
       num_prompts=config_lib.sizes(self.config).num_questions
       // jax.process_count(),
       group_size=self.config.algorithm.group_size,
@@ -325,13 +322,32 @@ class Parts:
   def eval_sampler(self) -> sampler.Sampler:
     """What evaluation samples with, one reply a question, compiled; cached."""
     num = -(-len(self.test_questions) // jax.process_count())
-    return make_sampler(
+    return self._make_sampler(num_prompts=num, group_size=1)
+
+  def _make_sampler(self, *, num_prompts, group_size):
+    known, name = None, f'sampling.batch_size, {num_prompts} x {group_size}'
+    if is_auto := self.config.sampling.batch_size == config_lib.AUTO:
+      known = self.sizes.recall(name)
+    made = make_sampler(
       self.config,
       self.model,
       self.sampling_mesh,
-      num_prompts=num,
-      group_size=1,
+      num_prompts=num_prompts,
+      group_size=group_size,
+      batch_size=known,
     )
+    if is_auto:
+      self.sizes.note(name, made.batch_size)
+    return made
+
+  @functools.cached_property
+  def sizes(self) -> sizes.Sizes:
+    """What 'auto' has found, of this process; cached."""
+    section = self.config.mesh
+    where = f'{sizes.describe_mesh()}, sampling: {section.sampler_devices}'
+    # It may change, and other sizes fit with it.
+    where += f', model.remat: {self.config.model.remat}'
+    return sizes.Sizes(self.own_folder, where)
 
   @property
   def own_folder(self) -> pathlib.Path:
@@ -727,6 +743,7 @@ def make_sampler(
   *,
   num_prompts: int,
   group_size: int,
+  batch_size: int | None = None,
 ) -> sampler.Sampler:
   """Returns a compiled sampler as the config has it.
 
@@ -735,10 +752,11 @@ def make_sampler(
     model: its weights rest on the mesh in use.
     mesh: of the devices that sample.
     num_prompts, group_size: as `Sampler`'s, of this process.
+    batch_size: as `Sampler`'s; None is the config's.
   """
   params = weights.abstract_params(model)
-  at_once = config.sampling.batch_size
-  if at_once != config_lib.AUTO:
+  at_once = batch_size or config.sampling.batch_size
+  if not batch_size and at_once != config_lib.AUTO:
     at_once //= jax.process_count()
   with jax.set_mesh(mesh):
     return sampler.Sampler(
