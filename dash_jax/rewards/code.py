@@ -33,6 +33,7 @@ import selectors
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 from dash_jax.rewards import code_sides
 
@@ -44,9 +45,9 @@ _MAX_PREPARE_S = 60.0
 MAX_CODE_LEN = 100_000  # Characters.
 
 _ROOT = str(pathlib.Path(__file__).parents[2])
-_FENCED = re.compile(
-  r'```[ \t]*(\w*)[^\n`]*\n(.*?)^[ \t]*```', re.DOTALL | re.M
-)
+# They give nothing back, so that they take time in proportion to a text.
+_OPENING = re.compile(r'```[ \t]*+(\w*+)[^\n`]*+\n')
+_CLOSING = re.compile(r'^[ \t]*+```', re.M)
 _LANGUAGES = ('', 'python', 'python3', 'py')
 
 
@@ -65,7 +66,7 @@ def extract(text: str) -> str | None:
     return None
   if '```' not in text:
     return text
-  blocks = [code for name, code in _FENCED.findall(text) if _is_python(name)]
+  blocks = [code for name, code in _find_blocks(text) if _is_python(name)]
   return blocks[-1] if blocks else None
 
 
@@ -155,6 +156,17 @@ def prepare(**unused_kwargs) -> None:
 
 
 score_one.prepare = prepare  # Called once by a worker: see workers.Pool.
+
+
+def _find_blocks(text: str) -> Iterator[tuple[str, str]]:
+  """Yields the language and the inside of each fenced block that is closed."""
+  at = 0
+  while opening := _OPENING.search(text, at):
+    closing = _CLOSING.search(text, opening.end())
+    if closing is None:  # Nor does any other end that opens later.
+      return
+    yield opening[1], text[opening.end() : closing.start()]
+    at = closing.end()
 
 
 def _is_python(language: str) -> bool:

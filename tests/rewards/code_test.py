@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 
 import escapes
 import pytest
@@ -260,6 +261,15 @@ def test_tests_that_cannot_be_run_are_errors_whatever_the_reply(tests, cause):
 def test_extract_takes_the_last_block_of_python(text, expected):
   found = code.extract(text)
   assert found == expected if expected else found in (None, '')
+
+
+@pytest.mark.parametrize(
+  'text', ['a```\n' * 20_000, '```' + 'a' * 99_000, '```' + ' ' * 99_000]
+)
+def test_fences_that_never_close_take_no_time(text):
+  begun_s = time.process_time()
+  assert code.extract(text) is None
+  assert time.process_time() - begun_s < 2.0
 
 
 def test_rows_are_scored_in_workers():
