@@ -3,8 +3,10 @@
 1. `begin` takes some rows that the first weights sampled, and what these give
    their tokens. All processes have the rows of all.
 2. `measure` finds what other weights give the same tokens. The difference of the
-   log-probabilities, averaged over tokens, is an unbiased estimate of KL(first ||
-   other), in nats a token, of the distribution that is sampled from.
+   log-probabilities, averaged over tokens, estimates KL(first || other), in nats a
+   token, of the distribution that is sampled from. It is a little off where the
+   other weights have learned from these rows, and where `refill_rounds` has chosen
+   them.
 
 Nothing of the first weights is kept but these numbers.
 """

@@ -123,13 +123,13 @@ class Health:
     Args:
       row: of evals.jsonl.
     """
-    if row['phase'] != 'rl':
-      return []
-    self.step = row['step']
-    self._evals.append(row)
     best = self._best_eval
     if best is None or row['accuracy'] > best['accuracy']:
       self._best_eval = row
+    if row['phase'] != 'rl':  # what SFT leaves, where RL begins
+      return []
+    self.step = row['step']
+    self._evals.append(row)
     return self._look()
 
   def add_all(self, rows: Iterable[dict], evals: Iterable[dict]) -> list[Alarm]:
@@ -206,7 +206,7 @@ class _Seen:
     first, last: the first and the newest rows of RL.
     is_full: whether there are enough of them.
     evals: the newest two in RL.
-    best_eval: that with the highest accuracy.
+    best_eval: that with the highest accuracy, SFT's included.
     has_stopped: whether a reply has ever ended by itself.
   """
 

@@ -247,6 +247,17 @@ def test_held_out_accuracy_that_falls_while_rewards_rise_is_drift(tmp_path):
   )
 
 
+def test_what_sft_had_reached_may_be_the_best():
+  """RL that loses it from its first step on drifts."""
+  seen = health.Health(make_config())
+  rows = [make_row(step) for step in range(1, 10)]
+  evals = [make_eval(step, 0.4, 0.0) for step in (0, 4, 9)]
+  evals[0] |= {'phase': 'sft', 'accuracy': 0.9}
+  (alarm,) = seen.add_all(rows, evals)
+  assert (alarm.name, alarm.step) == ('drift', 9)
+  assert 'from 90.0% at step 0 to 40.0%' in alarm.text
+
+
 def test_one_bad_evaluation_is_no_drift(tmp_path):
   rows = [make_row(step) for step in range(1, STEPS + 1)]
   assert not examine(tmp_path, make_config(), rows, (0.5, 0.6, 0.9, 0.7))
