@@ -1,7 +1,8 @@
-"""What setup.py asks for is bounded, and .ci/oldest.txt is its lower bounds."""
+"""What setup.py and a build ask for is bounded, and .ci/oldest.txt is its lower bounds."""
 
 import itertools
 import pathlib
+import tomllib
 
 import pytest
 import setuptools
@@ -31,7 +32,9 @@ def read_setup(monkeypatch):
 def test_every_package_has_a_lower_and_an_upper_bound(monkeypatch):
   base, extras = read_setup(monkeypatch)
   named = {found.name for found in base}
-  for found in [*base, *itertools.chain(*extras.values())]:
+  project = tomllib.loads(pathlib.Path('pyproject.toml').read_text())
+  build = map(requirements.Requirement, project['build-system']['requires'])
+  for found in [*base, *itertools.chain(*extras.values()), *build]:
     bounds = {bound.operator for bound in found.specifier}
     # `jax[tpu]` has the bounds of jax.
     is_bounded = bounds in ({'>=', '<'}, {'=='})

@@ -26,11 +26,12 @@ def path(workdir: str | os.PathLike, step: int) -> pathlib.Path:
 
 
 def sync(workdir: str | os.PathLike) -> None:
-  """Returns when the names of what was written are on the disk, as the files
-  are."""
+  """Returns when the names of what was written, and their folder's, are on the
+  disk, as the files are."""
   folder = path(workdir, 0).parent
   if folder.exists():
     jsonl.sync(folder)
+    jsonl.sync(folder.parent)  # this process's own, where there are several
 
 
 def write(

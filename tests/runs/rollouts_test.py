@@ -81,6 +81,16 @@ def test_each_row_comes_back_with_its_question(tmp_path):
   assert rows[3]['advantage'] == 'nan'
 
 
+def test_names_of_files_and_of_their_folder_are_synced(tmp_path, monkeypatch):
+  synced = []
+  monkeypatch.setattr(jsonl, 'sync', synced.append)
+  rollouts.sync(tmp_path / 'host_1')
+  assert synced == []
+  path = _write(tmp_path / 'host_1', 1, _COMPLETIONS)
+  rollouts.sync(tmp_path / 'host_1')
+  assert synced == [path.parent, tmp_path / 'host_1']
+
+
 def test_a_step_done_again_replaces_its_file(tmp_path):
   """After a resume the folder shows what happened, and nothing beside it."""
   _write(tmp_path, 1, list('abcd'))
