@@ -113,6 +113,9 @@ def run(code: str, tests: str, max_s: float | None = None) -> tuple[str, str]:
   Raises:
     OSError: this machine can't lock the code down.
   """
+  job = json.dumps([code, tests]).encode() + b'\n'
+  if len(job) > code_sides.MAX_MESSAGE_BYTES:
+    return 'bad', f'they take more than {code_sides.MAX_MESSAGE_BYTES} bytes'
   max_s = max_s or MAX_S
   deadline_s = time.monotonic() + max_s
   reply = _start('reply')
@@ -125,7 +128,6 @@ def run(code: str, tests: str, max_s: float | None = None) -> tuple[str, str]:
   try:
     reply.stdin.close()
     reply.stdout.close()
-    job = json.dumps([code, tests]).encode() + b'\n'
     said = _exchange(judge, job, deadline_s)
   finally:
     _end(judge)

@@ -237,6 +237,9 @@ def test_what_is_right_passes(name):
     ('def check(g): assert g(1) == f(1)', 'call nothing of the reply'),
     ('assert f(lambda x: x) == 1', 'hand over a function'),
     ('assert f(object()) == 1', 'hand over a object'),
+    pytest.param(
+      'assert f(1) == 1\n#' + 'a' * 2**24, 'more than 16777216', id='long'
+    ),
   ],
 )
 def test_tests_that_cannot_be_run_are_errors_whatever_the_reply(tests, cause):

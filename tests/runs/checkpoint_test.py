@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from dash_jax import batches
+from dash_jax import config as config_lib
 from dash_jax.runs import checkpoint
 
 
@@ -352,6 +353,25 @@ def test_config_of_another_run_is_refused(tmp_path):
     '  model.name: "tiny" there, absent now',
     '  optim.learning_rate: 1e-05 there, 1e-06 now',
   ]
+
+
+def test_what_a_run_computes_from_may_not_change(tmp_path):
+  """Of the sections that say what it computes, only these fields may."""
+  config = config_lib.default().to_dict()
+  checkpoint.save_config(tmp_path, config)
+  kept = {'log', 'eval', 'checkpoint', 'mesh'}
+  for section in config.keys() - kept - {'seed'}:
+    config[section] = dict.fromkeys(config[section], 'another')
+  lines = checkpoint.compare_config(tmp_path, config)
+  refused = {line.split(':')[0].strip() for line in lines}
+  assert {
+    f'{section}.{name}'
+    for section in config.keys() - kept - {'seed'}
+    for name in config[section]
+  } - refused == {
+    'optim.nonfinite', 'optim.minibatch_size', 'sampling.batch_size',
+    'model.remat', 'reward.num_workers', 'reward.timeout_s',
+  }  # fmt: skip
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
