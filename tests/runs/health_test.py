@@ -247,6 +247,15 @@ def test_held_out_accuracy_that_falls_while_rewards_rise_is_drift(tmp_path):
   )
 
 
+def test_held_out_accuracy_that_falls_with_rewards_is_no_drift(tmp_path):
+  """Something else is wrong there, or chance."""
+  rows = [
+    make_row(step, reward_mean=0.9 - 0.01 * step, accuracy=0.9 - 0.01 * step)
+    for step in range(1, STEPS + 1)
+  ]
+  assert examine(tmp_path, make_config(), rows, (0.5, 0.9, 0.8, 0.7)) == []
+
+
 def test_what_sft_had_reached_may_be_the_best():
   """RL that loses it from its first step on drifts."""
   seen = health.Health(make_config())
