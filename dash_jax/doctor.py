@@ -27,7 +27,7 @@ import ml_collections
 
 from dash_jax import commands, updates
 from dash_jax import config as config_lib
-from dash_jax.runs import alarms, checkpoint, health, metrics
+from dash_jax.runs import alarms, checkpoint, health, metrics, sizes
 
 SICK = 1
 
@@ -174,6 +174,11 @@ def _check_files(workdir):
   left = [*workdir.glob('**/*.tmp'), *workdir.glob('checkpoints/*tmp*')]
   notes += [f'{path} was being written, and is not used' for path in left]
   problems = []
+  for path in sorted(workdir.glob(f'**/{sizes.SIZES_NAME}')):
+    try:
+      sizes.Sizes(path.parent, '')
+    except ValueError as error:
+      problems.append(str(error))
   aside = workdir / checkpoint.TORN_NAME
   if aside.exists():
     steps = ', '.join(sorted(path.name for path in aside.iterdir()))

@@ -248,6 +248,15 @@ def end_in_nan(workdir):
   jsonl.write(path, [*rows, last | {'loss': float('nan')}])
 
 
+def spoil_sizes(workdir):
+  (workdir / 'sizes.json').write_text('{')
+
+
+def lose_a_key(workdir):
+  path = workdir / 'evals.jsonl'
+  path.write_text(path.read_text().replace('"accuracy"', '"accvracy"'))
+
+
 @pytest.mark.parametrize(
   ('damage', 'named'),
   [
@@ -255,6 +264,8 @@ def end_in_nan(workdir):
     (skip_a_step, 'has step 5 behind step 3'),
     (break_a_line, 'metrics.jsonl:4 is not JSON'),
     (end_in_nan, 'of step 10, the last, is not finite'),
+    (spoil_sizes, 'sizes.json: not JSON'),
+    (lose_a_key, 'evals.jsonl:1: no accuracy, which'),
   ],
 )
 def test_damage_is_named(mesh, damaged, damage, named):

@@ -124,20 +124,16 @@ def read(workdir: str | os.PathLike) -> Run:
   if not steps:
     raise ValueError(f'{path}: no step yet; wait for the first')
   for number, row in enumerate(steps, start=1):
-    _check_keys(f'{path}:{number}', row, _STEP_KEYS[row['phase']])
+    missing = [key for key in _STEP_KEYS[row['phase']] if key not in row]
+    if missing:
+      raise ValueError(
+        f'{path}:{number}: no {missing[0]}, which dash_jax writes'
+      )
   path = workdir / metrics.EVALS_NAME
   evals = metrics.read(path) if path.exists() else []
-  for number, row in enumerate(evals, start=1):
-    _check_keys(f'{path}:{number}', row, metrics.EVAL_KEYS)
   path = workdir / checkpoint.CONFIG_NAME
   config = fields.read_json(path) if path.exists() else {}
   return Run(workdir, config, steps, evals)
-
-
-def _check_keys(where, row, keys):
-  missing = [key for key in keys if key not in row]
-  if missing:
-    raise ValueError(f'{where}: no {missing[0]}, which dash_jax writes')
 
 
 def group(found: Sequence[Run]) -> list[Line]:

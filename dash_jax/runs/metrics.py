@@ -217,6 +217,9 @@ def _read_rows(path):
       _check_phase(row)
     except ValueError as error:
       raise ValueError(f'{where}: {error}') from error
+    missing = [key for key in EVAL_KEYS if key not in row]
+    if missing and pathlib.Path(path).name == EVALS_NAME:
+      raise ValueError(f'{where}: no {missing[0]}, which dash_jax writes')
     for key, value in row.items():
       is_number = isinstance(value, int | float) or value in _NOT_FINITE
       if key not in _TEXT_KEYS and not is_number:

@@ -58,13 +58,16 @@ def describe_mesh() -> str:
 
 
 def _read(path):
-  found = fields.read_json(path)
+  way_out = "remove the file, and what is 'auto' is found anew"
+  try:
+    found = fields.read_json(path)
+  except ValueError as error:
+    raise ValueError(f'{error}: {way_out}') from error
   for where, sizes in found.items():
     if not isinstance(sizes, dict) or not all(
       type(size) is int and size > 0 for size in sizes.values()
     ):
       raise ValueError(
-        f'{path}: {where!r} is not sizes over 0 by their names: remove the file,'
-        " and what is 'auto' is found anew"
+        f'{path}: {where!r} is not sizes over 0 by their names: {way_out}'
       )
   return found
