@@ -75,7 +75,7 @@ def test_a_run_ends_well_and_leaves_its_files(runs):
   found = {path.name for path in whole.iterdir()}
   assert found >= {
     'config.json', 'metrics.jsonl', 'evals.jsonl', 'rollouts', 'checkpoints',
-    'curves.png', 'tensorboard', 'tokenizer.model',
+    'curves.png', 'tensorboard', 'tokenizer.model', 'sizes.json',
   }  # fmt: skip
   assert (whole / 'curves.png').read_bytes().startswith(b'\x89PNG')
   names = sorted(path.name for path in (whole / 'rollouts').iterdir())
