@@ -114,3 +114,29 @@ def test_the_other_process_says_who_and_where(case, pairs):
     assert re.search(said, output), output
   if what == 'hangs':
     assert 'watched.py", line' in output
+
+
+def test_one_process_alone_is_ended_where_it_hangs():
+  """With the stage, and where each of its threads is."""
+  script = (
+    'import time\n'
+    'from dash_jax.runs import watch\n'
+    'def hang():\n'
+    '  time.sleep(100)\n'
+    'with watch.Watch(silent_s=3.0, stall_s=3.0):\n'
+    "  watch.mark('scoring')\n"
+    '  hang()\n'
+  )
+  ended = subprocess.run(
+    [sys.executable, '-c', script],
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert ended.returncode == watch.LOST, ended.stderr
+  assert ' in hang\n' in ended.stderr
+  assert re.search(
+    r'dash_jax: nothing has gone on for 3 s: process 0 of 1 \(.+\) is at scoring\.',
+    ended.stderr,
+  )
