@@ -12,9 +12,11 @@ import jax
 
 from dash_jax import assemble, commands, train
 from dash_jax.runs import checkpoint, watch
+from dash_jax.sampling import memory
 
 
 def main(config, workdir):
+  memory.share_heap()
   with (
     jax.set_mesh(assemble.connect(config)),
     watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
