@@ -56,9 +56,9 @@ def workdir(tmp_path_factory):
 
 
 def test_a_run_goes_through_a_kill(workdir, capsys):
-  assert soak.main([f'--workdir={workdir}', '--steps=6', '--kills=1']) == 0
+  assert soak.main([f'--workdir={workdir}', '--steps=8', '--kills=1']) == 0
   printed = capsys.readouterr().out
-  assert '6 steps, 1 kills' in printed
+  assert '8 steps, 1 kills' in printed
   assert printed.count('| holds |') == 5
   with pytest.raises(SystemExit):
     soak.main([f'--workdir={workdir}'])
@@ -70,6 +70,6 @@ def test_what_does_not_hold_is_seen(mesh, workdir):
   rows = jsonl.read(path)
   rows[3]['compiles'] = 2
   jsonl.write(path, rows[:2] + rows[3:])
-  found = soak.judge(workdir, 6, make_samples(600, 50_000))
+  found = soak.judge(workdir, 8, make_samples(600, 50_000))
   assert [holds for *_, holds in found] == [False, False, False, True, False]
   assert 'has step 4 behind step 2' in found[0][1]
