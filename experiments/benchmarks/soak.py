@@ -33,18 +33,17 @@ from dash_jax.runs import checkpoint, metrics
 from experiments.benchmarks import soak_run
 
 # Python gives what was needed to compile back some 60 steps later. Until about here
-# the allocator settles, TensorStore keeps more compressors, 1.1 MB each, until there
-# are as many as ever work at once, and Python's table of strings doubles, by 2 MB.
+# the allocator settles, and Python's table of strings doubles once, by 2 MB.
 _WARM_UP_STEPS = 800
-# Neighbouring steps are alike, as what is free in between comes and goes by some MiB:
-# their median is one measurement. A save opens files for a step or two.
+# Neighbouring steps are alike: their median is one measurement. Saves take and give
+# back blocks of 1 to 3 MB, and open files for a step or two.
 _BLOCK_STEPS = 50
 _POLL_S = 0.02
 _KIB = 1024
-# A hundred thousand steps, with five thousand saves, may take 400 MB and a thousand
+# A hundred thousand steps, with five thousand saves, may take 200 MB and a thousand
 # files more. Some 14 KiB a save stay in TensorStore (0.1.86), which frees no value of
 # the JSON that Orbax takes from it: 0.7 KiB a step.
-_MAX_BYTES, _MAX_FILES = 4 * _KIB, 0.01
+_MAX_BYTES, _MAX_FILES = 2 * _KIB, 0.01
 # From so many steps on, growth must be known so well that the limit means something.
 _TELLING_STEPS = soak_run.STEPS
 _STALLED_S = 600.0
