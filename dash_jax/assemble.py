@@ -183,6 +183,7 @@ class Parts:
     policy_step: int = 0,
     num_scored: int | None = None,
     check: Callable[[], None] | None = None,
+    on_scored: scoring.OnScored | None = None,
   ) -> Callable[[], Sampled]:
     """Samples replies to this process's questions, on the mesh in use, and scores
     those that have finished while the others go on.
@@ -197,6 +198,7 @@ class Parts:
       num_scored: score only the replies to so many of the questions.
       check: is called whenever tokens were drawn, and while scores are awaited;
         it may raise.
+      on_scored: is called with rows that have their scores.
 
     Returns:
       What waits for the last scores, and returns all.
@@ -205,7 +207,11 @@ class Parts:
     prompts = self.encoding.encode(asked)
     answers = [q.answer for q in asked]
     scored = scoring.Scoring(
-      self.pool, self.encoding.decode, answers, sampled_by.group_size
+      self.pool,
+      self.encoding.decode,
+      answers,
+      sampled_by.group_size,
+      on_scored,
     )
     with contextlib.ExitStack() as on_error:
       on_error.enter_context(scored)

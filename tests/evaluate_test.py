@@ -9,30 +9,8 @@ import pytest
 import tiny_run
 
 from dash_jax import assemble, evaluate, sharding, weights
+from dash_jax.evaluating import estimates
 from dash_jax.rewards import workers
-
-
-@pytest.mark.parametrize(
-  ('right', 'total'), [(0, 10), (1, 7), (5, 10), (99, 100), (30, 30)]
-)
-def test_the_interval_solves_wilsons_equation(right, total):
-  """Its ends are the shares p that lie 1.96 standard errors of p itself from
-  what was seen: (right / total - p)**2 = z**2 * p * (1 - p) / total."""
-  low, high = evaluate.wilson_interval(right, total)
-  share = right / total
-  for p in (low, high):
-    gap = (share - p) ** 2 - 1.959964**2 * p * (1 - p) / total
-    assert gap == pytest.approx(0, abs=1e-12)
-  assert 0 <= low <= share <= high <= 1
-  assert low < high
-
-
-def test_the_interval_of_a_published_table():
-  """8 of 10, as Wilson's method is tabulated: 0.4902 to 0.9433."""
-  assert evaluate.wilson_interval(8, 10) == pytest.approx(
-    (0.4902, 0.9433), abs=1e-4
-  )
-
 
 ONE, FOUR = (1, 1, 1), (1, 4, 1)
 
@@ -74,7 +52,7 @@ def test_any_batch_size_and_mesh_give_the_same_accuracy(build):
   assert (
     results[0]['accuracy_low'],
     results[0]['accuracy_high'],
-  ) == evaluate.wilson_interval(round(right), 6)
+  ) == estimates.wilson_interval(round(right), 6)
 
 
 @pytest.mark.parametrize('shape', [ONE, FOUR])
