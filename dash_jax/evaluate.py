@@ -33,6 +33,7 @@ from absl import flags
 
 from dash_jax import assemble, checks, commands, sharding, weights
 from dash_jax.evaluating import estimates, replies
+from dash_jax.model import llama
 from dash_jax.rewards import workers
 from dash_jax.runs import checkpoint, jsonl, watch
 
@@ -94,7 +95,7 @@ def _begin(parts, prepared, check):
     parts.eval_sampler,
     prepared,
     sharding.host_share(full),
-    replies.make_key(parts),
+    replies.make_key(parts.config.seed),
     replies.make_decoding(parts),
     num_scored=counted.sum(),
     check=check,
@@ -125,12 +126,12 @@ def main(config, workdir):
     parts = assemble.build(config, workdir)
     with parts.pool:
       watch.mark('reading the weights')
-      params, step = _load(config, parts.model, workdir, given.step)
+      params, step = load_params(config, parts.model, workdir, given.step)
       watch.mark('evaluating')
       judge(
         parts,
         params,
-        step or 0,
+        step,
         num_samples=given.num_samples,
         out=given.out,
         against=given.against,
@@ -157,13 +158,30 @@ def _check(config, num_samples, out, against):
     checks.check_file('--against', against)
 
 
-def _load(config, model, workdir, step):
-  """Returns weights and their step: None takes the newest checkpoint's, and 0, as
-  where there is none, those that the run starts from."""
-  if step != 0 or 0 in checkpoint.list_committed(workdir):
+def load_params(
+  config: ml_collections.ConfigDict,
+  model: llama.Llama,
+  workdir: str,
+  step: int | None,
+) -> tuple[dict, int]:
+  """Returns the whole model's weights at a checkpoint, and its step.
+
+  Args:
+    config: of the run.
+    model: of the run.
+    workdir: of the run; nothing in it changes.
+    step: None takes the newest checkpoint. 0, as None where there is none, takes
+      the weights that the run starts from.
+
+  Raises:
+    ValueError: there is no such checkpoint, or it is torn.
+  """
+  if step != 0:
     restored = weights.restore_params(config, model, workdir, step)
-    if restored or step is not None:
+    if restored:
       return restored
+    if step:
+      raise ValueError(f'--step={step}: {workdir} has no checkpoint')
   return weights.load_params(config, model), 0
 
 
@@ -290,11 +308,18 @@ def _format_comparison(found: estimates.Comparison, against: str) -> str:
   )
 
 
-def _define_flags():
+def define_step() -> None:
+  """Defines --step, as `load_params` takes it."""
   flags.DEFINE_integer(
-    'step', None, 'Of a checkpoint, not the newest; 0 is where the run starts.',
+    'step',
+    None,
+    'Of a checkpoint that is not the newest; 0 is where the run starts.',
     lower_bound=0,
-  )  # fmt: skip
+  )
+
+
+def _define_flags():
+  define_step()
   flags.DEFINE_integer(
     'num_samples', 1, 'Replies to each question.', lower_bound=1
   )

@@ -51,9 +51,9 @@ def make_decoding(parts: assemble.Parts) -> decoding.Decoding:
   )
 
 
-def make_key(parts: assemble.Parts) -> jax.Array:
+def make_key(seed: int) -> jax.Array:
   """Returns the noise of evaluation."""
-  return jax.random.fold_in(jax.random.key(parts.config.seed), NOISE)
+  return jax.random.fold_in(jax.random.key(seed), NOISE)
 
 
 def list_requests(parts: assemble.Parts) -> list[completions.Request]:
@@ -210,7 +210,7 @@ def sample(
         sampled_by,
         prepared,
         [parts.test_questions[i] for i in full],
-        make_key(parts),
+        make_key(parts.config.seed),
         make_decoding(parts),
         num_scored=len(asked),
         on_scored=functools.partial(write_scored, asked),
