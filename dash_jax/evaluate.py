@@ -115,7 +115,7 @@ def _begin(parts, prepared, check):
 
 def main(config, workdir):
   given = flags.FLAGS
-  _check(config, given.num_samples, given.out, given.against)
+  check_flags(config, given.num_samples, given.out, given.against)
   differing = checkpoint.compare_config(workdir, config.to_dict())
   if differing:
     print('Judged with other fields than the run has:', *differing, sep='\n')
@@ -138,8 +138,14 @@ def main(config, workdir):
       )
 
 
-def _check(config, num_samples, out, against):
-  """Refuses flags that do not go together."""
+def check_flags(
+  config: ml_collections.ConfigDict, num_samples: int, out: str, against: str
+) -> None:
+  """Refuses flags of the command that do not go together.
+
+  Raises:
+    ValueError, FileNotFoundError: names the flag and what would be valid.
+  """
   if num_samples > 1 and not config.eval.temperature:
     raise ValueError(
       f'--num_samples={num_samples} with eval.temperature=0.0: the replies to a'
@@ -245,7 +251,8 @@ def judge(
   print(_format(table, step, time.perf_counter() - start))
   if other:
     compared = estimates.compare(table, tabulate(*other))
-    print(_format_comparison(compared, against))
+    has_votes = max(num_samples, other[1]) > 1
+    print(_format_comparison(compared, against, has_votes))
 
 
 def _compare_answers(section: ml_collections.ConfigDict, pairs) -> list[bool]:
@@ -293,7 +300,9 @@ def _format(table: estimates.Table, step: int, eval_s: float) -> str:
   return '\n'.join(lines)
 
 
-def _format_comparison(found: estimates.Comparison, against: str) -> str:
+def _format_comparison(
+  found: estimates.Comparison, against: str, has_votes: bool
+) -> str:
   """Returns what is printed of a comparison."""
   by, difference = 100, found.difference
   text = (
@@ -302,9 +311,10 @@ def _format_comparison(found: estimates.Comparison, against: str) -> str:
   )
   if found.p_value is None:
     return f'{text}; no reply states an answer that a majority could have'
+  by_vote = ' by the majority of their replies' if has_votes else ''
   return (
-    f'{text}; {found.gained} questions gained and {found.lost} lost by the'
-    f" majority of their replies, McNemar's exact p = {found.p_value:.2g}"
+    f'{text}; {found.gained} questions gained and {found.lost} lost{by_vote},'
+    f" McNemar's exact p = {found.p_value:.2g}"
   )
 
 
