@@ -470,7 +470,34 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     for split, asked in (('train', train), ('test', test))
   )
   checks.check_num_questions(config, len(train))
-  model = _make_model(config, tok)
+  return _join(config, folder, encoding, _make_model(config, tok), train, test)
+
+
+def build_to_judge(
+  config: ml_collections.ConfigDict, workdir: str, path: str
+) -> Parts:
+  """Returns the parts of a run with other test questions, those of a JSONL file,
+  and no training questions; makes nothing.
+
+  Args:
+    config: checked.
+    workdir: of the run.
+    path: the file, with the fields `data.prompt_field` and `data.answer_field`.
+
+  Raises:
+    ValueError, FileNotFoundError: names the field or the file, and what would be
+      valid.
+  """
+  encoding, model = build_encoding(config, workdir)
+  test = questions.load_jsonl(
+    path, config.data.prompt_field, config.data.answer_field
+  )
+  test = _fit(config, encoding, 'test', test)
+  return _join(config, pathlib.Path(workdir), encoding, model, [], test)
+
+
+def _join(config, folder, encoding, model, train, test):
+  tok = encoding.tokenizer
   return Parts(
     config=config,
     workdir=folder,

@@ -1,11 +1,13 @@
 """What a checkpoint's replies to held-out questions are worth, with intervals.
 
     python -m dash_jax.evaluate --config=experiments/X.py --workdir=DIR \\
-        [--step=N] [--num_samples=1] [--out=FILE.jsonl] [--against=FILE.jsonl]
+        [--questions=FILE.jsonl] [--step=N] [--num_samples=1] \\
+        [--out=FILE.jsonl] [--against=FILE.jsonl]
 
 The life of an evaluation:
-  1. Questions are asked, `--num_samples` times each, greedily unless
-     `eval.temperature` is above 0; those that do not fit the device wait.
+  1. The held-out questions, or those of a file, are asked `--num_samples` times
+     each, greedily unless `eval.temperature` is above 0; those that do not fit the
+     device wait.
   2. Answers are scored as in training; a reward of exactly 1 is right. Replies
      whose scoring timed out or failed are counted apart.
   3. Printed are the share of right replies (pass@1), pass@k, maj@k (the majority
@@ -115,6 +117,8 @@ def _begin(parts, prepared, check):
 
 def main(config, workdir):
   given = flags.FLAGS
+  if given.questions:
+    checks.check_file('--questions', given.questions)
   check_flags(config, given.num_samples, given.out, given.against)
   differing = checkpoint.compare_config(workdir, config.to_dict())
   if differing:
@@ -123,7 +127,10 @@ def main(config, workdir):
     jax.set_mesh(assemble.connect(config)),
     watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
   ):
-    parts = assemble.build(config, workdir)
+    if given.questions:
+      parts = assemble.build_to_judge(config, workdir, given.questions)
+    else:
+      parts = assemble.build(config, workdir)
     with parts.pool:
       watch.mark('reading the weights')
       params, step = load_params(config, parts.model, workdir, given.step)
@@ -332,6 +339,9 @@ def _define_flags():
   define_step()
   flags.DEFINE_integer(
     'num_samples', 1, 'Replies to each question.', lower_bound=1
+  )
+  flags.DEFINE_string(
+    'questions', '', 'JSONL file to ask in place of the held-out questions.'
   )
   flags.DEFINE_string('out', '', 'JSONL file to write, or to go on with.')
   flags.DEFINE_string('against', '', 'JSONL file of another evaluation.')
