@@ -283,3 +283,47 @@ def test_flags_that_cannot_be_are_refused(
   config.eval.temperature = temperature or 0.0
   with pytest.raises((ValueError, OSError), match=re.escape(named)):
     evaluate.check_flags(config, *flags)
+
+
+def test_questions_of_a_file_take_the_place_of_the_held_out_ones(
+  build, monkeypatch, tmp_path, capsys
+):
+  path = tmp_path / 'asked.jsonl'
+  rows = [{'problem': f'1 + {i} =', 'answer': 1 + i} for i in range(3)]
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  with build(ONE) as (parts, params):
+    # The tokenizer that `build` has trained is a run's.
+    monkeypatch.setattr(assemble.checkpoint, 'has_begun', lambda folder: True)
+    parts.config.data.prompt_field = 'problem'
+    other = assemble.build_to_judge(parts.config, str(tmp_path), str(path))
+    with other.pool:
+      evaluate.judge(other, params, 5)
+  asked = other.test_questions
+  assert [(q.prompt, q.answer) for q in asked] == [
+    ('1 + 0 =', '1'), ('1 + 1 =', '2'), ('1 + 2 =', '3'),
+  ]  # fmt: skip
+  assert capsys.readouterr().out.startswith('step 5: accuracy ')
+
+
+@pytest.mark.parametrize(
+  ('asked', 'there', 'loaded'),
+  [(None, 7, 7), (None, None, 0), (3, 7, 3), (0, 7, 0), (0, None, 0)],
+)
+def test_which_weights_are_judged(monkeypatch, asked, there, loaded):
+  """The newest checkpoint's, that of a step, or those of the start."""
+
+  def restore(config, model, workdir, step):
+    if there is None:
+      return None
+    return 'trained', there if step is None else step
+
+  monkeypatch.setattr(weights, 'restore_params', restore)
+  monkeypatch.setattr(weights, 'load_params', lambda config, model: 'start')
+  found = evaluate.load_params(None, None, 'run', asked)
+  assert found == ('trained' if loaded else 'start', loaded)
+
+
+def test_a_step_of_a_run_without_checkpoints_is_refused(monkeypatch):
+  monkeypatch.setattr(weights, 'restore_params', lambda *unused: None)
+  with pytest.raises(ValueError, match='--step=3: run has no checkpoint'):
+    evaluate.load_params(None, None, 'run', 3)
