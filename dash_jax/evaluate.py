@@ -90,13 +90,14 @@ def _begin(parts, prepared, check):
   # Filled up so that every shard has as many; what is added is not counted.
   shards = sharding.num_batch_shards(jax.sharding.get_mesh())
   shards *= jax.process_count()
-  full = asked + asked[:1] * (-len(asked) % shards)
+  places = np.arange(len(asked) + -len(asked) % shards)
   # What is added stands last in every process's share.
-  counted = np.array(sharding.host_share(range(len(full)))) < len(asked)
+  own = sharding.host_share(places)
+  counted = own < len(asked)
   finish = parts.sample_and_score(
     parts.eval_sampler,
     prepared,
-    sharding.host_share(full),
+    list(asked[np.where(counted, own, 0)]),
     replies.make_key(parts.config.seed),
     replies.make_decoding(parts),
     num_scored=counted.sum(),
@@ -221,11 +222,10 @@ def judge(
   Raises:
     ValueError: a file holds other replies than these.
   """
-  start, asked = time.perf_counter(), parts.test_questions
+  start, num = time.perf_counter(), len(parts.test_questions)
   drawn = replies.describe(parts, step)
-  requests = replies.list_requests(parts)
-  wanted = range(jax.process_index(), len(requests), jax.process_count())
-  lines = replies.read_done(out, parts, requests, drawn) if out else {}
+  wanted = range(jax.process_index(), num, jax.process_count())
+  lines = replies.read_done(out, parts, drawn) if out else {}
   other = replies.read_other(against, parts) if against else None
   with contextlib.ExitStack() as closing:
     file = None
@@ -252,7 +252,7 @@ def judge(
       parts.config.reward.style,
       functools.partial(_compare_answers, parts.config.reward),
     )
-    return replies.join(columns, wanted, len(asked), num_samples)
+    return replies.join(columns, wanted, num, num_samples)
 
   table = tabulate(lines, num_samples)
   print(_format(table, step, time.perf_counter() - start))

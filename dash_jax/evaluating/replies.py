@@ -1,7 +1,7 @@
 """Scored replies to the held-out questions, a line each, and what they add up to.
 
-  1. `list_requests` and `describe` say what is asked, and how replies are drawn:
-     `eval.temperature` and `eval.top_p`, with noise that no training step has.
+  1. `describe` says how replies are drawn: by `eval.temperature` and `eval.top_p`,
+     with noise that no training step has. `read_done` finds those that are there.
   2. `sample` asks for the replies that are missing, some questions at a time, and
      hands out each as soon as it is scored.
   3. A line has what a completion of dash_jax.generate has (runs/completions.py),
@@ -56,15 +56,6 @@ def make_key(seed: int) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), NOISE)
 
 
-def list_requests(parts: assemble.Parts) -> list[completions.Request]:
-  """Returns what the test questions ask for."""
-  most = parts.encoding.max_completion_len
-  return [
-    completions.Request(i, question.prompt, most)
-    for i, question in enumerate(parts.test_questions)
-  ]
-
-
 def describe(parts: assemble.Parts, step: int) -> dict:
   """Returns how replies are drawn and scored, as every line has it."""
   config = parts.config
@@ -79,17 +70,25 @@ def describe(parts: assemble.Parts, step: int) -> dict:
   }
 
 
-def read_done(
-  out: str, parts: assemble.Parts, requests: list, drawn: dict
-) -> Lines:
+def read_done(out: str, parts: assemble.Parts, drawn: dict) -> Lines:
   """Returns the lines of an evaluation that was begun; see `completions.read_done`.
+
+  Args:
+    out: the file; it may not be there.
+    parts: of the run.
+    drawn: of `describe`.
 
   Raises:
     ValueError: the file holds other replies, or the right answers are others.
   """
+  asked, most = list(parts.test_questions), parts.encoding.max_completion_len
+  requests = [
+    completions.Request(i, question.prompt, most)
+    for i, question in enumerate(asked)
+  ]
   lines = completions.read_done(out, requests, drawn)
   for (index, _), line in lines.items():
-    _check_answer(f'--out={out}', line, parts.test_questions[index])
+    _check_answer(f'--out={out}', line, asked[index])
   return lines
 
 
@@ -131,7 +130,8 @@ def _check_answer(where, line, question):
   if line.get('answer') != question.answer:
     raise ValueError(
       f'{where} has the answer {line.get("answer")!r} to question {line["index"]},'
-      f' which is {question.answer!r} now: name a new file'
+      f' which is {question.answer!r} now: the questions are no longer those that'
+      ' it was begun with'
     )
 
 
@@ -177,11 +177,11 @@ def sample(
   )
   prepared = sampled_by.prepare(params)
 
-  def write_scored(asked, rows, made, texts, scores):
+  def write_scored(asked, questions, rows, made, texts, scores):
     for n, (q, g) in enumerate(zip(*np.divmod(rows, G), strict=True)):
       if (asked[q], g) in done:
         continue
-      question, truncated = parts.test_questions[asked[q]], made.truncated[q, g]
+      question, truncated = questions[q], made.truncated[q, g]
       write(
         {
           'index': asked[q],
@@ -206,14 +206,15 @@ def sample(
       asked = left[first : first + most]
       # Filled up so that every shard has as many; what is added is not scored.
       full = asked + asked[:1] * (-len(asked) % shards)
+      questions = [parts.test_questions[i] for i in full]
       parts.sample_and_score(
         sampled_by,
         prepared,
-        [parts.test_questions[i] for i in full],
+        questions,
         make_key(parts.config.seed),
         make_decoding(parts),
         num_scored=len(asked),
-        on_scored=functools.partial(write_scored, asked),
+        on_scored=functools.partial(write_scored, asked, questions),
       )()
 
   parts.on_sampler(lambda: ask_all)()
