@@ -90,9 +90,10 @@ def _join(names, equal):
   """Returns the names, those of equal answers by the first of them."""
   chosen = {}
   for name in dict.fromkeys(names):
-    same = (one for one in chosen.values() if equal.get((str(one), str(name))))
-    chosen[name] = name if name is None else next(same, name)
-  return [chosen[name] for name in names]
+    if name is not None:
+      same = (x for x in chosen.values() if equal.get((str(x), str(name))))
+      chosen[name] = next(same, name)
+  return [chosen.get(name) for name in names]
 
 
 def _find_winner(names):
