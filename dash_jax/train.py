@@ -20,8 +20,10 @@ from dash_jax import (
   assemble,
   batches,
   commands,
+  drift,
   feed,
   phases,
+  profile,
   report,
   sharding,
   steps,
@@ -38,17 +40,19 @@ from dash_jax.runs import (
   metrics,
   progress,
   rollouts,
+  wandb_board,
   watch,
 )
 from dash_jax.sampling import memory
 
 
-def train(config, workdir: str) -> bool:
+def train(config, workdir: str, profiled: str = '') -> bool:
   """Runs or resumes a run.
 
   Args:
     config: a checked config; the mesh in use is `assemble.connect`'s.
     workdir: the run's folder.
+    profiled: 'FIRST:LAST', the steps that profile.py is to trace, or ''.
 
   Returns:
     True when the run is complete, False when a signal asked it to stop; the
@@ -61,8 +65,11 @@ def train(config, workdir: str) -> bool:
   """
   is_writer = jax.process_index() == 0
   checkpoint.check_config(workdir, config.to_dict())
+  if config.log.wandb:
+    wandb_board.require()
   parts = assemble.build(config, workdir)
   plan = phases.phases(config, parts.stop_ids)
+  window = profile.Window(profiled, parts.own_folder, plan[-1].last_step)
   with (
     parts.pool,
     # In a folder that several machines share, this is up to its file system.
@@ -74,6 +81,7 @@ def train(config, workdir: str) -> bool:
     watch.report_failure(),
   ):
     closing.callback(parts.end_sampling)
+    closing.callback(window.close)
     watch.mark('making or reading the weights')
     state, kept = _start(parts, plan, saved)
     watch.mark('compiling what samples')
@@ -81,13 +89,16 @@ def train(config, workdir: str) -> bool:
     log = alarmed = None
     if is_writer:
       checkpoint.save_config(workdir, config.to_dict())
+      board = None
+      if project := config.log.wandb:
+        board = wandb_board.Board(project, workdir, config.to_dict())
       log = closing.enter_context(
-        metrics.MetricsWriter(workdir, int(state.step))
+        metrics.MetricsWriter(workdir, int(state.step), board)
       )
       alarmed = alarms.Alarms(workdir, config, bars)
     stop.begin()
     with _at_work(workdir):
-      run = _Run(parts, plan, stop, saved, bars, log, alarmed)
+      run = _Run(parts, plan, stop, saved, bars, window, log, alarmed)
       finished = run.go_on(state, kept)
       watch.mark('waiting for the last checkpoint')
       saved.wait()
@@ -132,13 +143,14 @@ def _is_full(error):
 class _Run:
   """A run at work."""
 
-  def __init__(self, parts, plan, stop, saved, bars, log, alarmed):
+  def __init__(self, parts, plan, stop, saved, bars, window, log, alarmed):
     """
     Args:
       parts, plan: of the run.
       stop: what may ask for an end.
       saved: its checkpoints.
       bars: its progress.
+      window: the steps to trace.
       log, alarmed: what process 0 writes to and looks at, None in the others.
     """
     self._parts = parts
@@ -146,6 +158,7 @@ class _Run:
     self._stop = stop
     self._saved = saved
     self._bars = bars
+    self._window = window
     self._log = log
     self._alarmed = alarmed
 
@@ -158,7 +171,7 @@ class _Run:
 
     Args:
       state: as it is.
-      kept: rows that are ahead of it.
+      kept: rows that were saved with it.
     """
     self._state, self._fed, self._kept = state, None, kept
     try:
@@ -177,6 +190,7 @@ class _Run:
     bar = self._bars.phase(phase.title, phase.num_steps, done)
     watch.mark('compiling what learns')
     room = updates.make_ready(self._parts, phase, self._state)
+    self._parts.sizes.write()
     self._fed = feed.Feed(self._parts, phase, first, self._stop, self._kept)
     self._kept, late = {}, compiles.Late()
     if phase.name == 'rl' and not done:
@@ -187,6 +201,7 @@ class _Run:
     for step in range(first, phase.last_step):
       self._stop.check_all()
       taken = step + 1 - phase.first_step
+      self._window.begin(step + 1)
       with late:
         self._state, values = steps.take_step(
           self._parts, phase, room, self._fed, self._state, step,
@@ -194,6 +209,8 @@ class _Run:
         )  # fmt: skip
       self._write(phase, step + 1, values | {'compiles': late.num})
       bar.update(taken, **_show(values))
+      if table := self._window.end(step + 1, values):
+        self._bars.show(table)
       is_last = step + 1 == phase.last_step
       if is_last and phase is not self._plan[-1]:
         self._state = _enter_rl(self._plan[-1], self._state)
@@ -234,6 +251,9 @@ class _Run:
     step = self._step
     watch.mark(f'saving step {step}')
     if self._saved.latest_step() != step:
+      if self._log:
+        self._log.sync()
+      rollouts.sync(self._parts.own_folder)
       rows = self._fed.keep() if self._fed else {}
       self._saved.save(step, self._state, rows, self._list_worth())
 
@@ -265,6 +285,11 @@ class _Run:
     watch.mark(f'evaluating step {step}')
     params = lora.join(self._state.params, self._state.frozen)
     result = evaluate_lib.evaluate(self._parts, params, self._stop)
+    first = self._fed.first if self._fed else feed.find_first(self._kept)
+    if first is not None:
+      result['drift_kl'] = drift.measure(
+        self._parts, self._plan[-1], self._state, first
+      )
     if log:
       log.write_eval({'step': step, 'phase': phase_name} | result)
       # No step may follow that would look.
@@ -280,7 +305,8 @@ def _compile(parts, plan):
 
 
 def _start(parts, plan, saved):
-  """Returns the newest state, or a new one, and the rows that are ahead of it."""
+  """Returns the newest state, or a new one, and the rows that were saved with
+  it."""
   first, last = plan[0], plan[-1]
   adapters = parts.model.config.lora
 

@@ -12,18 +12,21 @@ import os
 import numpy as np
 
 from dash_jax import batches
-from dash_jax.data import addition, jsonl, word_problems
+from dash_jax.data import addition, jsonl, procedural, word_problems
 
-SOURCES = ('word_problems', 'addition', 'gsm8k', 'jsonl')
+SOURCES = ('word_problems', 'addition', 'gsm8k', 'jsonl', 'reasoning_gym')
 
 
 def _read_text(row, field, where, kinds):
   value = row[field]
+  if isinstance(value, list) and all(isinstance(line, str) for line in value):
+    value = '\n'.join(value)
   # bool is an int to Python; an answer true or false is a mistake here.
   if not isinstance(value, kinds) or isinstance(value, bool):
-    wanted = ' or '.join(kind.__name__ for kind in kinds)
+    wanted = ', '.join(kind.__name__ for kind in kinds)
     raise ValueError(
-      f'{where}: field {field!r} is {value!r}, but it must be {wanted}'
+      f'{where}: field {field!r} is {value!r}, but it must be {wanted} or a '
+      'list of str'
     )
   text = str(value)
   if not text.strip():
@@ -40,10 +43,13 @@ def load_jsonl(
   """Returns the questions of a JSONL file, in order.
 
   Args:
-    path: the file, one JSON object a line, in UTF-8.
-    prompt_field: the field that holds the question.
+    path: the file, one JSON object a line, in UTF-8. A field may be a list of
+      lines.
+    prompt_field: the field that holds the question; or several, as
+      'text,test_list', which follow each other with a blank line between.
     answer_field: the field that holds the final answer, as text or a number.
-      Where '####' stands in it, the answer is what follows the last one.
+      Where '####' stands in text, the answer is what follows the last one; a
+      list of lines, as of tests for code, is the answer as it stands.
     solution_field: the field that holds the worked solution; '' for none.
 
   Returns:
@@ -55,7 +61,8 @@ def load_jsonl(
     FileNotFoundError: there is no such file.
     ValueError: the file has no rows.
   """
-  fields = (prompt_field, answer_field)
+  prompt_fields = prompt_field.split(',')
+  fields = (*prompt_fields, answer_field)
   if solution_field:
     fields += (solution_field,)
   rows = jsonl.Rows(path, fields)
@@ -63,14 +70,17 @@ def load_jsonl(
   def read(uid):
     where, row = f'{path}:{uid + 1}', rows.read(uid + 1)
     answer = _read_text(row, answer_field, where, (str, int, float))
-    answer = answer.rpartition('####')[2].strip()
+    if not isinstance(row[answer_field], list):
+      answer = answer.rpartition('####')[2].strip()
     if not answer:
       raise ValueError(f'{where}: nothing after #### in field {answer_field!r}')
     solution = ''
     if solution_field:
       solution = _read_text(row, solution_field, where, (str,))
     return batches.Question(
-      prompt=_read_text(row, prompt_field, where, (str,)),
+      prompt='\n\n'.join(
+        _read_text(row, field, where, (str,)) for field in prompt_fields
+      ),
       answer=answer,
       uid=uid,
       solution=solution,
@@ -97,10 +107,11 @@ def load(
     source: one of `SOURCES`.
     split: 'train' or 'test'; for 'jsonl' whatever takes the place of '{split}'.
     num: how many; None for all. Of a file, these are its first ones.
-      'word_problems' must be told.
-    seed: for 'word_problems' and 'addition', which questions in which order.
+      'word_problems' and 'reasoning_gym' must be told.
+    seed: which questions in which order, for sources that make their own.
     path: for 'jsonl' the file, in which '{split}' is replaced by the split; for
-      'gsm8k' the folder with train.jsonl and test.jsonl, '' to download them.
+      'gsm8k' the folder with train.jsonl and test.jsonl, '' to download them;
+      for 'reasoning_gym' the task, see procedural.parse.
     data_dir: for 'gsm8k', where the prepared data is kept; '' for
       ~/tensorflow_datasets.
     prompt_field, answer_field, solution_field: for 'jsonl', see `load_jsonl`.
@@ -125,6 +136,12 @@ def load(
     if num is None:
       num = len(addition.pairs(split))
     return batches.hold(addition.generate(num, split, seed))
+  if source == 'reasoning_gym':
+    if num is None:
+      raise batches.WrongNumber(
+        'reasoning_gym: num must be given, because there is no end of them'
+      )
+    return batches.hold(procedural.generate(num, split, seed, path))
   if source == 'gsm8k':
     # tensorflow_datasets takes most of a second to import, and the sources that
     # the project makes itself do without it.

@@ -32,7 +32,7 @@ from dash_jax.data import gsm8k, questions, tokenizer
 from dash_jax.model import gguf, hf, hub, meta, pth
 from dash_jax.planning import devices
 from dash_jax.rewards import selftest
-from dash_jax.runs import checkpoint, metrics
+from dash_jax.runs import checkpoint, completions, metrics
 
 ROW = b'{"question": "a", "answer": "b"}\n'
 ARCHITECTURE = {
@@ -79,9 +79,9 @@ def complete(content):
 
 
 def go_on(content):
-  request = generate.Request(0, 'a', 8)
+  request = completions.Request(0, 'a', 8)
   drawn = {'seed': 0}
-  return generate.read_done(write('out.jsonl', content), [request], drawn)
+  return completions.read_done(write('out.jsonl', content), [request], drawn)
 
 
 def read_solutions(content, style='gsm8k'):
@@ -187,19 +187,26 @@ BAD = [
   ),
   (
     lambda: ask(b'{"question": 1, "answer": "b"}'),
-    "q.jsonl:1: field 'question' is 1, but it must be str",
+    "q.jsonl:1: field 'question' is 1, but it must be str or a list of str",
   ),
   (
     lambda: ask(b'{"question": "a", "answer": true}'),
-    "q.jsonl:1: field 'answer' is True, but it must be str or int or float",
+    "q.jsonl:1: field 'answer' is True, but it must be str, int, float or a "
+    'list of str',
   ),
   (
     lambda: ask(b'{"question": "a", "answer": null}'),
-    "q.jsonl:1: field 'answer' is None, but it must be str or int or float",
+    "q.jsonl:1: field 'answer' is None, but it must be str, int, float or a "
+    'list of str',
   ),
   (
-    lambda: ask(b'{"question": "a", "answer": ["b"]}'),
-    "q.jsonl:1: field 'answer' is ['b'], but it must be str or int or float",
+    lambda: ask(b'{"question": "a", "answer": ["b", 1]}'),
+    "q.jsonl:1: field 'answer' is ['b', 1], but it must be str, int, float or a "
+    'list of str',
+  ),
+  (
+    lambda: ask(b'{"question": "a", "answer": []}'),
+    "q.jsonl:1: field 'answer' is empty",
   ),
   (
     lambda: ask(b'{"question": " ", "answer": "b"}'),
@@ -278,7 +285,7 @@ BAD = [
     lambda: ask(
       b'{"question": "a", "answer": "b", "s": 3}', solution_field='s'
     ),
-    "q.jsonl:1: field 's' is 3, but it must be str",
+    "q.jsonl:1: field 's' is 3, but it must be str or a list of str",
   ),
   (
     lambda: questions.load('jsonl', 'train', path=''),

@@ -99,14 +99,41 @@ def test_jsonl_fields_become_question_answer_and_solution(tmp_path):
   assert [q.solution for q in without] == ['', '', '']
 
 
+def test_jsonl_of_tests_for_code_keeps_every_line(tmp_path):
+  """As MBPP has them, whose tests may hold the mark of a final answer."""
+  row = {
+    'text': 'Write a function to hide a word.',
+    'code': 'def hide(s):\r\n  return "#" * len(s)',
+    'task_id': 7,
+    'test_setup_code': '',
+    'test_list': ['assert hide("aaaa") == "####"', 'assert hide("") == ""'],
+    'challenge_test_list': [],
+  }
+  path = _write(tmp_path / 'mbpp.jsonl', [row])
+  tests = 'assert hide("aaaa") == "####"\nassert hide("") == ""'
+  (found,) = questions.load_jsonl(path, 'text,test_list', 'test_list', 'code')
+  assert found == batches.Question(
+    prompt=f'{row["text"]}\n\n{tests}',
+    answer=tests,
+    uid=0,
+    solution=row['code'],
+  )
+
+
 @pytest.mark.parametrize(
   ('row', 'message'),
   [
     ({'question': 'q'}, "no field 'answer'; the fields there are"),
     ({'question': 7, 'answer': '1'}, "field 'question' is 7, .* must be str"),
     ({'question': ' ', 'answer': '1'}, "field 'question' is empty"),
-    ({'question': 'q', 'answer': None}, "'answer' is None, .* str or int or"),
-    ({'question': 'q', 'answer': True}, "'answer' is True, .* str or int or"),
+    (
+      {'question': 'q', 'answer': None},
+      "'answer' is None, .* str, int, float or",
+    ),
+    (
+      {'question': 'q', 'answer': True},
+      "'answer' is True, .* str, int, float or",
+    ),
     ({'question': 'q', 'answer': ''}, "field 'answer' is empty"),
     ({'question': 'q', 'answer': 'x ####'}, 'nothing after #### in .*answer'),
   ],
