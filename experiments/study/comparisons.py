@@ -6,8 +6,10 @@ is said, and of Qwen2.5 0.5B where no size is.
 """
 
 import functools
+import math
+from collections.abc import Iterator, Sequence
 
-from experiments.study import curves, findings
+from experiments.study import curves, findings, intervals
 
 QUESTIONS = {
   1: 'DASH against GRPO: time to equal accuracy',
@@ -19,6 +21,16 @@ QUESTIONS = {
   7: 'Other rewards and group sizes',
   8: 'Staleness',
   9: 'What each part adds to the saving',
+}
+
+GROUP_SIZES = (2, 4, 8, 16, 32)
+
+# What is removed, one at a time.
+PARTS = {
+  'filtering': 'Filtering',
+  'packing': 'Packing',
+  'sharing': 'Sharing prompts in the learner',
+  'stopping': 'Early stopping',
 }
 
 # Seconds of a step, by their metric.
@@ -264,7 +276,7 @@ def _rewards_and_groups():
   for name, title in (
     ('reward_format', 'A reward for the format'),
     ('reward_length', 'A penalty on length'),
-    ('reward_model', 'A learned reward model beside the verifier'),
+    ('with_reward_model', 'A learned reward model beside the verifier'),
   ):
     yield _differs(
       7, f'{title} changes no accuracy', name, 'dash', 'near', is_main=True
@@ -274,7 +286,7 @@ def _rewards_and_groups():
     'below', metric='tokens of a reply, difference', measure=_completion_len,
     unit='tokens', scale=1.0,
   )  # fmt: skip
-  for size in (2, 4, 16, 32):
+  for size in GROUP_SIZES:
     yield _differs(
       7, f'Groups of {size} are as good as of the suite', f'group_{size}',
       'dash', 'near',
@@ -290,14 +302,9 @@ def _staleness():
 
 
 def _removed():
-  for name, title in (
-    ('filtering', 'Filtering'),
-    ('packing', 'Packing'),
-    ('sharing', 'Sharing prompts in the learner'),
-    ('stopping', 'Early stopping'),
-  ):
+  for name, title in PARTS.items():
     yield findings.Comparison(
-      9, f'{title} saves time', 'seconds saved, against none of it alone',
+      9, f'{title} saves time', 'seconds saved, beside a run without it',
       ('with_all', f'without_{name}'), _seconds, 'saving', '%', 100.0, 'above',
       '4%' if name == 'filtering' else '', is_main=True,
     )  # fmt: skip
@@ -313,3 +320,51 @@ COMPARISONS = (
   *_staleness(),
   *_removed(),
 )
+
+
+def find_sizes(
+  measured: Sequence[Sequence[dict]], part: str
+) -> Iterator[findings.Finding]:
+  """Yields the rows of the question on batch sizes.
+
+  Args:
+    measured: for each seed the lines of its sizes.jsonl.
+    part: the part of the study.
+  """
+  if not measured:
+    return
+
+  def make(claim, metric, values, unit, **rest):
+    row = findings.Comparison(
+      2, claim, metric, ('sizes',), None, 'mean', unit, **rest
+    )
+    return findings.make_finding(row, intervals.of_mean(values), part)
+
+  names = {'sample': 'sampling', 'learn': 'learning'}
+  best = {}
+  for side, name in names.items():
+    key = f'{side}_tokens_per_s'
+    sized = [
+      {row['size']: row for row in rows if key in row} for rows in measured
+    ]
+    best[side] = [max(rows, key=lambda n: rows[n][key]) for rows in sized]
+    for size in sorted(set.intersection(*map(set, sized))):
+      for what, unit, scale in (
+        ('tokens_per_s', 'tokens/s', 1),
+        ('bytes', 'MiB', 2**-20),
+      ):
+        values = [rows[size][f'{side}_{what}'] * scale for rows in sized]
+        yield make(f'{size} rows of {name}', f'{name}, {unit}', values, unit)
+    yield make(f'Fastest size of {name}', 'rows', best[side], 'rows')
+    yield make(
+      f"What 'auto' takes for {name}",
+      'rows',
+      [rows[-1][f'auto_{name}'] for rows in measured],
+      'rows',
+    )
+  yield make(
+    'Sampling is fastest in larger batches than learning',
+    'log2 of the ratio of the fastest sizes',
+    [math.log2(a / b) for a, b in zip(best['sample'], best['learn'], strict=True)],
+    '', expects='above', paper='256 to 8 rows: 5', paper_value=5.0, is_main=True,
+  )  # fmt: skip

@@ -156,7 +156,7 @@ def judge(
     return 'not decided: one seed has no interval'
   low, high = found.low, found.high
   if expects == 'near':
-    if -MARGIN < low and high < MARGIN:
+    if low > -MARGIN and high < MARGIN:
       return 'holds'
     if low > 0 or high < 0:
       return 'does not hold here'
