@@ -243,7 +243,6 @@ FILTERS = {
   'filter_0.8': 'the threshold 0.8',
   'filter_1.2': 'the threshold 1.2',
   'filter_2': 'the threshold 2',
-  'filter_group': 'whole groups',
   'filter_largest': 'a quarter of the rows, the largest',
   'filter_pods': 'half of each group, the most varied',
 }

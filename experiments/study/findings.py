@@ -19,6 +19,8 @@ Runs = dict[str, dict[int, curves.Curve]]
 # Accuracies that differ by less are taken to be the same, in points.
 MARGIN = 3.0
 
+_SMALL = ('', 'nats/token')  # units of figures around 1 and below
+
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
@@ -52,11 +54,13 @@ class Finding:
   def figure(self) -> str:
     """The figure and its interval, as text."""
     digits = 1 if abs(self.found.mean) < 100 else 0
+    if self.unit in _SMALL:
+      digits = 3
     unit = '%' if self.unit == '%' else f' {self.unit}'.rstrip()
-    text = f'{self.found.mean:,.{digits}f}'
+    text = f'{self.found.mean:,.{digits}f}{unit}'
     if self.found.low is not None:
       text += f' [{self.found.low:,.{digits}f}, {self.found.high:,.{digits}f}]'
-    return text + unit
+    return text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ fields {seed} is the seed and {folder} the folder of its jobs, OUT/PART/seed_0.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 MAIN = 'dash_jax.main'
 WITHOUT = 'experiments.study.without'
@@ -65,21 +66,23 @@ def find_folder(out: pathlib.Path, part: Part, seed: int) -> pathlib.Path:
   return out / part.name / f'seed_{seed}'
 
 
-def make_command(job: Job, seed: int, folder: pathlib.Path) -> list[str]:
+def make_command(
+  job: Job, seed: int, folder: pathlib.Path | str, changes: Sequence[str] = ()
+) -> list[str]:
   """Returns a job's arguments, for Python.
 
   Args:
     job: the job.
     seed: whose.
     folder: `find_folder`'s.
+    changes: --config.section.field=value of every job, which its own override.
   """
   place = '--workdir=' if job.module in RESUMING else '--out='
   words = [f'{place}{{folder}}/{job.name}', *job.flags]
   if job.config:
+    own = show_fields(job.shared | job.fields)
     words = [f'--config={job.config}', *words, '--config.seed={seed}']
-    words += [
-      f'--config.{field}' for field in show_fields(job.shared | job.fields)
-    ]
+    words += [*changes, *(f'--config.{field}' for field in own)]
   # Not str.format: a field may hold braces of its own.
   return ['-m', job.module] + [
     word.replace('{seed}', str(seed)).replace('{folder}', str(folder))

@@ -61,7 +61,7 @@ def list_turns(
   Raises:
     ValueError: no part has a job of such a name.
   """
-  known = {job.name for part in parts for job in part.jobs}
+  known = dict.fromkeys(job.name for part in parts for job in part.jobs)
   for name in only:
     if name not in known:
       raise ValueError(f'no job is named {name!r}: take {", ".join(known)}')
@@ -152,7 +152,7 @@ def run(
   Args:
     turns: of `list_turns`.
     out: the study's folder.
-    changes: flags of every job with a config, before its own.
+    changes: as `jobs.make_command`'s.
 
   Raises:
     ValueError: what is finished is another study.
@@ -160,9 +160,12 @@ def run(
   out.mkdir(parents=True, exist_ok=True)
   record, line, stop = Record(out), _Line(), _Stop()
   commands = {
-    turn.key: _make_command(turn, '{folder}', changes) for turn in turns
+    turn.key: shlex.join(
+      jobs.make_command(turn.job, turn.seed, '{folder}', changes)
+    )
+    for turn in turns
   }
-  left = [t for t in turns if not record.has(t, shlex.join(commands[t.key]))]
+  left = [turn for turn in turns if not record.has(turn, commands[turn.key])]
   lost = {}  # failed, or without what it needs
   with stop:
     for i, turn in enumerate(left):
@@ -182,7 +185,7 @@ def run(
         lost[turn.key] = f'ended with {code}'
         line.say(f'{turn.title} ended with {code}:\n{_read_tail(turn, out)}')
         continue
-      record.add(turn, shlex.join(commands[turn.key]), seconds)
+      record.add(turn, commands[turn.key], seconds)
       _delete_checkpoints(turns, record, out)
   for key, why in lost.items():
     line.say(f'{" ".join(map(str, key))}: {why}')
@@ -201,11 +204,6 @@ def read_runs(
   return runs
 
 
-def _make_command(turn, folder, changes):
-  command = jobs.make_command(turn.job, turn.seed, folder)
-  return [*command[:2], *(changes if turn.job.config else ()), *command[2:]]
-
-
 def _run_one(turn, out, changes, stop, line, record, left):
   """Returns a job's exit code and seconds."""
   folder = jobs.find_folder(out, turn.part, turn.seed)
@@ -217,7 +215,10 @@ def _run_one(turn, out, changes, stop, line, record, left):
   start = time.monotonic()
   with open(folder / f'{turn.job.name}.log', 'ab') as log:
     process = subprocess.Popen(
-      [sys.executable, *_make_command(turn, folder, changes)],
+      [
+        sys.executable,
+        *jobs.make_command(turn.job, turn.seed, folder, changes),
+      ],
       stdin=subprocess.DEVNULL,
       stdout=log,
       stderr=subprocess.STDOUT,

@@ -12,7 +12,7 @@ import math
 from experiments.study import algorithms, comparisons, jobs
 
 _NUM_REPLIES = 4  # to a question, of traces
-_SHORT_STEPS = 6  # of runs whose seconds or gradients are compared, and no more
+_SHORT_STEPS = 4  # of runs whose seconds or gradients are compared, and no more
 _NEVER = 10**9
 
 # Measures what a KL term acts on, and is too small to act.
@@ -31,7 +31,7 @@ class Task:
     one_question: that runs of one question a step change.
     sft_share: of a supervised run on as many rows as `dash` samples, the share
       that takes as long as `dash`.
-    seconds: of each job by name, and '' of others; {} where none is measured.
+    seconds: of each job by name, and of others by ''; {} where nobody knows.
   """
 
   name: str
@@ -64,7 +64,7 @@ class _Grid:
       'num_samples': self.num_samples,
       # Nothing is shown but curves: a checkpoint to go on from is enough.
       'checkpoint.keep': 1,
-      'eval.every_samples': self.num_samples // 5,
+      'eval.every_samples': self.num_samples // 4,
       'log.rollouts_every_samples': self.num_samples // 2,
     } | task.fields
     self.start = {'name': 'sft', 'checkpoint.every_samples': _NEVER}
@@ -81,7 +81,11 @@ class _Grid:
     self.add_other(
       'exported', 'dash_jax.export', (f'--workdir={start}',), needs=('start',)
     )
-    self.common |= {'sft_steps': 0, 'model.weights': 'hf:{folder}/exported'}
+    # Not in place: what is above shares what it was.
+    self.common = self.common | {
+      'sft_steps': 0,
+      'model.weights': 'hf:{folder}/exported',
+    }
     if self.config.data.tokenizer == 'trained':
       self.common |= {
         'data.tokenizer': 'sentencepiece',
@@ -178,7 +182,9 @@ class _Grid:
 def make_grid(task: Task) -> jobs.Part:
   """Returns every run of the study on a task."""
   grid = _Grid(task)
-  _add_baselines(grid)
+  often = {'eval.every_samples': grid.num_samples // 10}
+  _add_baselines(grid, often)
+  _add_filtered_grpo(grid, often)
   _add_sizes(grid)
   _add_imitation(grid)
   _add_variants(grid)
@@ -189,22 +195,30 @@ def make_grid(task: Task) -> jobs.Part:
 
 
 def make_baselines(task: Task) -> jobs.Part:
-  """Returns the runs that answer the first question alone."""
+  """Returns the runs that compare DASH with GRPO, and no more."""
   grid = _Grid(task)
-  _add_baselines(grid)
+  _add_baselines(grid, {})
   return jobs.Part(task.name, tuple(grid.jobs))
 
 
-def _add_baselines(grid):
-  algorithm, optim = grid.config.algorithm, grid.config.optim
-  often = {'eval.every_samples': grid.num_samples // 10}
+def _add_baselines(grid, often):
+  """Adds DASH and GRPO, of a question a step and of the same batch.
+
+  Args:
+    grid: to add to.
+    often: when to evaluate.
+  """
   grid.add('dash', often, (1, 3, 4, 6, 7))
   grid.add('unfiltered', often | {'filter': 'none'}, (1, 6))
-  one = often | grid.task.one_question
-  grid.add('grpo', one | {'name': 'grpo'}, (1,))
+  grid.add('grpo', often | grid.task.one_question | {'name': 'grpo'}, (1,))
+
+
+def _add_filtered_grpo(grid, often):
+  algorithm, optim = grid.config.algorithm, grid.config.optim
   grid.add(
     'grpo_filtered',
-    one
+    often
+    | grid.task.one_question
     | {
       'batch_size': algorithm.group_size,
       'optim.minibatch_size': algorithm.group_size,
@@ -257,9 +271,11 @@ def _add_variants(grid):
   }.items():
     grid.add(name, fields, (5,))
   for name, kl_coef in {'long_kl_0': 0.0, 'long_kl_0.04': 0.04}.items():
-    grid.add(
-      name, {'kl_coef': kl_coef, 'num_samples': 5 * grid.num_samples}, (5,)
-    )
+    fields = {
+      'num_samples': 5 * grid.num_samples,
+      'eval.every_samples': grid.num_samples,
+    }
+    grid.add(name, fields | {'kl_coef': kl_coef}, (5,))
   for steps in (0, 1, 2, 4):
     # As old as they may be, rows are corrected alike.
     fields = {'max_staleness': steps, 'importance_cap': 2.0}
@@ -267,6 +283,7 @@ def _add_variants(grid):
 
 
 def _add_filters(grid):
+  """Not whole groups: where rewards are 0 and 1, they are the threshold 0."""
   batch_size = grid.config.algorithm.batch_size
   rules = {
     'dash': {},
@@ -274,7 +291,6 @@ def _add_filters(grid):
     'filter_0.8': {'filter_threshold': 0.8},
     'filter_1.2': {'filter_threshold': 1.2},
     'filter_2': {'filter_threshold': 2.0},
-    'filter_group': {'filter': 'group'},
     'filter_largest': {'filter': 'largest', 'filter_rows': batch_size // 4},
     'filter_pods': {'filter': 'max_variance', 'filter_rows': batch_size // 2},
   }
@@ -323,7 +339,7 @@ def _shorten(grid):
 def make_algorithms(task: Task) -> jobs.Part:
   """Returns a run of each of algorithms.ALGORITHMS."""
   grid = _Grid(task)
-  grid.common['eval.every_samples'] = grid.num_samples
+  grid.common |= {'eval.every_samples': grid.num_samples}
   grid.add_reward_model(())
   for title, fields in algorithms.ALGORITHMS.items():
     needs = ('traces',) * ('{folder}/traces' in str(fields))
@@ -339,16 +355,44 @@ _QUICKSTART = Task(
   'experiments/quickstart.py',
   num_samples=5_120,
   fields={'eval.num_questions': 512, 'checkpoint.every_samples': _NEVER},
+  seconds={
+    '': 25,
+    'start': 160,
+    'exported': 6,
+    'dash': 31,
+    'unfiltered': 39,
+    'grpo': 59,
+    'grpo_filtered': 49,
+    'sizes': 50,
+    'traces': 15,
+    'sft_data': 48,
+    'sft_traces': 48,
+    'sft_data_short': 19,
+    'sft_traces_short': 19,
+    'rejection': 30,
+    'ppo_multi': 37,
+    'ppo_mini': 45,
+    'long_kl_0': 80,
+    'long_kl_0.04': 95,
+    'stale_1': 30,
+    'stale_2': 30,
+    'stale_4': 30,
+    'pairs': 15,
+    'reward_model': 50,
+    'with_reward_model': 50,
+  },
 )
 _ADDITION = Task(
   'smollm2_addition',
   'experiments/smollm2_addition.py',
-  num_samples=3_072,
+  num_samples=2_048,
   fields={'checkpoint.every_samples': _NEVER},
+  seconds={'dash': 126, 'unfiltered': 153, 'grpo': 228},
 )
 _LLAMA3_8B = Task(
   'llama3_8b_gsm8k',
   'experiments/llama3_8b_gsm8k.py',
+  num_samples=15_360,
   # One question is not split over devices, but the model is.
   one_question={'mesh.fsdp': 1, 'mesh.tensor': -1},
 )
@@ -379,7 +423,9 @@ SUITES = {
     'every algorithm on the quickstart, from one start: two CPU cores',
     lambda: (
       make_algorithms(
-        dataclasses.replace(_QUICKSTART, num_samples=10_240, fields={})
+        dataclasses.replace(
+          _QUICKSTART, num_samples=algorithms.NUM_SAMPLES, fields={}, seconds={}
+        )
       ),
     ),
   ),
