@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
   title, make_parts = suites.SUITES[args.suite]
   parts = make_parts()
   try:
-    seeds = [int(seed) for seed in args.seeds.split(',')]
+    seeds = _read_seeds(args.seeds)
     only = [name for name in args.only.split(',') if name]
     turns = run.list_turns(parts, seeds, only)
     if args.list:
@@ -54,6 +54,13 @@ def main(argv: list[str] | None = None) -> int:
   jsonl.replace(args.out / 'findings.json', rows)
   print(text)
   return code
+
+
+def _read_seeds(text):
+  names = text.split(',')
+  if not all(name.isdecimal() for name in names):
+    raise ValueError(f'--seeds={text}: must be whole numbers, as 0,1,2')
+  return [int(name) for name in dict.fromkeys(names)]
 
 
 if __name__ == '__main__':

@@ -84,18 +84,14 @@ def make(
     )
     return '\n'.join(lines) + '\n', '[]\n'
   found = find_all(parts, out, seeds)
-  for number, question in comparisons.QUESTIONS.items():
-    rows = [row for row in found if row.question == number]
-    if not rows:
-      continue
-    lines += [
-      '',
-      f'### {number}. {question}',
-      '',
-      _HEAD,
-      '|---|---|---|---|---|',
-    ]
-    lines += [_show_finding(row) for row in rows]
+  titled = {'The main claims': [row for row in found if row.is_main]} | {
+    f'{number}. {question}': [row for row in found if row.question == number]
+    for number, question in comparisons.QUESTIONS.items()
+  }
+  for title, rows in titled.items():
+    if rows:
+      lines += ['', f'### {title}', '', _HEAD, '|---|---|---|---|---|']
+      lines += [_show_finding(row) for row in rows]
   rows = [dataclasses.asdict(row) | {'figure': row.figure} for row in found]
   return '\n'.join(lines) + '\n', json.dumps(rows, indent=1) + '\n'
 
