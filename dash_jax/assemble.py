@@ -168,8 +168,8 @@ class Parts:
   model: llama.Llama
   stop_ids: tuple[int, ...]
   find_end: Callable[[np.ndarray], int] | None
-  train_questions: list[batches.Question]
-  test_questions: list[batches.Question]
+  train_questions: batches.Questions
+  test_questions: batches.Questions
   pool: workers.Pool
   sampling_mesh: jax.sharding.Mesh
 
@@ -454,11 +454,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     config, folder, train
   )
   encoding = _make_encoding(config, tok)
-  if config.algorithm.sft_steps and not all(q.solution for q in train):
-    raise ValueError(
-      f'algorithm.sft_steps={config.algorithm.sft_steps}, but some training'
-      ' questions have no solution: set data.solution_field, or sft_steps=0'
-    )
+  watch.mark('checking the questions')
   train, test = (
     _fit(config, encoding, split, asked)
     for split, asked in (('train', train), ('test', test))
@@ -596,44 +592,56 @@ def _load_questions(config, split, num):
 
 
 def _train_tokenizer(config, folder, train):
+  """Trains it in process 0, which alone reads all questions, for all."""
+  watch.mark('training the tokenizer')
   path = folder / TOKENIZER_NAME
+  if jax.process_index() == 0:
+    _write_tokenizer(config, path, train)
+  sharding.wait_for_all()
+  return tokenizer.load('sentencepiece', str(path))
+
+
+def _write_tokenizer(config, path, train):
   vocab_size = weights.model_config(config).vocab_size
   texts = [
     config.data.template.format(question=q.prompt) + q.solution for q in train
   ]
-  # Training is deterministic, so each process trains its own copy, and a
-  # rename keeps others from reading half a file.
-  with tempfile.TemporaryDirectory(dir=folder) as scratch:
+  # Whole or not at all.
+  with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
     made = pathlib.Path(scratch) / TOKENIZER_NAME
     try:
-      trained = pieces.train(texts, vocab_size, str(made))
+      pieces.train(texts, vocab_size, str(made))
     except ValueError as error:
       raise ValueError(
         f'data.tokenizer={config.data.tokenizer!r}: {error}. The vocab_size is'
         " model.preset's, the texts are data.num_train questions"
       ) from error
     made.rename(path)
-  return trained
 
 
 def _fit(config, encoding, split, asked):
   """Returns the questions that fit their slots, under `data.too_long`; each
-  process looks at its share of them. Those that SFT trains on fit with their
-  solutions."""
+  process reads and checks its share of them. Those that SFT trains on have
+  solutions, and fit with them."""
   with_solutions = split == 'train' and config.algorithm.sft_steps > 0
-  own = asked[jax.process_index() :: jax.process_count()]
+  own = list(asked[jax.process_index() :: jax.process_count()])
+  if with_solutions and not all(q.solution for q in own):
+    raise ValueError(
+      f'algorithm.sft_steps={config.algorithm.sft_steps}, but some training'
+      ' questions have no solution: set data.solution_field, or sft_steps=0'
+    )
   if config.data.too_long == 'error':
     if with_solutions and own:
       encoding.encode_solutions(own)
     elif own:
       encoding.encode(own)
     return asked
-  fitting = set()
+  fitting = []
   if own:
     found, _ = encoding.drop_too_long(own, with_solutions=with_solutions)
-    fitting = {id(q) for q in found}
-  fits = sharding.gather_hosts(np.array([id(q) in fitting for q in asked]))
-  kept = [q for q, fit in zip(asked, fits.any(axis=0), strict=True) if fit]
+    fitting = [q.uid for q in found]
+  fits = sharding.gather_hosts(np.isin(asked.uids, fitting))
+  kept = asked[fits.any(axis=0)]
   num_dropped = len(asked) - len(kept)
   if num_dropped:
     logging.warning(
@@ -645,7 +653,7 @@ def _fit(config, encoding, split, asked):
       config.data.max_prompt_len,
       config.sampling.max_completion_len,
     )
-  if not kept:
+  if not len(kept):
     raise ValueError(
       f'no {split} question fits data.max_prompt_len='
       f'{config.data.max_prompt_len} and sampling.max_completion_len='

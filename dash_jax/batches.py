@@ -19,7 +19,9 @@ Masks come from lengths and never from comparing tokens with a pad id: some mode
 have no pad token, some use EOS for it, and EOS is trained.
 """
 
+import collections.abc
 import dataclasses
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
@@ -46,6 +48,36 @@ class Question:
   answer: str
   uid: int
   solution: str = ''
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Questions(collections.abc.Sequence):
+  """Questions in order, each of which is read when it is looked at.
+
+  A slice, or an array of places or of booleans, selects without reading. Several
+  threads may read.
+
+  Attributes:
+    uids: i64[num], all different.
+    read: returns the question of a uid.
+  """
+
+  uids: np.ndarray
+  read: Callable[[int], Question]
+
+  def __len__(self) -> int:
+    return len(self.uids)
+
+  def __getitem__(self, at):
+    if isinstance(at, slice | np.ndarray):
+      return Questions(self.uids[at], self.read)
+    return self.read(int(self.uids[at]))
+
+
+def hold(questions: Iterable[Question]) -> Questions:
+  """Returns questions that are in memory already, as Questions."""
+  by_uid = {question.uid: question for question in questions}
+  return Questions(np.array([*by_uid], np.int64), by_uid.__getitem__)
 
 
 def mask_left(num_slots: int, lengths):

@@ -88,13 +88,14 @@ def _begin(parts, prepared, check):
   # Filled up so that every shard has as many; what is added is not counted.
   shards = sharding.num_batch_shards(jax.sharding.get_mesh())
   shards *= jax.process_count()
-  full = asked + asked[:1] * (-len(asked) % shards)
+  places = np.arange(len(asked) + -len(asked) % shards)
   # What is added stands last in every process's share.
-  counted = np.array(sharding.host_share(range(len(full)))) < len(asked)
+  own = sharding.host_share(places)
+  counted = own < len(asked)
   finish = parts.sample_and_score(
     parts.eval_sampler,
     prepared,
-    sharding.host_share(full),
+    list(asked[np.where(counted, own, 0)]),
     # No training step has this number, so noise is not shared with one.
     jax.random.fold_in(jax.random.key(config.seed), 2**31 - 1),
     decoding.make_decoding(

@@ -129,9 +129,8 @@ def draw(
   """Returns this process's share of the questions of a step, other ones in each
   round of sampling. A function of the seed and of these numbers."""
   seed = parts.config.seed + 2**31 * round_
-  return sharding.host_share(
-    questions.draw(parts.train_questions, step, num, seed)
-  )
+  drawn = questions.draw(parts.train_questions, step, num, seed)
+  return list(sharding.host_share(drawn))
 
 
 def _begin(parts, phase, prepared, step, policy_step, check):
@@ -217,10 +216,9 @@ def _unpack(parts, packed, began_at):
     for name in ('timeouts', 'errors', 'replaced_rows', 'replaced_tokens')
   }
   rows = batches.Rollouts(prompts=batches.PromptBatch(**prompts), **rows)
-  by_uid = {q.uid: q for q in parts.train_questions}
   tokens, lengths = rows.tokens, rows.lengths
   sampled = assemble.Sampled(
-    asked=[by_uid[uid] for uid in prompts['uids'].tolist()],
+    asked=[parts.train_questions.read(i) for i in prompts['uids'].tolist()],
     rows=rows,
     texts=[
       parts.encoding.decode(tokens[at][: lengths[at]])

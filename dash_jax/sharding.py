@@ -15,6 +15,7 @@ type error even on one device.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -307,7 +308,7 @@ def local_rows(tree):
   return jax.tree.map(fetch, tree)
 
 
-def host_share(items: list) -> list:
+def host_share(items: Sequence) -> Sequence:
   """Returns this process's equal share of `items`, which are a multiple of the
   processes."""
   size = len(items) // jax.process_count()
@@ -322,6 +323,11 @@ def sum_over_hosts(values: dict[str, float]) -> dict[str, float]:
 def max_over_hosts(values: dict[str, float]) -> dict[str, float]:
   """Returns the maximum of each value over all processes."""
   return _gather_hosts(values, np.max)
+
+
+def wait_for_all() -> None:
+  """Returns when all processes have called it."""
+  gather_hosts(np.zeros(1, np.float32))
 
 
 def gather_hosts(x: np.ndarray) -> np.ndarray:

@@ -62,7 +62,7 @@ def sample(
   key = jax.random.fold_in(jax.random.key(parts.config.seed), _NOISE)
   prepared = sampled_by.prepare(params)
   for first in range(0, len(asked), most):
-    some = asked[first : first + most]
+    some = list(asked[first : first + most])
     # Filled up so that every shard has as many; what is added is not scored.
     full = some + some[:1] * (-len(some) % shards)
     yield parts.sample_and_score(

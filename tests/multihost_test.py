@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 import tiny_run
 
+from dash_jax import commands
 from dash_jax.model import hf_write, llama, tensors
 from dash_jax.runs import checkpoint, jsonl, watch
 
@@ -140,6 +141,36 @@ def test_a_run_of_two_goes_on_alone_when_one_is_asked_to_stop(alone, tmp_path):
     assert code == checkpoint.STOPPED, output
   assert list(tmp_path.glob('checkpoints/[23]/rows'))
   go_on_alone(alone, tmp_path)
+
+
+def test_a_row_is_checked_by_the_process_whose_share_it_is_in(alone, tmp_path):
+  """The second of three rows is process 1's; process 0 does not read it."""
+  row = '{"question": "1 + %d =", "answer": %d, "solution": "2"}\n'
+  rows = row % (1, 2) + row[:20] + '\n' + row % (2, 3)
+  for split in ('train', 'test'):
+    (tmp_path / f'{split}.jsonl').write_text(rows)
+  pair = start_job(
+    tmp_path / 'run',
+    2,
+    1,
+    'mesh.data=2',
+    'mesh.silent_s=3',
+    'data.source=jsonl',
+    f'data.path={tmp_path}/{{split}}.jsonl',
+    'data.solution_field=solution',
+    'data.num_train=0',
+    'eval.num_questions=3',
+    'data.tokenizer=sentencepiece',
+    f'data.tokenizer_path={alone}/tokenizer.model',
+  )
+  for process in pair:
+    code, output = tiny_run.finish(process)
+    assert code == commands.BAD_INPUT, output
+    assert re.search(
+      r'process 1 of 2 \(.+\) failed at checking the questions: ValueError:'
+      rf' {tmp_path}/train\.jsonl:2: not JSON',
+      output,
+    ), output
 
 
 def wait_for(pair, is_there):

@@ -2,10 +2,9 @@
 
 The life of a question:
   1. The public train.jsonl and test.jsonl come from a folder or the network.
-  2. `GradeSchoolMath` checks every row and writes it, with its place in the
-     file, as ArrayRecord files below `data_dir`, once.
-  3. `load` reads a split back. Preparation shuffles rows, so they are put back
-     into the file's order.
+  2. `GradeSchoolMath` checks every row and writes it, in the file's order, as
+     ArrayRecord files below `data_dir`, once.
+  3. `load` opens them; a row is read where its question is asked.
   4. The final answer is what follows '####'. The solution is the whole answer
      without the calculator annotations <<..>>.
 
@@ -41,7 +40,7 @@ class GradeSchoolMath(tfds.core.GeneratorBasedBuilder):
   the network, and data prepared by it must not be taken for ours.
   """
 
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version('2.0.0')
   BUILDER_CONFIGS = (
     tfds.core.BuilderConfig(name='public'),
     tfds.core.BuilderConfig(name='folder'),
@@ -56,12 +55,12 @@ class GradeSchoolMath(tfds.core.GeneratorBasedBuilder):
       builder=self,
       features=tfds.features.FeaturesDict(
         {
-          'index': tfds.features.Scalar(np.int64),
           'question': tfds.features.Text(),
           'answer': tfds.features.Text(),
         }
       ),
       homepage='https://github.com/openai/grade-school-math',
+      disable_shuffling=True,
     )
 
   def _split_generators(self, dl_manager):
@@ -94,10 +93,7 @@ class GradeSchoolMath(tfds.core.GeneratorBasedBuilder):
       _, mark, final = row['answer'].rpartition('####')
       if not mark or not final.strip():
         raise ValueError(f"{where}: field 'answer' must end in '#### n'")
-      yield (
-        index,
-        {'index': index, 'question': row['question'], 'answer': row['answer']},
-      )
+      yield index, {name: row[name] for name in ('question', 'answer')}
 
 
 def _digest_files(folder):
@@ -118,7 +114,7 @@ def load(
   split: str,
   data_dir: str | os.PathLike,
   manual_dir: str | os.PathLike | None = None,
-) -> list[batches.Question]:
+) -> batches.Questions:
   """Returns the questions of a split, in the order of the public file.
 
   Args:
@@ -155,15 +151,16 @@ def load(
     download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
   )
   source = builder.as_data_source(split=split)
-  questions = []
-  for row in sorted(source, key=lambda row: row['index']):
+  offset = _UID_OFFSETS[split]
+
+  def read(uid):
+    row = source[uid - offset]
     answer = row['answer'].decode()
-    questions.append(
-      batches.Question(
-        prompt=row['question'].decode(),
-        answer=answer.rpartition('####')[2].strip(),
-        uid=_UID_OFFSETS[split] + int(row['index']),
-        solution=re.sub('<<.*?>>', '', answer),
-      )
+    return batches.Question(
+      prompt=row['question'].decode(),
+      answer=answer.rpartition('####')[2].strip(),
+      uid=uid,
+      solution=re.sub('<<.*?>>', '', answer),
     )
-  return questions
+
+  return batches.Questions(offset + np.arange(len(source)), read)

@@ -1,16 +1,86 @@
-"""Rows of a JSONL file: one JSON object a line, in UTF-8."""
+"""Rows of a JSONL file: one JSON object a line, in UTF-8. Blank lines are none."""
 
+import array
 import json
 import os
+import weakref
+
+import numpy as np
+
+_MARK = (
+  b'\xef\xbb\xbf'  # a byte order mark, which some editors begin files with
+)
+
+
+class Rows:
+  """The rows of a file, each of which is read when it is asked for.
+
+  Only where they begin is kept. The file may be replaced meanwhile, but not
+  changed. Several threads may read.
+
+  Attributes:
+    numbers: i64[rows], their lines, from 1.
+  """
+
+  def __init__(self, path: str | os.PathLike, fields: tuple[str, ...]):
+    """
+    Args:
+      path: the file.
+      fields: names that every row must have.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      IsADirectoryError: it is a folder.
+      ValueError: it has no rows.
+    """
+    self._path = os.path.expanduser(path)
+    self._fields = fields
+    numbers, starts = array.array('q'), array.array('q')
+    at = 0
+    with open(self._path, 'rb') as file:
+      for number, line in enumerate(file, 1):
+        if not _is_blank(line):
+          numbers.append(number)
+          starts.append(at)
+        at += len(line)
+      self._file = os.dup(file.fileno())
+      weakref.finalize(self, os.close, self._file)
+    if not numbers:
+      raise _no_rows(self._path)
+    self.numbers = np.array(numbers)
+    self._starts = np.array([*starts, at])
+    self._state = self._stat()
+
+  def read(self, number: int) -> dict:
+    """Returns the row of a line.
+
+    Raises:
+      ValueError: naming file:line, what is wrong there and what would be right;
+        or the file is another one by now.
+    """
+    place = int(np.searchsorted(self.numbers, number))
+    start, end = self._starts[place : place + 2].tolist()
+    # Blank lines behind it are read too. At a place, since threads share the file.
+    data = os.pread(self._file, end - start, start)
+    if self._stat() != self._state:
+      raise ValueError(
+        f'{self._path}: changed since it was opened; write a new file beside it,'
+        ' and rename that'
+      )
+    return _parse(data.partition(b'\n')[0], self._path, number, self._fields)
+
+  def _stat(self):
+    found = os.fstat(self._file)
+    return found.st_size, found.st_mtime_ns
 
 
 def read(
   path: str | os.PathLike, fields: tuple[str, ...]
 ) -> list[tuple[int, dict]]:
-  """Returns the rows of a file, in order.
+  """Returns the rows of a file, in order; it may be a pipe.
 
   Args:
-    path: the file. Blank lines are allowed and are not rows.
+    path: the file.
     fields: names that every row must have.
 
   Returns:
@@ -23,47 +93,59 @@ def read(
       or the file has no rows.
   """
   path = os.path.expanduser(path)
-  rows = []
-  # In bytes: a text file would be decoded in blocks, and an error in it could
-  # not name its line.
-  with open(path, 'rb') as f:
-    for line_number, line in enumerate(f, 1):
-      where = f'{path}:{line_number}'
-      try:
-        text = line.decode('utf-8-sig').strip()
-      except UnicodeDecodeError as error:
-        raise ValueError(
-          f'{where}: not UTF-8 ({error.reason} at byte {error.start} of the '
-          'line); save the file as UTF-8'
-        ) from error
-      if not text:
-        continue
-      try:
-        row = json.loads(
-          text, object_pairs_hook=_make_object, parse_constant=_refuse_constant
-        )
-      except (ValueError, RecursionError) as error:
-        why = error
-        if isinstance(error, json.JSONDecodeError):
-          why = f'{error.msg} at column {error.colno}'
-        raise ValueError(
-          f'{where}: not JSON ({why}); each line must be one JSON object'
-        ) from error
-      if not isinstance(row, dict):
-        raise ValueError(
-          f'{where}: a JSON {type(row).__name__}, but each line must be one '
-          'JSON object'
-        )
-      for field in fields:
-        if field not in row:
-          raise ValueError(
-            f'{where}: no field {field!r}; the fields there are {sorted(row)}'
-          )
-        _check_text(row[field], f'{where}: field {field!r}')
-      rows.append((line_number, row))
+  with open(path, 'rb') as file:
+    rows = [
+      (number, _parse(line, path, number, fields))
+      for number, line in enumerate(file, 1)
+      if not _is_blank(line)
+    ]
   if not rows:
-    raise ValueError(f'{path}: no rows; it must hold one JSON object a line')
+    raise _no_rows(path)
   return rows
+
+
+def _is_blank(line):
+  return not line.removeprefix(_MARK).strip()
+
+
+def _no_rows(path):
+  return ValueError(f'{path}: no rows; it must hold one JSON object a line')
+
+
+def _parse(line, path, number, fields):
+  """Returns the object of a line, given in bytes: a text file would be decoded in
+  blocks, and an error in it could not name its line."""
+  where = f'{path}:{number}'
+  try:
+    text = line.decode('utf-8-sig')
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'{where}: not UTF-8 ({error.reason} at byte {error.start} of the '
+      'line); save the file as UTF-8'
+    ) from error
+  try:
+    row = json.loads(
+      text, object_pairs_hook=_make_object, parse_constant=_refuse_constant
+    )
+  except (ValueError, RecursionError) as error:
+    why = error
+    if isinstance(error, json.JSONDecodeError):
+      why = f'{error.msg} at column {error.colno}'
+    raise ValueError(
+      f'{where}: not JSON ({why}); each line must be one JSON object'
+    ) from error
+  if not isinstance(row, dict):
+    raise ValueError(
+      f'{where}: a JSON {type(row).__name__}, but each line must be one '
+      'JSON object'
+    )
+  for field in fields:
+    if field not in row:
+      raise ValueError(
+        f'{where}: no field {field!r}; the fields there are {sorted(row)}'
+      )
+    _check_text(row[field], f'{where}: field {field!r}')
+  return row
 
 
 def _make_object(pairs):

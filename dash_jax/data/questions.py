@@ -1,7 +1,8 @@
 """Where questions come from, and which of them each optimizer step gets.
 
 The life of a question:
-  1. `load` makes or reads the questions of one split of a source, once a run.
+  1. `load` makes the questions of one split of a source, once a run, or finds
+     where they stand; then each is read where it is asked.
   2. `draw` says which of them optimizer step t asks. It is a function of the
      seed and t alone, so a resumed run goes on from its step number.
 """
@@ -35,30 +36,32 @@ def load_jsonl(
   prompt_field: str,
   answer_field: str,
   solution_field: str = '',
-) -> list[batches.Question]:
+) -> batches.Questions:
   """Returns the questions of a JSONL file, in order.
 
   Args:
-    path: the file, one JSON object a line, in UTF-8; blank lines are allowed.
+    path: the file, one JSON object a line, in UTF-8.
     prompt_field: the field that holds the question.
     answer_field: the field that holds the final answer, as text or a number.
       Where '####' stands in it, the answer is what follows the last one.
     solution_field: the field that holds the worked solution; '' for none.
 
   Returns:
-    One Question a row; its uid is the number of its line, from 0.
+    One Question a row; its uid is the number of its line, from 0. One that is
+    bad raises ValueError where it is read, naming file:line, what is wrong there
+    and what would be right.
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: naming file:line, what is wrong there and what would be right;
-      or the file has no rows.
+    ValueError: the file has no rows.
   """
   fields = (prompt_field, answer_field)
   if solution_field:
     fields += (solution_field,)
-  questions = []
-  for line_number, row in jsonl.read(path, fields):
-    where = f'{path}:{line_number}'
+  rows = jsonl.Rows(path, fields)
+
+  def read(uid):
+    where, row = f'{path}:{uid + 1}', rows.read(uid + 1)
     answer = _read_text(row, answer_field, where, (str, int, float))
     answer = answer.rpartition('####')[2].strip()
     if not answer:
@@ -66,15 +69,14 @@ def load_jsonl(
     solution = ''
     if solution_field:
       solution = _read_text(row, solution_field, where, (str,))
-    questions.append(
-      batches.Question(
-        prompt=_read_text(row, prompt_field, where, (str,)),
-        answer=answer,
-        uid=line_number - 1,
-        solution=solution,
-      )
+    return batches.Question(
+      prompt=_read_text(row, prompt_field, where, (str,)),
+      answer=answer,
+      uid=uid,
+      solution=solution,
     )
-  return questions
+
+  return batches.Questions(rows.numbers - 1, read)
 
 
 def load(
@@ -88,7 +90,7 @@ def load(
   prompt_field: str = 'question',
   answer_field: str = 'answer',
   solution_field: str = '',
-) -> list[batches.Question]:
+) -> batches.Questions:
   """Returns the questions of one split of a source.
 
   Args:
@@ -107,7 +109,8 @@ def load(
     FileNotFoundError: a file named by `path` is not there.
     batches.WrongNumber: `num` is not from 1 to the number of questions that
       there are.
-    ValueError: no such source or split, or a bad row.
+    ValueError: no such source or split, or a file without rows; what is wrong
+      with a row is raised where it is read.
   """
   if source not in SOURCES:
     raise ValueError(f'source {source!r} must be one of {SOURCES}')
@@ -117,11 +120,11 @@ def load(
         'word_problems: num must be given, because there is no end of them; '
         f'at most {word_problems.MAX_NUM}'
       )
-    return word_problems.generate(num, split, seed)
+    return batches.hold(word_problems.generate(num, split, seed))
   if source == 'addition':
     if num is None:
       num = len(addition.pairs(split))
-    return addition.generate(num, split, seed)
+    return batches.hold(addition.generate(num, split, seed))
   if source == 'gsm8k':
     # tensorflow_datasets takes most of a second to import, and the sources that
     # the project makes itself do without it.
@@ -165,8 +168,8 @@ def _shuffle(size, num, seed, epoch):
 
 
 def draw(
-  questions: list[batches.Question], step: int, num: int, seed: int
-) -> list[batches.Question]:
+  questions: batches.Questions, step: int, num: int, seed: int
+) -> batches.Questions:
   """Returns the `num` questions of one optimizer step, all different.
 
   Questions are asked in epochs, each in a fresh order and each question once;
@@ -193,4 +196,4 @@ def draw(
   if len(drawn) < num:
     rest = _shuffle(size, num, seed, epoch + 1)[: num - len(drawn)]
     drawn = np.concatenate([drawn, rest])
-  return [questions[i] for i in drawn]
+  return questions[drawn]

@@ -67,8 +67,10 @@ def folder(name, **files):
 
 
 def ask(content, **fields):
-  return questions.load_jsonl(
-    write('q.jsonl', content), 'question', 'answer', **fields
+  return list(
+    questions.load_jsonl(
+      write('q.jsonl', content), 'question', 'answer', **fields
+    )
   )
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from dash_jax import batches
@@ -12,9 +13,9 @@ from dash_jax.data import addition, questions, word_problems
 
 
 def _make(num):
-  return [
+  return batches.hold(
     batches.Question(prompt=f'q{i}', answer='1', uid=i) for i in range(num)
-  ]
+  )
 
 
 def _draw_uids(num_questions, num_steps, num, seed=0):
@@ -55,8 +56,10 @@ def test_no_step_asks_a_question_twice(size, num):
 
 def test_a_step_does_not_depend_on_the_steps_drawn_before():
   made = _make(13)
-  in_order = [questions.draw(made, step, 4, 3) for step in range(10)]
-  backwards = [questions.draw(made, step, 4, 3) for step in range(9, -1, -1)]
+  in_order = [list(questions.draw(made, step, 4, 3)) for step in range(10)]
+  backwards = [
+    list(questions.draw(made, step, 4, 3)) for step in range(9, -1, -1)
+  ]
   assert in_order == backwards[::-1]
 
 
@@ -72,7 +75,7 @@ def test_more_questions_a_step_than_there_are_is_an_error():
     with pytest.raises(ValueError, match=f'num={num} .* must be from 1 to 5'):
       questions.draw(_make(5), 0, num, 0)
   with pytest.raises(ValueError, match='must be from 1 to 0'):
-    questions.draw([], 0, 1, 0)
+    questions.draw(_make(0), 0, 1, 0)
 
 
 def test_jsonl_fields_become_question_answer_and_solution(tmp_path):
@@ -85,7 +88,7 @@ def test_jsonl_fields_become_question_answer_and_solution(tmp_path):
   ]
   path = _write(tmp_path / 'a.jsonl', rows)
   loaded = questions.load_jsonl(path, 'problem', 'final', 'solution')
-  assert loaded == [
+  assert list(loaded) == [
     batches.Question('p0', '160000', 0, 's0'),
     batches.Question('p1', '\\frac{1}{2}', 1, 's1'),
     batches.Question('p2', '1,234', 2, 's2'),
@@ -110,7 +113,37 @@ def test_a_bad_jsonl_row_is_named_by_file_and_line(tmp_path, row, message):
   good = {'question': 'q', 'answer': '1'}
   path = _write(tmp_path / 'a.jsonl', [good, row])
   with pytest.raises(ValueError, match=f'a.jsonl:2: .*{message}'):
-    questions.load_jsonl(path, 'question', 'answer')
+    list(questions.load_jsonl(path, 'question', 'answer'))
+
+
+def test_a_row_is_read_where_it_is_asked_and_no_other(tmp_path):
+  """So a process pays for its share alone: the rows between are no JSON."""
+  path = tmp_path / 'a.jsonl'
+  row = '{"question": "q%d", "answer": %d}\n'
+  path.write_text('[\n\n' + row % (2, 2) + '[\n' + row % (4, 4))
+  loaded = questions.load_jsonl(path, 'question', 'answer')
+  assert loaded.uids.tolist() == [0, 2, 3, 4]
+  own = loaded[1::2]
+  assert [(q.uid, q.answer) for q in own] == [(2, '2'), (4, '4')]
+  assert [q.uid for q in loaded[np.array([3, 1])]] == [4, 2]
+  with pytest.raises(ValueError, match=r'a\.jsonl:4: not JSON'):
+    loaded[2]
+
+
+def test_a_file_that_is_changed_is_an_error_and_one_that_is_replaced_is_not(
+  tmp_path,
+):
+  path = tmp_path / 'a.jsonl'
+  _write(path, [{'question': f'q{i}', 'answer': i} for i in range(3)])
+  loaded = questions.load_jsonl(path, 'question', 'answer')
+  _write(tmp_path / 'b.jsonl', [{'question': 'other', 'answer': 0}])
+  (tmp_path / 'b.jsonl').rename(path)
+  assert loaded[2].prompt == 'q2'
+  loaded = questions.load_jsonl(path, 'question', 'answer')
+  with open(path, 'a') as file:
+    file.write('\n')
+  with pytest.raises(ValueError, match=r'a\.jsonl: changed since'):
+    loaded[0]
 
 
 def test_load_takes_the_first_of_the_file_that_the_split_names(tmp_path):
@@ -131,9 +164,9 @@ def test_load_takes_the_first_of_the_file_that_the_split_names(tmp_path):
 
 def test_load_passes_arguments_on_to_the_made_sources():
   loaded = questions.load('word_problems', 'test', num=5, seed=3)
-  assert loaded == word_problems.generate(5, 'test', 3)
+  assert list(loaded) == word_problems.generate(5, 'test', 3)
   loaded = questions.load('addition', 'test', num=5, seed=3)
-  assert loaded == addition.generate(5, 'test', 3)
+  assert list(loaded) == addition.generate(5, 'test', 3)
   whole = questions.load('addition', 'test')
   assert len(whole) == len(addition.pairs('test'))
 
