@@ -14,6 +14,7 @@ setuptools.setup(
   packages=setuptools.find_packages(
     include=['dash_jax', 'dash_jax.*', 'experiments', 'experiments.*']
   ),
+  package_data={'dash_jax.reporting': ['page.html', 'page.css', 'page.js']},
   # Lower bounds are the oldest that were tried and work (.ci/oldest.txt); upper
   # ones are the next release that may break what its authors promise.
   install_requires=[

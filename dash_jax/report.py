@@ -1,58 +1,29 @@
-"""Tables and curves of one run, or of several beside each other.
+"""Tables, curves and a page of one run, or of several beside each other.
 
-  python -m dash_jax.report DIR [DIR ..] --out=DIR
+python -m dash_jax.report DIR [DIR ..] --out=DIR
 
-The life of a curve:
-  1. metrics.jsonl and evals.jsonl of each workdir are read.
-  2. Wall seconds are the sum of step_s up to a step; evaluation is not in them.
-  3. `summarize` adds up a run for the table; `draw` makes curves.png.
+1. reporting/workdirs.py reads each workdir.
+2. `summarize` adds up a run for the table that is printed; `draw` makes
+   curves.png, which every run draws at its end too.
+3. reporting/page.py writes report.html and its figures. There, runs that differ
+   by their seed alone are one line.
 """
 
 import argparse
 import os
 import pathlib
+import shlex
+import sys
 from collections.abc import Sequence
 
 import matplotlib.figure
 import numpy as np
 
-from dash_jax.model import fields
-from dash_jax.runs import checkpoint, metrics, progress
+from dash_jax.reporting import figures, page, workdirs
+from dash_jax.runs import metrics, progress
 
 CURVES_NAME = 'curves.png'
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-_RUN_COLOURS = (
-  '#0072B2',
-  '#D55E00',
-  '#009E73',
-  '#CC79A7',
-  '#E69F00',
-  '#000000',
-)
-_LINE_STYLES = ('-', '--', '-.', ':')
 _TIMELINE_STEPS = 10
-# What is read of each step.
-_STEP_KEYS = {
-  'sft': ('step_s',),
-  'rl': (
-    'step_s',
-    'sample_s',
-    'reward_s',
-    'learn_s',
-    'reward_mean',
-    'completion_len_mean',
-    'sampled_rows',
-    'kept_rows',
-    'sampled_tokens',
-  ),
-}
-_PARTS = (
-  ('sample_s', 'sampling', '#56B4E9'),
-  ('reward_s', 'reward', '#E69F00'),
-  ('learn_s', 'learning', '#009E73'),
-  ('rest_s', 'rest', '#BBBBBB'),
-)
 
 
 def summarize(workdir: str | os.PathLike) -> dict:
@@ -74,9 +45,9 @@ def summarize(workdir: str | os.PathLike) -> dict:
     FileNotFoundError: `workdir` holds no metrics.jsonl.
     ValueError: a file there is damaged; the message names it.
   """
-  steps, evals = _read(workdir)
-  sft = [row for row in steps if row['phase'] == 'sft']
-  rl = [row for row in steps if row['phase'] == 'rl']
+  run = workdirs.read(workdir)
+  sft = [row for row in run.steps if row['phase'] == 'sft']
+  rl, evals = run.rl, run.evals
   shown = [row for row in evals if row['split'] == evals[-1]['split']]
 
   def last(phase):
@@ -86,7 +57,7 @@ def summarize(workdir: str | os.PathLike) -> dict:
   start = [row for row in shown if row['step'] == 0]
   return {
     'name': str(workdir),
-    'algorithm': _algorithm(workdir),
+    'algorithm': _find_algorithm(run.config),
     'start_eval': start[0] if start else None,
     'sft_eval': last('sft'),
     'rl_eval': last('rl'),
@@ -104,9 +75,9 @@ def summarize(workdir: str | os.PathLike) -> dict:
 
 
 def draw(
-  workdirs: Sequence[str | os.PathLike], out_path: str | os.PathLike
+  folders: Sequence[str | os.PathLike], out_path: str | os.PathLike
 ) -> None:
-  """Draws the curves of `workdirs` into the PNG file `out_path`.
+  """Draws the curves of workdirs into the PNG file `out_path`.
 
   Raises:
     FileNotFoundError: a workdir holds no metrics.jsonl.
@@ -121,25 +92,27 @@ def draw(
   lengths = figure.add_subplot(lengths_grid[0])
   kept = figure.add_subplot(lengths_grid[1], sharex=lengths)
 
-  runs = [(str(workdir), *_read(workdir)) for workdir in workdirs]
-  for i, (name, steps, evals) in enumerate(runs):
+  found = [workdirs.read(folder) for folder in folders]
+  for i, run in enumerate(found):
     style = {
-      'color': _RUN_COLOURS[i % len(_RUN_COLOURS)],
-      'linestyle': _LINE_STYLES[i // len(_RUN_COLOURS) % len(_LINE_STYLES)],
-      'label': name,
+      'color': figures.COLOURS[i % len(figures.COLOURS)],
+      'linestyle': figures.LINE_STYLES[
+        i // len(figures.COLOURS) % len(figures.LINE_STYLES)
+      ],
+      'label': str(run.workdir),
     }
-    _draw_held_out(held_out, steps, evals, style)
-    rl = [row for row in steps if row['phase'] == 'rl']
+    _draw_held_out(held_out, run, style)
+    rl = run.rl
     _draw_smoothed(sampled, rl, 'reward_mean', style)
     _draw_smoothed(lengths, rl, 'completion_len_mean', style)
     _draw_share(kept, rl, style)
-  ahead = [row for row in runs[0][1] if 'wait_s' in row]
-  if len(runs) == 1 and ahead:
+  ahead = [row for row in found[0].steps if 'wait_s' in row]
+  if len(found) == 1 and ahead:
     _draw_timeline(seconds, ahead)
-  elif len(runs) == 1:
-    _draw_seconds_by_step(seconds, runs[0][1])
+  elif len(found) == 1:
+    _draw_seconds_by_step(seconds, found[0].rl)
   else:
-    _draw_seconds_by_run(seconds, runs)
+    _draw_seconds_by_run(seconds, found)
 
   _label(
     held_out,
@@ -159,22 +132,24 @@ def draw(
   _label(kept, '', 'optimizer step', 'rows kept')
   kept.set_ylim(0, 1)
   kept.yaxis.set_major_formatter('{x:.0%}')
-  if len(runs) > 1:
+  if len(found) > 1:
     sampled.legend(frameon=False)
   else:
-    figure.suptitle(runs[0][0])
+    figure.suptitle(str(found[0].workdir))
   out_path = pathlib.Path(out_path)
   out_path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(out_path, dpi=110)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Prints a table per run and writes curves.png."""
+  """Prints a table per run and writes curves.png and the page."""
   parser = argparse.ArgumentParser(
     prog='python -m dash_jax.report', description=__doc__.splitlines()[0]
   )
   parser.add_argument('workdirs', nargs='+', metavar='DIR', help='a workdir')
-  parser.add_argument('--out', required=True, help='folder for curves.png')
+  parser.add_argument(
+    '--out', required=True, help='folder for the page and pictures'
+  )
   args = parser.parse_args(argv)
   for workdir in args.workdirs:
     if not (pathlib.Path(workdir) / metrics.METRICS_NAME).is_file():
@@ -192,34 +167,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     progress.print_summary(summary)
   draw(args.workdirs, out_path)
   print(out_path)
+  found = [workdirs.read(folder) for folder in args.workdirs]
+  options = sys.argv[1:] if argv is None else argv
+  command = shlex.join(['python', '-m', 'dash_jax.report', *options])
+  section = page.Section('Runs', workdirs.group(found), command)
+  print(page.write(args.out, 'Report', [section], command))
 
 
-def _read(workdir):
-  workdir = pathlib.Path(workdir)
-  path = workdir / metrics.METRICS_NAME
-  steps = metrics.read(path)
-  if not steps:
-    raise ValueError(f'{path}: no step yet; wait for the first')
-  for number, row in enumerate(steps, start=1):
-    _check_keys(f'{path}:{number}', row, _STEP_KEYS[row['phase']])
-  path = workdir / metrics.EVALS_NAME
-  evals = metrics.read(path) if path.exists() else []
-  for number, row in enumerate(evals, start=1):
-    _check_keys(f'{path}:{number}', row, metrics.EVAL_KEYS)
-  return steps, evals
-
-
-def _check_keys(where, row, keys):
-  missing = [key for key in keys if key not in row]
-  if missing:
-    raise ValueError(f'{where}: no {missing[0]}, which dash_jax writes')
-
-
-def _algorithm(workdir):
-  path = pathlib.Path(workdir) / checkpoint.CONFIG_NAME
-  if not path.exists():
-    return 'rl'
-  section = fields.read_json(path).get('algorithm')
+def _find_algorithm(config):
+  section = config.get('algorithm')
   return section.get('name', 'rl') if isinstance(section, dict) else 'rl'
 
 
@@ -227,28 +183,17 @@ def _sum(rows, key):
   return sum(row[key] for row in rows)
 
 
-def _column(rows, key):
-  return np.array([row[key] for row in rows], float)
-
-
-def _wall_s(steps, at_steps):
-  """Returns the summed step_s of all steps up to each of `at_steps`."""
-  ends = np.concatenate([[0.0], np.cumsum(_column(steps, 'step_s'))])
-  counts = np.searchsorted(_column(steps, 'step'), at_steps, side='right')
-  return ends[counts]
-
-
-def _draw_held_out(axes, steps, evals, style):
-  shown = [row for row in evals if row['split'] == evals[-1]['split']]
+def _draw_held_out(axes, run, style):
+  shown = run.shown
   if not shown:
     return
-  wall_s = _wall_s(steps, _column(shown, 'step'))
-  accuracy = _column(shown, 'accuracy')
+  wall_s = workdirs.find_wall_s(run, workdirs.column(shown, 'step'))
+  accuracy = workdirs.column(shown, 'accuracy')
   axes.plot(wall_s, accuracy, marker='o', markersize=4, **style)
   axes.fill_between(
     wall_s,
-    _column(shown, 'accuracy_low'),
-    _column(shown, 'accuracy_high'),
+    workdirs.column(shown, 'accuracy_low'),
+    workdirs.column(shown, 'accuracy_high'),
     color=style['color'],
     alpha=0.2,
     linewidth=0,
@@ -269,7 +214,7 @@ def _draw_held_out(axes, steps, evals, style):
 def _draw_smoothed(axes, rows, key, style):
   if not rows:
     return
-  step, values = _column(rows, 'step'), _column(rows, key)
+  step, values = workdirs.column(rows, 'step'), workdirs.column(rows, key)
   axes.plot(step, values, color=style['color'], alpha=0.25, linewidth=1)
   # The mean of up to 5 steps around each.
   means = [np.mean(values[max(0, i - 2) : i + 3]) for i in range(len(values))]
@@ -279,37 +224,25 @@ def _draw_smoothed(axes, rows, key, style):
 def _draw_share(axes, rows, style):
   if not rows:
     return
-  share = _column(rows, 'kept_rows') / _column(rows, 'sampled_rows')
-  axes.plot(_column(rows, 'step'), share, **style)
+  share = workdirs.column(rows, 'kept_rows') / workdirs.column(
+    rows, 'sampled_rows'
+  )
+  axes.plot(workdirs.column(rows, 'step'), share, **style)
 
 
-def _parts(rows):
-  """Returns f64[parts, steps], seconds; the last part is what is left. Of what is
-  done ahead only the waiting counts, as sampling."""
-  rows = [
-    row | {'sample_s': row['wait_s'], 'reward_s': 0} if 'wait_s' in row else row
-    for row in rows
-  ]
-  parts = [_column(rows, key) for key, _, _ in _PARTS[:-1]]
-  # Clocks differ by microseconds: no negative area.
-  rest = np.maximum(_column(rows, 'step_s') - sum(parts), 0.0)
-  return np.stack([*parts, rest])
-
-
-def _draw_seconds_by_step(axes, steps):
-  rl = [row for row in steps if row['phase'] == 'rl']
+def _draw_seconds_by_step(axes, rl):
   _label(axes, 'C  Seconds of a step', 'optimizer step', 'seconds')
   if not rl:
     return
   axes.stackplot(
-    _column(rl, 'step'),
-    _parts(rl),
-    labels=[label for _, label, _ in _PARTS],
-    colors=[colour for _, _, colour in _PARTS],
+    workdirs.column(rl, 'step'),
+    workdirs.find_parts(rl),
+    labels=[label for _, label, _ in workdirs.PARTS],
+    colors=[colour for _, _, colour in workdirs.PARTS],
   )
   # The first steps compile: their seconds may leave the picture, so that those
   # of the rest can be read. Room at the top, so that the legend covers none.
-  step_s = _column(rl, 'step_s')
+  step_s = workdirs.column(rl, 'step_s')
   usual_s = (step_s[2:] if len(step_s) > 2 else step_s).max()
   axes.set_ylim(0, 1.25 * usual_s)
   if step_s.max() > 1.25 * usual_s:
@@ -318,20 +251,22 @@ def _draw_seconds_by_step(axes, steps):
       loc='left',
       fontweight='bold',
     )
-  axes.legend(frameon=False, ncols=len(_PARTS), loc='upper right')
+  axes.legend(frameon=False, ncols=len(workdirs.PARTS), loc='upper right')
 
 
 def _draw_timeline(axes, rows):
   """Draws when the rows of the newest steps were sampled and learned from."""
   rows = rows[-_TIMELINE_STEPS:]
   # A run that went on has a clock of its own since.
-  restarts = np.flatnonzero(np.diff(_column(rows, 'learning_at_s')) < 0) + 1
+  restarts = (
+    np.flatnonzero(np.diff(workdirs.column(rows, 'learning_at_s')) < 0) + 1
+  )
   rows = rows[restarts[-1] if restarts.size else 0 :]
   lanes = {
     'sampling_at_s': (1, ('sample_s', 'reward_s')),
     'learning_at_s': (0, ('learn_s',)),
   }
-  shades = {key: colour for key, _, colour in _PARTS}
+  shades = {key: colour for key, _, colour in workdirs.PARTS}
   for begin, (lane, keys) in lanes.items():
     for row in rows:
       left = row[begin]
@@ -350,22 +285,21 @@ def _draw_timeline(axes, rows):
   axes.grid(axis='y', visible=False)
 
 
-def _draw_seconds_by_run(axes, runs):
+def _draw_seconds_by_run(axes, found):
   _label(axes, 'C  Seconds of a step, mean', 'seconds', '')
   axes.grid(axis='y', visible=False)
-  left = np.zeros(len(runs))
-  means = np.zeros((len(_PARTS), len(runs)))
-  for i, (_, steps, _) in enumerate(runs):
-    rl = [row for row in steps if row['phase'] == 'rl']
-    if rl:
-      means[:, i] = _parts(rl).mean(axis=1)
-  names = [name for name, _, _ in runs]
-  for values, (_, label, colour) in zip(means, _PARTS, strict=True):
-    axes.barh(range(len(runs)), values, left=left, color=colour, label=label)
+  left = np.zeros(len(found))
+  means = np.zeros((len(workdirs.PARTS), len(found)))
+  for i, run in enumerate(found):
+    if run.rl:
+      means[:, i] = workdirs.find_parts(run.rl).mean(axis=1)
+  names = [str(run.workdir) for run in found]
+  for values, (_, label, colour) in zip(means, workdirs.PARTS, strict=True):
+    axes.barh(range(len(found)), values, left=left, color=colour, label=label)
     left += values
-  axes.set_yticks(range(len(runs)), names)
-  axes.set_ylim(len(runs) - 0.4, -1.0)
-  axes.legend(frameon=False, ncols=len(_PARTS), loc='upper right')
+  axes.set_yticks(range(len(found)), names)
+  axes.set_ylim(len(found) - 0.4, -1.0)
+  axes.legend(frameon=False, ncols=len(workdirs.PARTS), loc='upper right')
 
 
 def _label(axes, title, x_label, y_label):

@@ -143,6 +143,7 @@ def rl_step(
   if write_rollouts or values['skipped_updates']:
     rollouts.write(
       parts.own_folder, step + 1, sampled.asked, sampled.texts, rows,
+      parts.encoding.decode,
       rewards=rewards, advantages=credit.gain, kept=keep, terms=sampled.terms,
     )  # fmt: skip
   seconds = {

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dash_jax import report
+from dash_jax.reporting import workdirs
 from dash_jax.runs import metrics
 
 
@@ -168,7 +169,7 @@ def test_a_run_that_samples_ahead_has_a_timeline(tmp_path, monkeypatch):
     (3.0, 0.0, 1.0), (6.0, 0.0, 1.0),
   ]  # fmt: skip
   steps = metrics.read(tmp_path / 'metrics.jsonl')
-  np.testing.assert_allclose(report._parts(steps)[:, 0], [0.5, 0, 1, 0.5])
+  np.testing.assert_allclose(workdirs.find_parts(steps)[:, 0], [0.5, 0, 1, 0.5])
 
 
 def test_a_run_with_no_rl_step_yet_is_drawn(tmp_path):
@@ -179,14 +180,15 @@ def test_a_run_with_no_rl_step_yet_is_drawn(tmp_path):
   assert report.summarize(tmp_path)['rl_eval'] is None
 
 
-def test_command_prints_tables_and_names_the_picture(tmp_path, capsys):
+def test_command_prints_tables_and_names_its_files(tmp_path, capsys):
   _write_run(tmp_path / 'run')
   report.main([str(tmp_path / 'run'), f'--out={tmp_path / "out"}'])
   printed = capsys.readouterr().out
   assert 'accuracy after DASH' in printed
   assert '80.0% [74.0%, 86.0%]' in printed
-  assert printed.splitlines()[-1] == str(tmp_path / 'out' / 'curves.png')
-  assert (tmp_path / 'out' / 'curves.png').exists()
+  files = [tmp_path / 'out' / name for name in ('curves.png', 'report.html')]
+  assert printed.splitlines()[-2:] == list(map(str, files))
+  assert all(path.exists() for path in files)
 
 
 def test_command_names_a_folder_that_is_no_run(tmp_path, capsys):

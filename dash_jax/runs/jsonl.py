@@ -17,7 +17,8 @@ def encode(row: dict) -> str:
   """Returns `row` as one line of valid JSON, with its newline.
 
   Args:
-    row: strings, booleans, None, and Python, NumPy or JAX scalars by name.
+    row: strings, booleans, None, and Python, NumPy or JAX scalars by name, or
+      lists of these.
 
   Raises:
     TypeError: a value is none of these; the message names its key.
@@ -33,9 +34,11 @@ def _plain(key, value):
     return value if math.isfinite(value) else str(value)
   if getattr(value, 'shape', None) == ():
     return _plain(key, np.asarray(value).item())
+  if isinstance(value, list):
+    return [_plain(key, x) for x in value]
   raise TypeError(
     f'{key} is {type(value).__name__}; a value in a JSON line is a string, '
-    'a boolean, None or one number'
+    'a boolean, None, one number or a list of these'
   )
 
 

@@ -1,9 +1,12 @@
 """A step's rollouts can be browsed: each row by its own question."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from dash_jax import batches
+from dash_jax.data import pieces
 from dash_jax.runs import jsonl, rollouts
 
 _QUESTIONS = [
@@ -27,6 +30,10 @@ _SAMPLED = batches.Rollouts(
 )
 
 
+def _decode(tokens):
+  return 'x' * len(tokens)
+
+
 def _columns(**changes):
   return {
     'rewards': np.float32([[1, 0], [0, 1]]),
@@ -38,8 +45,9 @@ def _columns(**changes):
 
 def _write(folder, step, completions, **changes):
   return rollouts.write(
-    folder, step, _QUESTIONS, completions, _SAMPLED, **_columns(**changes)
-  )
+    folder, step, _QUESTIONS, completions, _SAMPLED, _decode,
+    **_columns(**changes),
+  )  # fmt: skip
 
 
 def test_each_row_comes_back_with_its_question(tmp_path):
@@ -67,6 +75,8 @@ def test_each_row_comes_back_with_its_question(tmp_path):
     'completion_len': 4,
     'truncated': True,
     'logprob_sum': -3.0,
+    'token_widths': None,
+    'logprobs': [-0.75, 0.0, -1.5, 0.0],
   }
   assert rows[3]['advantage'] == 'nan'
 
@@ -88,3 +98,41 @@ def test_lengths_that_disagree_are_named(tmp_path):
   with pytest.raises(ValueError, match='3 completions do not divide'):
     _write(tmp_path, 1, _COMPLETIONS[:3])
   assert not list(tmp_path.iterdir())
+
+
+def test_every_character_has_its_token(tmp_path):
+  """Also where a character is of several tokens, none, or no character at all,
+  and where the first token's space is left out: by decoding every prefix."""
+  tok = pieces.train(['a b c', 'é b é'] * 20, 268, str(tmp_path / 'm'))
+  texts = ['a b  c', ' b', '漢字 b', 'é\U0001f600é', '']
+  ids = [tok.encode(text) for text in texts] + [[220, 230, 3, 240, 240, 240]]
+  lengths = np.int32([[len(row) for row in ids]])
+  tokens = np.zeros((1, len(ids), lengths.max()), np.int32)
+  for i, row in enumerate(ids):
+    tokens[0, i, : len(row)] = row
+  sampled = dataclasses.replace(
+    _SAMPLED,
+    tokens=tokens,
+    lengths=lengths,
+    logprobs=-np.arange(tokens.size, dtype=np.float32).reshape(tokens.shape),
+    truncated=lengths > 0,
+  )
+
+  def decode(row):
+    return tok.decode(row.tolist())
+
+  completions = [decode(np.array(row, np.int32)) for row in ids]
+  assert completions[2] == texts[2]
+  none = np.zeros((1, len(ids)), np.float32)
+  path = rollouts.write(
+    tmp_path, 1, _QUESTIONS[:1], completions, sampled, decode,
+    rewards=none, advantages=none, kept=none,
+  )  # fmt: skip
+  for row, text, tokens in zip(jsonl.read(path), completions, ids, strict=True):
+    assert len(row['logprobs']) == len(row['token_widths']) == len(tokens)
+    assert sum(row['token_widths']) == len(text)
+    for i in range(len(tokens)):
+      before = text[: sum(row['token_widths'][: i + 1])]
+      said = decode(np.array(tokens[: i + 1], np.int32))
+      # What a token has only begun is of the token that ends it.
+      assert said == before or said.rstrip('\ufffd') == before

@@ -1,0 +1,214 @@
+"""The figures of a report, by matplotlib: for a page (SVG) and for others (PNG).
+
+`draw` makes those that lines have numbers for. Lines differ in colour, dashes and
+marks, so that they can be told apart without colours and on paper.
+"""
+
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+
+import matplotlib
+import matplotlib.figure
+import matplotlib.ticker
+import numpy as np
+
+from dash_jax.reporting import workdirs
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#000000')
+LINE_STYLES = ('-', '--', '-.', ':')
+_MARKS = 'os^Dv'
+_SECONDS = (
+  ('supervised', '#CC79A7', '\\\\'),
+  *((label, colour, '') for _, label, colour in workdirs.PARTS),
+  ('evaluation', '#F0E442', '//'),
+)
+_LEGEND_COLUMNS = 2
+_BAND = (
+  "Bands: 95% intervals; over seeds by Student's t where a line has several, of"
+  ' the evaluation where it has one.'
+)
+_SMOOTHED = (
+  f'Means of {workdirs.SMOOTHED_STEPS} optimizer steps, or of'
+  f' {workdirs.SMOOTHED_SHARE:.1%} of them if that is more; bands over seeds, 95%.'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+  """A figure.
+
+  Attributes:
+    name: a word for its file.
+    title, caption: plain text; the title says what is against what.
+    svg, png: the picture.
+  """
+
+  name: str
+  title: str
+  caption: str
+  svg: bytes
+  png: bytes
+
+
+def draw(lines: Sequence[workdirs.Line]) -> list[Figure]:
+  """Returns the figures of some lines; those without a number are left out."""
+  if not lines:
+    return []
+  of_steps = (
+    ('reward', 'Reward of samples', 'mean reward', 'reward_mean', ''),
+    ('length', 'Length of completions', 'tokens, mean', 'completion_len_mean',
+     ''),
+    ('kept', 'Rows learned from', 'share of those sampled', 'kept_share', ''),
+    ('kl', 'KL to the reference policy', 'nats a token', 'kl',
+     ' Lines without a KL term do not measure it.'),
+    ('entropy', 'Entropy of the policy', 'nats a token', 'entropy', ''),
+  )  # fmt: skip
+  drawn = [
+    _draw_curves(
+      'accuracy_time', 'Held-out accuracy against time',
+      'seconds of optimizer steps, evaluation left out', 'accuracy',
+      [workdirs.find_accuracy(line, 'seconds') for line in lines], lines,
+      _BAND + ' Supervised steps count.', is_share=True, marked=True,
+    ),
+    _draw_curves(
+      'accuracy_samples', 'Held-out accuracy against samples',
+      'replies sampled', 'accuracy',
+      [workdirs.find_accuracy(line, 'samples') for line in lines], lines, _BAND,
+      is_share=True, marked=True,
+    ),
+    _draw_seconds(lines),
+  ]  # fmt: skip
+  for name, title, y_label, key, more in of_steps:
+    curves = [workdirs.find_curve(line, key) for line in lines]
+    if key == 'kl':
+      curves = [_leave_out_zeros(curve) for curve in curves]
+    drawn.append(
+      _draw_curves(
+        name,
+        title,
+        'replies sampled',
+        y_label,
+        curves,
+        lines,
+        _SMOOTHED + more,
+        is_share=key == 'kept_share',
+      )
+    )
+  return [figure for figure in drawn if figure]
+
+
+def _leave_out_zeros(curve):
+  """Returns no points for a run that took no KL: its metrics are all 0."""
+  return curve if curve.mean.any() else workdirs.Curve(*[np.zeros(0)] * 4)
+
+
+def _draw_curves(
+  name, title, x_label, y_label, curves, lines, caption, *,
+  is_share=False, marked=False,
+):  # fmt: skip
+  """Returns a figure of curves, one a line, or None if none has a point."""
+  if not any(np.isfinite(curve.mean).any() for curve in curves):
+    return None
+  figure, axes = _begin(len(lines))
+  for i, (curve, line) in enumerate(zip(curves, lines, strict=True)):
+    if not np.isfinite(curve.mean).any():
+      continue
+    style = _style(i)
+    if not marked:
+      style['markevery'] = max(1, len(curve.x) // 8)
+    axes.plot(curve.x, curve.mean, label=_plain(line.label), **style)
+    if np.isfinite(curve.low).any():
+      axes.fill_between(
+        curve.x, curve.low, curve.high,
+        color=style['color'], alpha=0.15, linewidth=0,
+      )  # fmt: skip
+  axes.set_xlabel(x_label)
+  axes.set_ylabel(y_label)
+  axes.xaxis.set_major_formatter('{x:,.0f}')
+  axes.grid(alpha=0.3)
+  if is_share:
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter('{x:.0%}')
+  _put_legend(figure, axes)
+  return _end(figure, name, title, caption)
+
+
+def _style(i):
+  return {
+    'color': COLOURS[i % len(COLOURS)],
+    'linestyle': LINE_STYLES[i % len(LINE_STYLES)],
+    'marker': _MARKS[i % len(_MARKS)],
+    'markersize': 4.5,
+    'linewidth': 1.6,
+  }
+
+
+def _draw_seconds(lines):
+  """Returns the figure of what a run's seconds were spent on."""
+  seconds = [workdirs.find_seconds(line) for line in lines]
+  figure, axes = _begin(0, 1.2 + 0.34 * len(lines))
+  left = np.zeros(len(lines))
+  for name, colour, hatch in _SECONDS:
+    values = np.array([by_part[name] for by_part in seconds])
+    if not values.any():
+      continue
+    axes.barh(
+      range(len(lines)), values, left=left, color=colour, label=name,
+      hatch=hatch, edgecolor='white', height=0.7,
+    )  # fmt: skip
+    left += values
+  axes.set_yticks(
+    range(len(lines)), [_plain(_shorten(line.label)) for line in lines]
+  )
+  axes.invert_yaxis()
+  axes.set_xlabel('seconds of a run')
+  axes.xaxis.set_major_formatter('{x:,.0f}')
+  axes.grid(axis='x', alpha=0.3)
+  axes.set_axisbelow(True)
+  _put_legend(figure, axes, len(_SECONDS))
+  return _end(
+    figure, 'seconds', 'Where the time goes',
+    'Whole runs, means over seeds. Of rows that were sampled ahead only the'
+    ' waiting counts.',
+  )  # fmt: skip
+
+
+def _begin(num_labels, height=3.4):
+  # A figure without pyplot: it needs no display and changes no global state.
+  height += 0.2 * math.ceil(num_labels / _LEGEND_COLUMNS)
+  figure = matplotlib.figure.Figure(figsize=(6.4, height), layout='constrained')
+  axes = figure.add_subplot()
+  axes.spines[['top', 'right']].set_visible(False)
+  return figure, axes
+
+
+def _put_legend(figure, axes, num_columns=_LEGEND_COLUMNS):
+  handles, labels = axes.get_legend_handles_labels()
+  figure.legend(
+    handles, [_shorten(label) for label in labels], frameon=False,
+    loc='outside lower center', ncols=min(num_columns, len(labels)),
+    fontsize='small', handlelength=3.2,
+  )  # fmt: skip
+
+
+def _shorten(label):
+  """Returns a label that fits beside an axis: a path's end says most."""
+  return label if len(label) <= 44 else f'…{label[-43:]}'
+
+
+def _plain(label):
+  """Returns a label whose dollars are no formula, and that no legend leaves out
+  for its first character."""
+  return (' ' if label.startswith('_') else '') + label.replace('$', r'\$')
+
+
+def _end(figure, name, title, caption):
+  svg, png = io.BytesIO(), io.BytesIO()
+  # The same numbers give the same bytes.
+  with matplotlib.rc_context({'svg.hashsalt': name}):
+    figure.savefig(svg, format='svg', metadata={'Date': None})
+  figure.savefig(png, format='png', dpi=150)
+  return Figure(name, title, caption, svg.getvalue(), png.getvalue())
