@@ -149,6 +149,19 @@ def test_no_difference_is_claimed_within_a_margin():
   )
 
 
+def test_a_difference_too_small_to_matter_is_none():
+  """Worse by 0 to 1 point is no loss that is worth a claim; tokens have no such
+  margin."""
+  claim = 'PPO-Multi is worse at equal samples'
+  ours = [make_curve([0.2, 0.6 - loss]) for loss in (0.0, 0.01, 0.002)]
+  theirs = [make_curve([0.2, 0.6])] * 3
+  found = find(claim, ppo_multi=ours, dash=theirs)
+  assert found.verdict == 'does not hold here: within 3 of 0'
+  interval = intervals.Interval(0, -1, 1, 3)
+  assert findings.judge(interval, 'below') == 'not decided: interval spans 0'
+  assert findings.judge(interval, '') == 'measured'
+
+
 def test_sizes_are_compared():
   lines = [
     {
@@ -293,6 +306,9 @@ def test_a_study_that_was_stopped_goes_on(tmp_path, monkeypatch):
     and row['verdict'] == 'not decided: one seed has no interval'
     for row in json.loads(rows)
   )
+  page = tables.write_page('Tiny', 'study', [make_tiny()], tmp_path, [3])
+  html = page.read_text(encoding='utf-8')
+  assert '1. DASH against GRPO: time to equal accuracy (tiny)' in html
 
 
 def test_a_job_that_fails_costs_those_that_need_it(tmp_path, capsys):

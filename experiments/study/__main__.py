@@ -7,8 +7,9 @@
      those that are not finished. --list shows them and what they cost.
   2. comparisons.py has the questions and claims, findings.py decides them over
      seeds.
-  3. OUT/findings.md is the table, OUT/findings.json the same for programs. Both
-     are also made of a study that is not finished.
+  3. OUT/findings.md is the table, OUT/findings.json the same for programs, and
+     OUT/report.html the page with the runs' curves and replies. They are also
+     made of a study that is not finished.
 
 Fields that are given are set in every run, as where data lies; what a run of the
 suite changes stays as it is. Exit codes: 0 all is finished; 1 a run failed; 2 the
@@ -53,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
   jsonl.replace(args.out / 'findings.md', text)
   jsonl.replace(args.out / 'findings.json', rows)
   print(text)
+  print(tables.write_page(title, command, parts, args.out, seeds))
   return code
 
 

@@ -74,8 +74,8 @@ class Comparison:
       where this seed has none.
     combine: one of COMBINE, over seeds.
     scale: what makes `unit` of it.
-    expects: what makes the claim hold: figures 'above' 0, 'below' it, or 'near'
-      it, within MARGIN; '' where a figure is no claim.
+    expects: what makes the claim hold: figures 'above' 0, 'below' it, or, in
+      points, 'near' it, within MARGIN; '' where a figure is no claim.
     paper_value: the paper's figure, in `unit`, if it is of the same kind.
   """
 
@@ -138,14 +138,22 @@ def make_finding(
     found=found,
     unit=comparison.unit,
     paper=comparison.paper,
-    verdict=judge(found, comparison.expects, comparison.paper_value),
+    verdict=judge(
+      found,
+      comparison.expects,
+      comparison.paper_value,
+      MARGIN if comparison.unit == 'points' else None,
+    ),
     runs=comparison.runs,
     is_main=comparison.is_main,
   )
 
 
 def judge(
-  found: intervals.Interval, expects: str, paper_value: float | None = None
+  found: intervals.Interval,
+  expects: str,
+  paper_value: float | None = None,
+  margin: float | None = None,
 ) -> str:
   """Returns the verdict on a claim.
 
@@ -153,19 +161,24 @@ def judge(
     found: its figure.
     expects: as `Comparison`'s.
     paper_value: as `Comparison`'s.
+    margin: what is taken to be no difference, if that is known in this unit;
+      'near' needs it.
   """
   if not expects:
     return 'measured'
   if found.low is None:
     return 'not decided: one seed has no interval'
   low, high = found.low, found.high
+  is_near = margin is not None and low > -margin and high < margin
   if expects == 'near':
-    if low > -MARGIN and high < MARGIN:
+    if is_near:
       return 'holds'
     if low > 0 or high < 0:
       return 'does not hold here'
-    return f'not decided: interval reaches beyond {MARGIN:g} either way'
+    return f'not decided: interval reaches beyond {margin:g} either way'
   if low <= 0 <= high:
+    if is_near:
+      return f'does not hold here: within {margin:g} of 0'
     return 'not decided: interval spans 0'
   if (low > 0) != (expects == 'above'):
     return 'does not hold here'

@@ -198,10 +198,16 @@ def read_runs(
   """Returns the curves of the finished runs of a part."""
   record, runs = Record(out), {}
   for turn in list_turns([part], seeds):
-    folder = jobs.find_folder(out, part, turn.seed) / turn.job.name
-    if turn.key in record.rows and (folder / metrics.METRICS_NAME).exists():
+    folder = find_workdir(out, turn)
+    if turn.key in record.rows and folder:
       runs.setdefault(turn.job.name, {})[turn.seed] = curves.read(folder)
   return runs
+
+
+def find_workdir(out: pathlib.Path, turn: Turn) -> pathlib.Path | None:
+  """Returns the workdir of a run that has taken a step, None for other jobs."""
+  folder = jobs.find_folder(out, turn.part, turn.seed) / turn.job.name
+  return folder if (folder / metrics.METRICS_NAME).exists() else None
 
 
 def _run_one(turn, out, changes, stop, line, record, left):
@@ -227,6 +233,8 @@ def _run_one(turn, out, changes, stop, line, record, left):
       start_new_session=True,
     )
     stop.process = process
+    if stop.asked:  # while it began
+      process.terminate()
     while process.poll() is None:
       seconds = time.monotonic() - start
       line.show(title, seconds, expected)

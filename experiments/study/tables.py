@@ -1,10 +1,11 @@
-"""A study as text: its jobs and their cost, and what it has found."""
+"""A study as text: its jobs and their cost, what it has found, and the page."""
 
 import dataclasses
 import json
 import pathlib
 from collections.abc import Sequence
 
+from dash_jax.reporting import page, workdirs
 from dash_jax.runs import jsonl
 from experiments.study import (
   algorithms,
@@ -100,11 +101,79 @@ _HEAD = '| claim | model, task | figure, 95% interval | the paper | verdict |'
 
 
 def _show_finding(row):
-  figure = f'{row.metric}: {row.figure}'
-  if row.found.num_seeds > 1:
-    figure += f', {row.found.num_seeds} seeds'
+  shown = _show(row)
+  over = f', {shown.interval_over}' if row.found.num_seeds > 1 else ''
   return (
-    f'| {row.claim} | {row.part} | {figure} | {row.paper} | {row.verdict} |'
+    f'| {row.claim} | {row.part} | {shown.figure}{over} | {row.paper} |'
+    f' {row.verdict} |'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+  """A finding as a row of the page, whose columns are these."""
+
+  claim: str
+  model_and_task: str
+  figure: str
+  interval_over: str
+  the_paper: str
+  verdict: str
+
+
+def write_page(
+  title: str,
+  command: str,
+  parts: Sequence[jobs.Part],
+  out: pathlib.Path,
+  seeds: Sequence[int],
+) -> pathlib.Path:
+  """Writes a page of a study's findings and runs, a section for each question and
+  part, and returns its path.
+
+  Args:
+    title: of the suite.
+    command: that makes it, without its folder.
+    parts: of the suite.
+    out: the study's folder.
+    seeds: that count.
+  """
+  command = f'{command} --out={out}'
+  found, record = find_all(parts, out, seeds), run.Record(out)
+  main = [_show(row) for row in found if row.is_main]
+  sections = (
+    [page.Section('The main claims', (), command, main)] if main else []
+  )
+  for number, question in comparisons.QUESTIONS.items():
+    for part in parts:
+      rows = [r for r in found if (r.question, r.part) == (number, part.name)]
+      folders = [
+        folder
+        for turn in run.list_turns([part], seeds)
+        if number in turn.job.questions
+        and turn.key in record.rows
+        and (folder := run.find_workdir(out, turn))
+      ]
+      if rows or folders:
+        sections.append(
+          page.Section(
+            f'{number}. {question} ({part.name})',
+            workdirs.group([workdirs.read(folder) for folder in folders]),
+            command,
+            [_show(row) for row in rows],
+          )
+        )
+  return page.write(out, f'Study: {title}', sections, command)
+
+
+def _show(row):
+  return _Shown(
+    row.claim,
+    row.part,
+    f'{row.metric}: {row.figure}',
+    f'{row.found.num_seeds} seeds',
+    row.paper,
+    row.verdict,
   )
 
 
