@@ -11,12 +11,16 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import tiny_run
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from dash_jax import checks
+from dash_jax.learning import packing
 from dash_jax.runs import jsonl
+from dash_jax.sampling import ladder
 from experiments.study import (
   algorithms,
   comparisons,
@@ -25,8 +29,10 @@ from experiments.study import (
   intervals,
   jobs,
   run,
+  sizes,
   suites,
   tables,
+  without,
 )
 
 _FOLDER = pathlib.Path(__file__).parent
@@ -391,3 +397,78 @@ def test_list_shows_jobs_and_their_cost(tmp_path):
     '4 jobs, 3 of them to go.',
     'About 2:00:20 in all, 2:00:10 to go.',
   ]
+
+
+@pytest.fixture
+def whole(mesh, monkeypatch):
+  """What `without` takes parts out of comes back."""
+  for module, name in (
+    (packing, 'fit'), (packing, 'make_room'), (ladder, 'make')
+  ):  # fmt: skip
+    monkeypatch.setattr(module, name, getattr(module, name))
+
+
+_P, _C, _G = 8, 6, 4
+
+
+def fit_some():
+  """Returns kept rows' (question, sample), the parts of lines, slots in use, and
+  how many slots the rows and prompts have of their own."""
+  prompt_lens = np.array([3, 5, 8])
+  lengths = np.array([[1, 6, 2, 3], [4, 4, 1, 1], [6, 6, 6, 6]])
+  keep = np.ones((3, _G), bool)
+  keep[0, 1] = False
+  room = packing.make_room(8, _G, _P, _C)
+  lines, filled = packing.fit(prompt_lens, lengths, keep, room)
+  parts = [part for line in lines for part in line]
+  rows = sorted(row for part in parts for row in part)
+  assert rows == [tuple(at) for at in np.argwhere(keep).tolist()]
+  tokens = sum(int(lengths[row]) for row in rows)
+  return parts, int(filled.sum()), tokens, prompt_lens
+
+
+def test_without_packing_rows_take_all_their_slots(whole):
+  _, packed, tokens, prompt_lens = fit_some()
+  assert packed == tokens + prompt_lens.sum()
+  config = config_dict.create(data={'max_prompt_len': _P})
+  without.PARTS['packing'](config)
+  parts, padded, _, _ = fit_some()
+  assert padded == 11 * _C + len(parts) * _P > packed
+
+
+def test_without_sharing_rows_have_prompts_of_their_own(whole):
+  without.PARTS['sharing'](None)
+  parts, filled, tokens, prompt_lens = fit_some()
+  assert all(len(part) == 1 for part in parts)
+  assert filled == tokens + 3 * prompt_lens[0] + 4 * prompt_lens[1:].sum()
+
+
+def test_without_stopping_a_batch_never_narrows(whole):
+  sizes_ = (64, 8, 8, 128, False)
+  made = ladder.make(*sizes_)
+  assert made.find_next(made.rungs[0], 1, 1) is not None
+  without.PARTS['stopping'](None)
+  wide = ladder.make(*sizes_)
+  rung = wide.rungs[0]
+  assert rung == made.rungs[0]
+  assert wide.find_next(rung, 1, 1) is None
+  while rung.slots < 128:
+    rung = wide.find_next(rung, 1, rung.slots + 1)
+    assert rung.rows == 64
+
+
+def test_sizes_are_measured(mesh, tmp_path, monkeypatch):
+  """With one size, since each is compiled."""
+  config = tiny_run.borrow(monkeypatch)
+  config.algorithm.sft_steps = 0
+  config.algorithm.batch_size = config.algorithm.group_size = 8
+  row, auto = sizes.measure(config, tmp_path)
+  assert row.pop('size') == 8
+  assert set(row) == {
+    'sample_tokens_per_s',
+    'sample_bytes',
+    'learn_tokens_per_s',
+    'learn_bytes',
+  }
+  assert all(value > 0 for value in row.values())
+  assert auto == {'auto_sampling': 8, 'auto_learning': 8}

@@ -80,7 +80,8 @@ def _sample(parts, params, asked, G, row):
 
 def _make_sampler(parts, size, num_prompts, G):
   config = parts.config.copy_and_resolve_references()
-  config.sampling.batch_size = size
+  with config.ignore_type():  # it may be 'auto'
+    config.sampling.batch_size = size
   return assemble.make_sampler(
     config, parts.model, parts.sampling_mesh,
     num_prompts=num_prompts, group_size=G,
