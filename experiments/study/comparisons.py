@@ -287,15 +287,15 @@ def _rewards_and_groups():
   )  # fmt: skip
   for size in GROUP_SIZES:
     yield _differs(
-      7, f'Groups of {size} are as good as of the suite', f'group_{size}',
-      'dash', 'near',
+      7, f"Groups of {size} end as accurate as those of DASH's run",
+      f'group_{size}', 'dash', 'near',
     )  # fmt: skip
 
 
 def _staleness():
-  for steps in (1, 2, 4):
+  for steps, title in ((1, '1 step'), (2, '2 steps'), (4, '4 steps')):
     yield _differs(
-      8, f'Rows of up to {steps} steps before cost no accuracy',
+      8, f'Rows of up to {title} before cost no accuracy',
       f'stale_{steps}', 'stale_0', 'near', is_main=steps == 4,
     )  # fmt: skip
 
@@ -361,9 +361,23 @@ def find_sizes(
       [rows[-1][f'auto_{name}'] for rows in measured],
       'rows',
     )
+  crossed = [_find_crossing(rows) for rows in measured]
+  if all(crossed):
+    yield make(
+      'Smallest size at which sampling is as fast as learning', 'rows', crossed,
+      'rows',
+    )  # fmt: skip
   yield make(
     'Sampling is fastest in larger batches than learning',
     'log2 of the ratio of the fastest sizes',
     [math.log2(a / b) for a, b in zip(best['sample'], best['learn'], strict=True)],
     '', expects='above', paper='256 to 8 rows: 5', paper_value=5.0, is_main=True,
   )  # fmt: skip
+
+
+def _find_crossing(rows):
+  for row in rows:
+    speeds = [row.get(f'{side}_tokens_per_s') for side in ('sample', 'learn')]
+    if all(speeds) and speeds[0] >= speeds[1]:
+      return row['size']
+  return None

@@ -2,7 +2,8 @@
 
 `make_grid` is the study's grid, the same for every `Task`. Every run goes on
 from the seed's supervised start, which is made once, and changes the fields that
-are named with it; `dash` changes none. Seconds are as measured on two CPU cores.
+are named with it; `dash` changes none. Seconds are estimates for two CPU cores,
+by those of steps that README.md has; run.py goes by what jobs have really taken.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ class Task:
   Attributes:
     name: of the part.
     config: its file.
-    num_samples: replies of a run; 0 takes the file's.
+    num_samples: replies of a run.
     fields: that every run changes.
     one_question: that runs of one question a step change.
     sft_share: of a supervised run on as many rows as `dash` samples, the share
@@ -36,10 +37,10 @@ class Task:
 
   name: str
   config: str
-  num_samples: int = 0
+  num_samples: int
   fields: dict = dataclasses.field(default_factory=dict)
   one_question: dict = dataclasses.field(default_factory=dict)
-  sft_share: float = 0.25
+  sft_share: float = 0.3
   seconds: dict = dataclasses.field(default_factory=dict)
 
   @property
@@ -47,8 +48,7 @@ class Task:
     """Its config, with the number of samples."""
     name = self.config.removesuffix('.py').replace('/', '.')
     config = importlib.import_module(name).get_config()
-    if self.num_samples:
-      config.algorithm.num_samples = self.num_samples
+    config.algorithm.num_samples = self.num_samples
     return config
 
 
@@ -405,13 +405,23 @@ SUITES = {
   ),
   'smollm2': (
     'SmolLM2-135M on GSM8K: one GPU',
-    lambda: (make_grid(Task('smollm2_gsm8k', 'experiments/smollm2_gsm8k.py')),),
+    lambda: (
+      make_grid(
+        Task(
+          'smollm2_gsm8k', 'experiments/smollm2_gsm8k.py', num_samples=32_768
+        )
+      ),
+    ),
   ),
   'qwen2_5_1_5b': (
     "Qwen2.5 1.5B, the paper's family, on GSM8K: one GPU of 80 GB",
     lambda: (
       make_grid(
-        Task('qwen2_5_1_5b_gsm8k', 'experiments/qwen2_5_1_5b_gsm8k.py')
+        Task(
+          'qwen2_5_1_5b_gsm8k',
+          'experiments/qwen2_5_1_5b_gsm8k.py',
+          num_samples=15_360,
+        )
       ),
     ),
   ),
