@@ -26,7 +26,9 @@ from experiments.study import run, suites, tables
 
 def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
-    prog='python -m experiments.study', description=__doc__.splitlines()[0]
+    prog='python -m experiments.study',
+    description=__doc__.splitlines()[0],
+    allow_abbrev=False,
   )
   parser.add_argument('--suite', choices=suites.SUITES, required=True)
   parser.add_argument('--out', type=pathlib.Path, required=True)
