@@ -147,23 +147,26 @@ def write_page(
   for number, question in comparisons.QUESTIONS.items():
     for part in parts:
       rows = [r for r in found if (r.question, r.part) == (number, part.name)]
-      folders = [
-        folder
+      turns = [
+        turn
         for turn in run.list_turns([part], seeds)
-        if number in turn.job.questions
-        and turn.key in record.rows
-        and (folder := run.find_workdir(out, turn))
+        if number in turn.job.questions and turn.key in record.rows
       ]
-      if rows or folders:
-        sections.append(
-          page.Section(
-            f'{number}. {question} ({part.name})',
-            workdirs.group([workdirs.read(folder) for folder in folders]),
-            command,
-            [_show(row) for row in rows],
-          )
-        )
+      lines = _make_lines(turns, out)
+      if rows or lines:
+        heading = f'{number}. {question} ({part.name})'
+        rows = [_show(row) for row in rows]
+        sections.append(page.Section(heading, lines, command, rows))
   return page.write(out, f'Study: {title}', sections, command)
+
+
+def _make_lines(turns, out):
+  """Returns a line for each run, over its seeds."""
+  runs = {}
+  for turn in turns:
+    if folder := run.find_workdir(out, turn):
+      runs.setdefault(turn.job.name, []).append(workdirs.read(folder))
+  return [workdirs.Line(name, tuple(some)) for name, some in runs.items()]
 
 
 def _show(row):
