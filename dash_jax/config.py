@@ -189,7 +189,12 @@ def default() -> ml_collections.ConfigDict:
           'keep_best': 0,  # and so many of the highest accuracies
         }
       ),
-      'log': section({'rollouts_every_samples': 2_560}),
+      'log': section(
+        {
+          'rollouts_every_samples': 2_560,
+          'wandb': '',  # a project of Weights & Biases; '' is none
+        }
+      ),
     }
   )
 

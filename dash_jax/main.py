@@ -1,7 +1,8 @@
 """The entry point: trains what a config describes.
 
     python -m dash_jax.main --config=experiments/quickstart.py \\
-        --workdir=runs/quickstart [--config.section.field=value ..]
+        --workdir=runs/quickstart [--config.section.field=value ..] \\
+        [--profile=FIRST:LAST]
 
 The same command again goes on where the run was. Exit codes: 0 the run is
 complete; 75 a signal stopped it after a checkpoint; 69 a process of the job is
@@ -9,9 +10,14 @@ lost (runs/watch.py); 2 the input is bad.
 """
 
 import jax
+from absl import flags
 
 from dash_jax import assemble, commands, train
 from dash_jax.runs import checkpoint, watch
+
+_PROFILE = flags.DEFINE_string(
+  'profile', '', 'FIRST:LAST, steps to trace and to tell the time of.'
+)
 
 
 def main(config, workdir):
@@ -19,7 +25,7 @@ def main(config, workdir):
     jax.set_mesh(assemble.connect(config)),
     watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
   ):
-    finished = train.train(config, workdir)
+    finished = train.train(config, workdir, _PROFILE.value)
   if finished:
     return 0
   print('Stopped after a checkpoint. The same command goes on from there.')

@@ -1,12 +1,13 @@
 """Tables, curves and a page of one run, or of several beside each other.
 
-python -m dash_jax.report DIR [DIR ..] --out=DIR
+    python -m dash_jax.report DIR [DIR ..] --out=DIR
 
-1. reporting/workdirs.py reads each workdir.
-2. `summarize` adds up a run for the table that is printed; `draw` makes
-   curves.png, which every run draws at its end too.
-3. reporting/page.py writes report.html and its figures. There, runs that differ
-   by their seed alone are one line.
+The life of a curve:
+  1. reporting/workdirs.py reads each workdir.
+  2. `summarize` adds up a run for the table that is printed; `draw` makes
+     curves.png, which every run draws at its end too.
+  3. reporting/page.py writes report.html and its figures. There, runs that
+     differ by their seed alone are one line.
 """
 
 import argparse
@@ -171,7 +172,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   options = sys.argv[1:] if argv is None else argv
   command = shlex.join(['python', '-m', 'dash_jax.report', *options])
   section = page.Section('Runs', workdirs.group(found), command)
-  print(page.write(args.out, 'Report', [section], command))
+  try:
+    print(page.write(args.out, 'Report', [section], command))
+  except ValueError as error:  # of rollouts, which nothing has read before
+    parser.error(str(error))
 
 
 def _find_algorithm(config):

@@ -22,6 +22,7 @@ from dash_jax import (
   commands,
   feed,
   phases,
+  profile,
   report,
   sharding,
   steps,
@@ -38,17 +39,19 @@ from dash_jax.runs import (
   metrics,
   progress,
   rollouts,
+  wandb_board,
   watch,
 )
 from dash_jax.sampling import memory
 
 
-def train(config, workdir: str) -> bool:
+def train(config, workdir: str, profiled: str = '') -> bool:
   """Runs or resumes a run.
 
   Args:
     config: a checked config; the mesh in use is `assemble.connect`'s.
     workdir: the run's folder.
+    profiled: 'FIRST:LAST', the steps that profile.py is to trace, or ''.
 
   Returns:
     True when the run is complete, False when a signal asked it to stop; the
@@ -61,8 +64,11 @@ def train(config, workdir: str) -> bool:
   """
   is_writer = jax.process_index() == 0
   checkpoint.check_config(workdir, config.to_dict())
+  if config.log.wandb:
+    wandb_board.require()
   parts = assemble.build(config, workdir)
   plan = phases.phases(config, parts.stop_ids)
+  window = profile.Window(profiled, parts.own_folder, plan[-1].last_step)
   with (
     parts.pool,
     # In a folder that several machines share, this is up to its file system.
@@ -74,6 +80,7 @@ def train(config, workdir: str) -> bool:
     watch.report_failure(),
   ):
     closing.callback(parts.end_sampling)
+    closing.callback(window.close)
     watch.mark('making or reading the weights')
     state, kept = _start(parts, plan, saved)
     watch.mark('compiling what samples')
@@ -81,13 +88,16 @@ def train(config, workdir: str) -> bool:
     log = alarmed = None
     if is_writer:
       checkpoint.save_config(workdir, config.to_dict())
+      board = None
+      if project := config.log.wandb:
+        board = wandb_board.Board(project, workdir, config.to_dict())
       log = closing.enter_context(
-        metrics.MetricsWriter(workdir, int(state.step))
+        metrics.MetricsWriter(workdir, int(state.step), board)
       )
       alarmed = alarms.Alarms(workdir, config, bars)
     stop.begin()
     with _at_work(workdir):
-      run = _Run(parts, plan, stop, saved, bars, log, alarmed)
+      run = _Run(parts, plan, stop, saved, bars, window, log, alarmed)
       finished = run.go_on(state, kept)
       watch.mark('waiting for the last checkpoint')
       saved.wait()
@@ -132,13 +142,14 @@ def _is_full(error):
 class _Run:
   """A run at work."""
 
-  def __init__(self, parts, plan, stop, saved, bars, log, alarmed):
+  def __init__(self, parts, plan, stop, saved, bars, window, log, alarmed):
     """
     Args:
       parts, plan: of the run.
       stop: what may ask for an end.
       saved: its checkpoints.
       bars: its progress.
+      window: the steps to trace.
       log, alarmed: what process 0 writes to and looks at, None in the others.
     """
     self._parts = parts
@@ -146,6 +157,7 @@ class _Run:
     self._stop = stop
     self._saved = saved
     self._bars = bars
+    self._window = window
     self._log = log
     self._alarmed = alarmed
 
@@ -187,6 +199,7 @@ class _Run:
     for step in range(first, phase.last_step):
       self._stop.check_all()
       taken = step + 1 - phase.first_step
+      self._window.begin(step + 1)
       with late:
         self._state, values = steps.take_step(
           self._parts, phase, room, self._fed, self._state, step,
@@ -194,6 +207,8 @@ class _Run:
         )  # fmt: skip
       self._write(phase, step + 1, values | {'compiles': late.num})
       bar.update(taken, **_show(values))
+      if table := self._window.end(step + 1, values):
+        self._bars.show(table)
       is_last = step + 1 == phase.last_step
       if is_last and phase is not self._plan[-1]:
         self._state = _enter_rl(self._plan[-1], self._state)

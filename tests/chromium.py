@@ -3,8 +3,8 @@
     with chromium.open_page(path) as page:
       page.run('document.title')
 
-It is the browser that is called chromium, google-chrome or chrome, or that CHROME
-names. Beside its own answers, `Page` keeps what the page reported and asked for.
+It is the browser that is called chromium, google-chrome or chrome, or that
+CHROME names. `Page` keeps what the page reported and asked for.
 """
 
 import base64
@@ -13,11 +13,14 @@ import itertools
 import json
 import os
 import pathlib
+import select
 import shutil
 import subprocess
 import tempfile
+import time
 
 NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
+_PATIENCE_S = 120
 
 
 def find() -> str:
@@ -43,9 +46,11 @@ class Page:
     requests: URLs that were asked for, but for data in the page.
   """
 
-  def __init__(self, read, write):
+  def __init__(self, read: int, write: int):
+    """Speaks to a browser through two descriptors."""
     self._read = read
     self._write = write
+    self._unread = b''
     self._ids = itertools.count(1)
     self._session = {}
     self.problems = []
@@ -55,18 +60,14 @@ class Page:
     """Calls a method of the Chrome DevTools Protocol."""
     number = next(self._ids)
     message = {'id': number, 'method': method, 'params': params}
-    self._write.write(json.dumps(message | self._session).encode() + b'\0')
-    self._write.flush()
+    data = json.dumps(message | self._session).encode() + b'\0'
+    while data:
+      data = data[os.write(self._write, data) :]
     while True:
       answer = self._next()
       if answer.get('id') == number:
         assert 'error' not in answer, answer
         return answer['result']
-
-  def wait(self, event: str) -> None:
-    """Waits for an event of the protocol."""
-    while self._next().get('method') != event:
-      pass
 
   def run(self, script: str):
     """Returns the value of an expression in the page."""
@@ -88,12 +89,13 @@ class Page:
     path.write_bytes(base64.b64decode(self.call(method, **params)['data']))
 
   def _next(self):
-    text = bytearray()
-    while not text.endswith(b'\0'):
-      byte = self._read.read(1)
-      assert byte, 'the browser has ended'
-      text += byte
-    message = json.loads(text[:-1])
+    while b'\0' not in self._unread:
+      assert select.select([self._read], [], [], _PATIENCE_S)[0], 'no answer'
+      chunk = os.read(self._read, 1 << 16)
+      assert chunk, 'the browser has ended'
+      self._unread += chunk
+    text, _, self._unread = self._unread.partition(b'\0')
+    message = json.loads(text)
     params = message.get('params', {})
     match message.get('method'):
       case 'Runtime.exceptionThrown' | 'Log.entryAdded':
@@ -114,7 +116,11 @@ def open_page(path: pathlib.Path, width: int = 1280, height: int = 900):
   # The browser reads from its descriptor 3, and writes to 4.
   to_read, to_write = os.pipe()
   from_read, from_write = os.pipe()
-  with tempfile.TemporaryDirectory() as profile, contextlib.ExitStack() as ends:
+  with (
+    # Processes of the browser's own may outlive it for a moment.
+    tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+    contextlib.ExitStack() as ends,
+  ):
     process = subprocess.Popen(
       [
         'bash', '-c', f'exec "$@" 3<&{to_read} 4>&{from_write}', 'bash',
@@ -130,10 +136,12 @@ def open_page(path: pathlib.Path, width: int = 1280, height: int = 900):
     ends.callback(process.kill)
     os.close(to_read)
     os.close(from_write)
-    read = ends.enter_context(os.fdopen(from_read, 'rb'))
-    write = ends.enter_context(os.fdopen(to_write, 'wb'))
-    page = Page(read, write)
+    ends.callback(os.close, from_read)
+    ends.callback(os.close, to_write)
+    page = Page(from_read, to_write)
     page.attach()
-    page.call('Page.navigate', url=path.absolute().as_uri())
-    page.wait('Page.loadEventFired')
+    url = path.absolute().as_uri()
+    page.call('Page.navigate', url=url)
+    while page.run("document.readyState + ' ' + location") != f'complete {url}':
+      time.sleep(0.02)
     yield page

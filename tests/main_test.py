@@ -48,7 +48,8 @@ def runs(tmp_path_factory):
   """Two workdirs of one config: run whole, and stopped by SIGTERM inside RL and
   run again. What each process printed and returned comes along."""
   whole, stopped = (tmp_path_factory.mktemp(n) for n in ('whole', 'stopped'))
-  straight = tiny_run.start(whole, *OPTIONS)
+  # The traced steps are the last supervised one and two of RL.
+  straight = tiny_run.start(whole, *OPTIONS, flags=('--profile=3:5',))
   # Half a second a step, so that the signal finds the run at work.
   slow = tiny_run.start(stopped, *OPTIONS, SLOW='0.02')
   deadline_s = time.monotonic() + 300
@@ -68,6 +69,9 @@ def test_a_run_ends_well_and_leaves_its_files(runs):
   code, output = results['whole']
   assert code == 0, output
   assert 'accuracy after DASH' in output
+  assert 'profile of steps 3 to 5' in output
+  assert re.search(r'program jit_\w+ +\d+\.\d{3} +\d+\.\d%', output)
+  assert list(whole.glob('profile/**/*.xplane.pb'))
   found = {path.name for path in whole.iterdir()}
   assert found >= {
     'config.json', 'metrics.jsonl', 'evals.jsonl', 'rollouts', 'checkpoints',

@@ -44,6 +44,11 @@ def test_a_large_model_is_estimated_without_its_files():
   assert '8.03 billion weights' in text
   assert 'compiled' not in text
   assert re.search(r'A step takes [\d.]+ s at least', text)
+  assert re.search(
+    r'Sampling is bound by [a-z ]+, most of it in (admit|decode|prepare); learning'
+    r' is bound by [a-z ]+, most of it in (gradient|update)\.',
+    text,
+  )
 
 
 def test_part_of_a_tpu_is_estimated_and_not_compiled():

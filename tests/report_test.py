@@ -8,7 +8,7 @@ import pytest
 
 from dash_jax import report
 from dash_jax.reporting import workdirs
-from dash_jax.runs import metrics
+from dash_jax.runs import jsonl, metrics
 
 
 def _eval(step, phase, accuracy, split='test'):
@@ -189,6 +189,15 @@ def test_command_prints_tables_and_names_its_files(tmp_path, capsys):
   files = [tmp_path / 'out' / name for name in ('curves.png', 'report.html')]
   assert printed.splitlines()[-2:] == list(map(str, files))
   assert all(path.exists() for path in files)
+
+
+def test_command_names_rollouts_that_are_damaged(tmp_path, capsys):
+  _write_run(tmp_path)
+  path = tmp_path / 'rollouts' / 'step_000010.jsonl'
+  jsonl.write(path, [{'step': 10, 'uid': 1}])
+  with pytest.raises(SystemExit):
+    report.main([str(tmp_path), f'--out={tmp_path / "out"}'])
+  assert f'{path}:1: no sample' in capsys.readouterr().err
 
 
 def test_command_names_a_folder_that_is_no_run(tmp_path, capsys):

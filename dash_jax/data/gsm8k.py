@@ -110,6 +110,29 @@ def _digest_files(folder):
   return hashlib.sha256(digests).hexdigest()[:16]
 
 
+def _prepare(data_dir, manual_dir):
+  """Returns the builder of data that this process has prepared, or another."""
+
+  def make():
+    return GradeSchoolMath(
+      config='public' if manual_dir is None else 'folder',
+      data_dir=data_dir,
+      # The default, tfrecord, needs TensorFlow.
+      file_format='array_record',
+    )
+
+  try:
+    make().download_and_prepare(
+      download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+    )
+  except OSError:
+    # Processes that share the folder prepare the same at once, and whichever is
+    # first gives it its name.
+    if not make().is_prepared():
+      raise
+  return make()
+
+
 def load(
   split: str,
   data_dir: str | os.PathLike,
@@ -141,16 +164,7 @@ def load(
     # A place of its own: prepared data is reused by its path alone, so data
     # prepared from other files would be read instead of these.
     data_dir /= f'gsm8k_{_digest_files(manual_dir)}'
-  builder = GradeSchoolMath(
-    config='public' if manual_dir is None else 'folder',
-    data_dir=data_dir,
-    # The default, tfrecord, needs TensorFlow.
-    file_format='array_record',
-  )
-  builder.download_and_prepare(
-    download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
-  )
-  source = builder.as_data_source(split=split)
+  source = _prepare(data_dir, manual_dir).as_data_source(split=split)
   offset = _UID_OFFSETS[split]
 
   def read(uid):

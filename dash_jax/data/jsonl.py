@@ -1,15 +1,14 @@
 """Rows of a JSONL file: one JSON object a line, in UTF-8. Blank lines are none."""
 
 import array
+import codecs
 import json
 import os
 import weakref
 
 import numpy as np
 
-_MARK = (
-  b'\xef\xbb\xbf'  # a byte order mark, which some editors begin files with
-)
+_MARK = codecs.BOM_UTF8  # some editors begin files with it
 
 
 class Rows:
@@ -31,43 +30,54 @@ class Rows:
     Raises:
       FileNotFoundError: there is no such file.
       IsADirectoryError: it is a folder.
-      ValueError: it has no rows.
+      ValueError: it has no rows, or is a pipe.
     """
     self._path = os.path.expanduser(path)
     self._fields = fields
     numbers, starts = array.array('q'), array.array('q')
     at = 0
     with open(self._path, 'rb') as file:
+      if not file.seekable():
+        raise ValueError(
+          f'{self._path}: a pipe, but rows are read where they are asked; write'
+          ' a file'
+        )
+      self._file = os.dup(file.fileno())
+      weakref.finalize(self, os.close, self._file)
+      # Before the rows are found: what changes meanwhile is noticed too.
+      self._state = self._stat()
       for number, line in enumerate(file, 1):
         if not _is_blank(line):
           numbers.append(number)
           starts.append(at)
         at += len(line)
-      self._file = os.dup(file.fileno())
-      weakref.finalize(self, os.close, self._file)
     if not numbers:
       raise _no_rows(self._path)
-    self.numbers = np.array(numbers)
-    self._starts = np.array([*starts, at])
-    self._state = self._stat()
+    starts.append(at)
+    self.numbers, self._starts = np.array(numbers), np.array(starts)
 
   def read(self, number: int) -> dict:
     """Returns the row of a line.
 
     Raises:
       ValueError: naming file:line, what is wrong there and what would be right;
-        or the file is another one by now.
+        it has no row; or the file is another one by now.
     """
     place = int(np.searchsorted(self.numbers, number))
+    if number not in self.numbers[place : place + 1]:
+      raise ValueError(
+        f'{self._path}:{number}: no row there, but one is asked for; give the'
+        ' file that it was in'
+      )
     start, end = self._starts[place : place + 2].tolist()
-    # Blank lines behind it are read too. At a place, since threads share the file.
+    # With blank lines behind it. At a place, since threads share the file.
     data = os.pread(self._file, end - start, start)
     if self._stat() != self._state:
       raise ValueError(
         f'{self._path}: changed since it was opened; write a new file beside it,'
         ' and rename that'
       )
-    return _parse(data.partition(b'\n')[0], self._path, number, self._fields)
+    return _parse(data, self._path, number, self._fields)
 
   def _stat(self):
     found = os.fstat(self._file)
@@ -113,11 +123,12 @@ def _no_rows(path):
 
 
 def _parse(line, path, number, fields):
-  """Returns the object of a line, given in bytes: a text file would be decoded in
-  blocks, and an error in it could not name its line."""
+  """Returns the object of a line, given in bytes, with what may follow it: a
+  text file would be decoded in blocks, and an error in it could not name its line.
+  """
   where = f'{path}:{number}'
   try:
-    text = line.decode('utf-8-sig')
+    text = line.partition(b'\n')[0].decode('utf-8-sig')
   except UnicodeDecodeError as error:
     raise ValueError(
       f'{where}: not UTF-8 ({error.reason} at byte {error.start} of the '

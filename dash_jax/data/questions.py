@@ -19,11 +19,14 @@ SOURCES = ('word_problems', 'addition', 'gsm8k', 'jsonl')
 
 def _read_text(row, field, where, kinds):
   value = row[field]
+  if isinstance(value, list) and all(isinstance(line, str) for line in value):
+    value = '\n'.join(value)
   # bool is an int to Python; an answer true or false is a mistake here.
   if not isinstance(value, kinds) or isinstance(value, bool):
-    wanted = ' or '.join(kind.__name__ for kind in kinds)
+    wanted = ', '.join(kind.__name__ for kind in kinds)
     raise ValueError(
-      f'{where}: field {field!r} is {value!r}, but it must be {wanted}'
+      f'{where}: field {field!r} is {value!r}, but it must be {wanted} or a '
+      'list of str'
     )
   text = str(value)
   if not text.strip():
@@ -40,10 +43,13 @@ def load_jsonl(
   """Returns the questions of a JSONL file, in order.
 
   Args:
-    path: the file, one JSON object a line, in UTF-8.
-    prompt_field: the field that holds the question.
+    path: the file, one JSON object a line, in UTF-8. A field may be a list of
+      lines.
+    prompt_field: the field that holds the question; or several, as
+      'text,test_list', which follow each other with a blank line between.
     answer_field: the field that holds the final answer, as text or a number.
-      Where '####' stands in it, the answer is what follows the last one.
+      Where '####' stands in text, the answer is what follows the last one; a
+      list of lines, as of tests for code, is the answer as it stands.
     solution_field: the field that holds the worked solution; '' for none.
 
   Returns:
@@ -55,7 +61,8 @@ def load_jsonl(
     FileNotFoundError: there is no such file.
     ValueError: the file has no rows.
   """
-  fields = (prompt_field, answer_field)
+  prompt_fields = prompt_field.split(',')
+  fields = (*prompt_fields, answer_field)
   if solution_field:
     fields += (solution_field,)
   rows = jsonl.Rows(path, fields)
@@ -63,14 +70,17 @@ def load_jsonl(
   def read(uid):
     where, row = f'{path}:{uid + 1}', rows.read(uid + 1)
     answer = _read_text(row, answer_field, where, (str, int, float))
-    answer = answer.rpartition('####')[2].strip()
+    if not isinstance(row[answer_field], list):
+      answer = answer.rpartition('####')[2].strip()
     if not answer:
       raise ValueError(f'{where}: nothing after #### in field {answer_field!r}')
     solution = ''
     if solution_field:
       solution = _read_text(row, solution_field, where, (str,))
     return batches.Question(
-      prompt=_read_text(row, prompt_field, where, (str,)),
+      prompt='\n\n'.join(
+        _read_text(row, field, where, (str,)) for field in prompt_fields
+      ),
       answer=answer,
       uid=uid,
       solution=solution,

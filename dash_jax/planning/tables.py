@@ -131,13 +131,20 @@ def _seconds(plan):
   if not kind.flops_per_s:
     yield f'Seconds are not known: there are no figures of a {plan.job.devices.name}.'
     return
-  total, sampling = plan.step_s, plan.sampling_s
+  total, sampling, phases = plan.step_s, plan.sampling_s, []
   yield (
     f'A step takes {total:.3g} s at least: sampling {sampling:.3g} s'
     f' ({sampling / total:.0%}), learning {plan.learning_s:.3g} s'
     f' ({plan.learning_s / total:.0%})'
     + (', one beside the other.' if plan.overlaps else '.')
   )
+  for phase, names in (
+    ('Sampling', estimate.SAMPLING),
+    ('learning', estimate.LEARNING),
+  ):
+    name, bound = plan.find_longest(names)
+    phases.append(f'{phase} is bound by {bound}, most of it in {name}')
+  yield f'{"; ".join(phases)}.'
   yield (
     f'That is {plan.tokens / total / chips:,.0f} completion tokens a second and'
     f' chip, {plan.tokens / total:,.0f} in all, if all'

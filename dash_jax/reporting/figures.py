@@ -1,7 +1,7 @@
-"""The figures of a report, by matplotlib: for a page (SVG) and for others (PNG).
+"""The figures of a report, by matplotlib: for a page (SVG) and others (PNG).
 
-`draw` makes those that lines have numbers for. Lines differ in colour, dashes and
-marks, so that they can be told apart without colours and on paper.
+`draw` makes those that lines have numbers for. Lines differ in colour, dashes
+and marks, so that they can be told apart without colours and on paper.
 """
 
 import dataclasses
@@ -26,13 +26,15 @@ _SECONDS = (
   ('evaluation', '#F0E442', '//'),
 )
 _LEGEND_COLUMNS = 2
+_MOST_LABEL = 44
 _BAND = (
   "Bands: 95% intervals; over seeds by Student's t where a line has several, of"
   ' the evaluation where it has one.'
 )
 _SMOOTHED = (
   f'Means of {workdirs.SMOOTHED_STEPS} optimizer steps, or of'
-  f' {workdirs.SMOOTHED_SHARE:.1%} of them if that is more; bands over seeds, 95%.'
+  f' {workdirs.SMOOTHED_SHARE:.1%} of them if that is more; bands over seeds,'
+  ' 95%.'
 )
 
 
@@ -57,6 +59,11 @@ def draw(lines: Sequence[workdirs.Line]) -> list[Figure]:
   """Returns the figures of some lines; those without a number are left out."""
   if not lines:
     return []
+  labels = _shorten([line.label for line in lines])
+  lines = [
+    dataclasses.replace(line, label=label)
+    for line, label in zip(lines, labels, strict=True)
+  ]
   of_steps = (
     ('reward', 'Reward of samples', 'mean reward', 'reward_mean', ''),
     ('length', 'Length of completions', 'tokens, mean', 'completion_len_mean',
@@ -119,7 +126,7 @@ def _draw_curves(
     style = _style(i)
     if not marked:
       style['markevery'] = max(1, len(curve.x) // 8)
-    axes.plot(curve.x, curve.mean, label=_plain(line.label), **style)
+    axes.plot(curve.x, curve.mean, label=line.label, **style)
     if np.isfinite(curve.low).any():
       axes.fill_between(
         curve.x, curve.low, curve.high,
@@ -160,9 +167,7 @@ def _draw_seconds(lines):
       hatch=hatch, edgecolor='white', height=0.7,
     )  # fmt: skip
     left += values
-  axes.set_yticks(
-    range(len(lines)), [_plain(_shorten(line.label)) for line in lines]
-  )
+  axes.set_yticks(range(len(lines)), [line.label for line in lines])
   axes.invert_yaxis()
   axes.set_xlabel('seconds of a run')
   axes.xaxis.set_major_formatter('{x:,.0f}')
@@ -188,21 +193,28 @@ def _begin(num_labels, height=3.4):
 def _put_legend(figure, axes, num_columns=_LEGEND_COLUMNS):
   handles, labels = axes.get_legend_handles_labels()
   figure.legend(
-    handles, [_shorten(label) for label in labels], frameon=False,
+    handles, labels, frameon=False,
     loc='outside lower center', ncols=min(num_columns, len(labels)),
     fontsize='small', handlelength=3.2,
   )  # fmt: skip
 
 
-def _shorten(label):
-  """Returns a label that fits beside an axis: a path's end says most."""
-  return label if len(label) <= 44 else f'…{label[-43:]}'
-
-
-def _plain(label):
-  """Returns a label whose dollars are no formula, and that no legend leaves out
-  for its first character."""
-  return (' ' if label.startswith('_') else '') + label.replace('$', r'\$')
+def _shorten(labels):
+  """Returns labels that fit beside an axis, without the folders that all begin
+  with, and without what could not be drawn."""
+  parts = [label.split('/') for label in labels]
+  most = min(map(len, parts)) - 2  # of one path, its end
+  num = 0
+  while num < most and len({tuple(p[: num + 1]) for p in parts}) == 1:
+    num += 1
+  short = ['/'.join(p[num:]) for p in parts]
+  cut = [
+    x if len(x) <= _MOST_LABEL else f'…{x[1 - _MOST_LABEL :]}' for x in short
+  ]
+  # A dollar begins a formula; legends leave out what begins with an underscore.
+  return [
+    (' ' if x.startswith('_') else '') + x.replace('$', r'\$') for x in cut
+  ]
 
 
 def _end(figure, name, title, caption):

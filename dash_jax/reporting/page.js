@@ -1,14 +1,17 @@
 'use strict';
-// The browser of sampled replies. What the page holds is in #data: a list of runs
-// {name, groups}; a group is {step, uid, question, answer, rows}; a row is a list
-// of its text, reward, advantage, whether it was learned from, its tokens, whether
-// it was truncated, the characters of each token and their log-probabilities.
+// The browser of sampled replies. What the page holds is in #data: a list of
+// runs {name, groups}; a group is {step, uid, question, answer, rows}; a row is a
+// list of its text, reward, advantage, whether it was learned from, its tokens,
+// whether it was truncated, the characters of each token, and their
+// log-probabilities.
 //
 // Everything is shown by textContent: a reply is text, whatever it holds.
 
 const PER_PAGE = 10;
 // A token's colour by its probability: the class of the first bound above it.
-const SHADES = [[0.01, 'p5'], [0.1, 'p4'], [0.3, 'p3'], [0.6, 'p2'], [0.9, 'p1']];
+const SHADES = [
+  [0.01, 'p5'], [0.1, 'p4'], [0.3, 'p3'], [0.6, 'p2'], [0.9, 'p1'],
+];
 
 const data = JSON.parse(document.getElementById('data').textContent);
 const form = document.getElementById('filters');
@@ -42,8 +45,8 @@ function between(least, most) {
   return x => (isNaN(low) || x >= low) && (isNaN(high) || x <= high);
 }
 
-// Returns a function of a group: whether it is of the question asked for, which is
-// #NUMBER or a part of its text.
+// Returns a function of a group: whether it is of the question asked for, which
+// is #NUMBER or a part of its text.
 function fitsQuestion() {
   const asked = field('question').value.toLowerCase();
   return /^#\d+$/.test(asked)
@@ -68,8 +71,8 @@ function find() {
     .filter(({found}) => found.length);
 }
 
-// Returns the text of a row, a span a token. A character that several tokens make
-// is of the last of them.
+// Returns the text of a row, a span a token. A character that several tokens
+// make is of the last of them.
 function showText([text, , , , , , widths, logprobs]) {
   const element = make('p', 'text', '');
   if (!widths || !field('coloured').checked) {
@@ -151,8 +154,8 @@ function showLegend() {
     make('span', name, `below ${bound}`));
   document.getElementById('legend').append(
     'probability of a token when it was drawn: ', ...shades,
-    'above: white; \u00b7 is a token without a character, as the one that ends a ' +
-    'reply. Pale replies are not among those asked for.');
+    'above: white; \u00b7 is a token without a character, as the one that ends ' +
+    'a reply. Pale replies are not among those asked for.');
 }
 
 form.addEventListener('input', event => {

@@ -1,12 +1,12 @@
 """One HTML page of runs: findings, a table, figures, and a browser of replies.
 
-  1. A caller names sections, each of some lines (workdirs.py), with rows of findings
-     if it has such.
-  2. `write` draws their figures, fills page.html, and puts page.css, page.js, the
-     pictures and the replies (replies.py) into it: the page asks for no other
-     file, and its policy forbids that it could.
+  1. A caller names sections, each of some lines (workdirs.py), with rows of
+     findings if it has such.
+  2. `write` draws their figures, fills page.html, and puts page.css, page.js,
+     the pictures and the replies (replies.py) into it: the page asks for no
+     other file, and its policy forbids that it could.
 
-What a model said is data in the page: page.js shows it as text and nothing else.
+What a model said is data in the page: page.js shows it as text, nothing else.
 """
 
 import base64
@@ -20,7 +20,6 @@ from collections.abc import Sequence
 
 import jinja2
 import jinja2.sandbox
-import markupsafe
 
 from dash_jax.reporting import figures, replies, workdirs
 from dash_jax.runs import jsonl
@@ -109,9 +108,9 @@ def write(
       command=command,
       replies=packed,
       most_replies=f'{MOST_REPLIES / 1e6:.0f} MB',
-      data=markupsafe.Markup('[' + ',\n'.join(p.text for _, p in packed) + ']'),
-      style=markupsafe.Markup(style),
-      script=markupsafe.Markup(script),
+      data='[' + ',\n'.join(p.text for _, p in packed) + ']',
+      style=style,
+      script=script,
       style_hash=_hash(style),
       script_hash=_hash(script),
     )

@@ -100,8 +100,8 @@ def pack(name: str, workdir: pathlib.Path, room: int) -> Packed:
   )  # fmt: skip
 
 
-# What each row has, in the order that page.js reads; runs of before have none of
-# the last two.
+# What each row has, in the order that page.js reads; older runs have none of the
+# last two.
 _KEYS = (
   'completion', 'reward', 'advantage', 'kept', 'completion_len', 'truncated',
   'token_widths', 'logprobs',
@@ -114,7 +114,7 @@ def _read_groups(path):
     for key in ('uid', 'sample', 'prompt', 'answer', *_KEYS[:-2]):
       if key not in row:
         raise ValueError(f'{path}:{number}: no {key}, which dash_jax writes')
-  # A question may be drawn twice for a step: samples count from 0 in each group.
+  # A question may be drawn twice for a step: samples of each group count from 0.
   starts = itertools.accumulate(row['sample'] == 0 for row in rows)
   by_group = zip(starts, rows, strict=True)
   return [

@@ -28,7 +28,7 @@ from dash_jax.runs import checkpoint, metrics
 # Means of so many steps are told, and drawn, but for runs of so many steps that
 # a share of them is more.
 SMOOTHED_STEPS, SMOOTHED_SHARE = 5, 1 / 40
-_MOST_POINTS = 200  # of a curve; what is between them is in their means
+_MOST_POINTS = 100  # of a curve; what is between them is in their means
 
 # What a step's seconds are made of, the last is what is left of them.
 PARTS = (
@@ -143,19 +143,19 @@ def _check_keys(where, row, keys):
 def group(found: Sequence[Run]) -> list[Line]:
   """Returns lines, in the order of their first runs.
 
-  Runs are of one line if their config.json agree but for `seed`. What lies in the
-  folder beside a workdir, as the weights that a seed starts from, is taken for
-  the same. Runs with a seed that the line has already, or without a config.json,
-  are lines of their own.
+  Runs are of one line if their config.json agree but for `seed`. What lies in
+  the folder beside a workdir, as the weights that a seed starts from, is taken
+  for the same. Runs with a seed that the line has already, or without a
+  config.json, are lines of their own.
   """
   lines = []
   for run in found:
     for runs in lines:
-      seeds = [other.config['seed'] for other in runs if other.config]
+      seeds = [other.config.get('seed') for other in runs if other.config]
       if (
         run.config
         and _without_seed(runs[0]) == _without_seed(run)
-        and run.config['seed'] not in seeds
+        and run.config.get('seed') not in seeds
       ):
         runs.append(run)
         break
@@ -175,15 +175,15 @@ def _without_seed(run):
 
 
 def _find_name(names):
-  """Returns one name for several workdirs: a folder in which they differ is a *."""
+  """Returns one name for workdirs: a folder in which they differ is a *."""
   parts = [name.split('/') for name in names]
   by_part = [set(same) for same in zip(*parts, strict=False)]
   return '/'.join(same.pop() if len(same) == 1 else '*' for same in by_part)
 
 
 def find_fields(lines: Sequence[Line]) -> list[str]:
-  """Returns, for each line, the fields in which lines differ, as flags give them;
-  the seed and what a field has by default are left out."""
+  """Returns, for each line, the fields in which lines differ, as flags give
+  them; the seed and what a field has by default are left out."""
   default = _flatten(config_lib.default().to_dict())
   found = [_flatten(line.runs[0].config) for line in lines]
   names = dict.fromkeys(name for config in found for name in config)
@@ -313,8 +313,8 @@ def _smooth(values):
 
 
 def find_parts(rows: Sequence[dict]) -> np.ndarray:
-  """Returns f64[parts, rows], seconds of RL steps by PARTS. Of what is done ahead
-  only the waiting counts, as sampling."""
+  """Returns f64[parts, rows], seconds of RL steps by PARTS. Of what is done
+  ahead only the waiting counts, as sampling."""
   rows = [
     row | {'sample_s': row['wait_s'], 'reward_s': 0} if 'wait_s' in row else row
     for row in rows

@@ -1,11 +1,12 @@
-"""What a run measured: one JSON line per optimizer step, and TensorBoard.
+"""What a run measured: one JSON line per optimizer step, and live boards.
 
 The life of a number:
   1. The training loop calls `write(step, values)` once per optimizer step.
      Steps count optimizer updates of all phases together; `values['phase']` is
      'sft' or 'rl'.
   2. The line goes to metrics.jsonl at once, so that a killed run loses none.
-  3. The same values go to TensorBoard as '<phase>/<key>'.
+  3. The same values go to TensorBoard, and to Weights & Biases if that is asked
+     for, as '<phase>/<key>'.
   4. A run that resumes at step s cuts every later line off both files before
      it writes, so that no step appears twice.
 
@@ -18,7 +19,7 @@ import pathlib
 
 import tensorboardX
 
-from dash_jax.runs import jsonl
+from dash_jax.runs import jsonl, wandb_board
 
 METRICS_NAME = 'metrics.jsonl'
 EVALS_NAME = 'evals.jsonl'
@@ -45,18 +46,24 @@ _NOT_FINITE = ('nan', 'inf', '-inf')
 
 
 class MetricsWriter:
-  """Writes metrics.jsonl, evals.jsonl and TensorBoard events; a context.
+  """Writes metrics.jsonl, evals.jsonl and what boards show; a context.
 
   In a job of several processes only one of them makes a writer.
   """
 
-  def __init__(self, workdir: str | os.PathLike, resume_step: int = 0):
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    resume_step: int = 0,
+    board: wandb_board.Board | None = None,
+  ):
     """Opens the files of `workdir`, which is made if it is missing.
 
     Args:
       workdir: the run's folder.
       resume_step: optimizer steps that the run has behind it. Lines of later
         steps belong to work that will be done again, and are cut off.
+      board: is told the same as TensorBoard, and closed with the rest.
     """
     self._workdir = pathlib.Path(workdir)
     self._workdir.mkdir(parents=True, exist_ok=True)
@@ -66,17 +73,20 @@ class MetricsWriter:
     self._evals = {_eval_key(row): row['accuracy'] for row in kept}
     self._metrics_file = _append(self._workdir / METRICS_NAME)
     self._evals_file = _append(self._workdir / EVALS_NAME)
-    self._board = tensorboardX.SummaryWriter(
+    self._tensorboard = tensorboardX.SummaryWriter(
       logdir=str(self._workdir / 'tensorboard'),
       # Hides the events of an earlier process from this step on.
       purge_step=resume_step + 1,
     )
+    self._boards = [board] if board else []
 
   def __enter__(self):
     return self
 
   def __exit__(self, unused_kind, error, unused_trace):
-    for file in (self._metrics_file, self._evals_file, self._board):
+    for file in (
+      self._metrics_file, self._evals_file, self._tensorboard, *self._boards,
+    ):  # fmt: skip
       try:
         file.close()
       except OSError:
@@ -106,9 +116,14 @@ class MetricsWriter:
     phase = _check_phase(values)
     _emit(self._metrics_file, {'step': step, **values})
     self._last_step = step
-    for key, value in values.items():
-      if key != 'phase':
-        self._board.add_scalar(f'{phase}/{key}', float(value), step)
+    self._show(
+      {
+        f'{phase}/{key}': float(value)
+        for key, value in values.items()
+        if key != 'phase'
+      },
+      step,
+    )
 
   def write_eval(self, values: dict[str, float | int | str]) -> None:
     """Writes one evaluation: at least `EVAL_KEYS`.
@@ -129,10 +144,20 @@ class MetricsWriter:
       )
     _emit(self._evals_file, values)
     self._evals[_eval_key(values)] = values['accuracy']
-    for key, value in values.items():
-      if key not in ('step', *_TEXT_KEYS):
-        tag = f'{phase}/{values["split"]}_{key}'
-        self._board.add_scalar(tag, float(value), values['step'])
+    self._show(
+      {
+        f'{phase}/{values["split"]}_{key}': float(value)
+        for key, value in values.items()
+        if key not in ('step', *_TEXT_KEYS)
+      },
+      values['step'],
+    )
+
+  def _show(self, values, step):
+    for tag, value in values.items():
+      self._tensorboard.add_scalar(tag, value, step)
+    for board in self._boards:
+      board.write(values, step)
 
   def has_eval(self, step: int, phase: str, split: str) -> bool:
     """Returns whether evals.jsonl holds this evaluation already.

@@ -88,6 +88,10 @@ class Progress:
       highlight=False,
     )
 
+  def show(self, table: rich.table.Table) -> None:
+    """Shows a table that stays, above the bars if there are such."""
+    self._console.print(table)
+
 
 class _BarPhase:
   """A phase on a terminal."""

@@ -1,9 +1,9 @@
 """What the model said: one file per optimizer step, one line per sampled row.
 
 rollouts/step_000012.jsonl holds the question, the reply, its reward and whether
-it was trained on, in the order in which the rows were sampled, and of each token
-its log-probability and how many characters it added to the reply. `jsonl.read`
-reads it.
+it was trained on, in the order in which the rows were sampled, and of each
+token its log-probability and how many characters it added to the reply.
+`jsonl.read` reads it.
 """
 
 import os
@@ -117,7 +117,7 @@ class _Widths:
   """Finds which characters of a text are of which token.
 
   A token is decoded behind the one before it, since some tokenizers leave out a
-  text's first space, together with those before it that are part of a character.
+  text's first space, together with those that are part of the same character.
   """
 
   def __init__(self, decode):

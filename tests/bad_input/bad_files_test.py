@@ -187,19 +187,26 @@ BAD = [
   ),
   (
     lambda: ask(b'{"question": 1, "answer": "b"}'),
-    "q.jsonl:1: field 'question' is 1, but it must be str",
+    "q.jsonl:1: field 'question' is 1, but it must be str or a list of str",
   ),
   (
     lambda: ask(b'{"question": "a", "answer": true}'),
-    "q.jsonl:1: field 'answer' is True, but it must be str or int or float",
+    "q.jsonl:1: field 'answer' is True, but it must be str, int, float or a "
+    'list of str',
   ),
   (
     lambda: ask(b'{"question": "a", "answer": null}'),
-    "q.jsonl:1: field 'answer' is None, but it must be str or int or float",
+    "q.jsonl:1: field 'answer' is None, but it must be str, int, float or a "
+    'list of str',
   ),
   (
-    lambda: ask(b'{"question": "a", "answer": ["b"]}'),
-    "q.jsonl:1: field 'answer' is ['b'], but it must be str or int or float",
+    lambda: ask(b'{"question": "a", "answer": ["b", 1]}'),
+    "q.jsonl:1: field 'answer' is ['b', 1], but it must be str, int, float or a "
+    'list of str',
+  ),
+  (
+    lambda: ask(b'{"question": "a", "answer": []}'),
+    "q.jsonl:1: field 'answer' is empty",
   ),
   (
     lambda: ask(b'{"question": " ", "answer": "b"}'),
@@ -278,7 +285,7 @@ BAD = [
     lambda: ask(
       b'{"question": "a", "answer": "b", "s": 3}', solution_field='s'
     ),
-    "q.jsonl:1: field 's' is 3, but it must be str",
+    "q.jsonl:1: field 's' is 3, but it must be str or a list of str",
   ),
   (
     lambda: questions.load('jsonl', 'train', path=''),

@@ -120,6 +120,17 @@ def test_any_line_is_a_row_or_refused_by_name(tmp_path_factory, content):
     error = refusal(read)
     assert not error or error.startswith(str(path))
 
+  def read_each():
+    rows = jsonl.Rows(path, ('question',))
+    return [(number, rows.read(number)) for number in rows.numbers.tolist()]
+
+  def read_all():
+    return jsonl.read(path, ('question',))
+
+  error = refusal(read_all)
+  assert refusal(read_each) == error
+  assert error or read_each() == read_all()
+
 
 @some(60)
 @hypothesis.given(TEXT, TEXT, TEXT)

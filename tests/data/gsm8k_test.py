@@ -78,6 +78,25 @@ def test_a_changed_file_is_prepared_anew(tmp_path):
   assert len(gsm8k.load('test', data, _write(raw, num_test=5))) == 5
 
 
+def test_processes_that_share_a_folder_may_prepare_it_at_once(
+  tmp_path, monkeypatch
+):
+  # The second begins and ends while the first is at it.
+  raw, data = _write(tmp_path / 'raw'), tmp_path / 'data'
+  generate, others = gsm8k.GradeSchoolMath._generate_examples, []
+
+  def meet(self, path, split):
+    if not others:
+      others.append(None)
+      others[0] = list(gsm8k.load('train', data, raw))
+    return generate(self, path, split)
+
+  monkeypatch.setattr(gsm8k.GradeSchoolMath, '_generate_examples', meet)
+  assert list(gsm8k.load('train', data, raw)) == others[0]
+  (left,) = data.glob('*/*/folder/*')  # of what was prepared twice
+  assert left.name == str(gsm8k.GradeSchoolMath.VERSION)
+
+
 def test_tensorflow_is_not_imported(tmp_path):
   # In a process of its own: another test may have imported it here.
   code = (

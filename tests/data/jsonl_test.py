@@ -26,6 +26,7 @@ def test_rows_come_in_order_with_their_line_numbers(tmp_path):
   ('content', 'message'),
   [
     (b'{"a": 1}\n{"a": 1', r'rows.jsonl:2: not JSON \(.* at column'),
+    (b'{"a": 1}\n{\n\n', r'rows.jsonl:2: not JSON \(.* at column 2\)'),
     (b'{"a": 1}\n[1]\n', 'rows.jsonl:2: a JSON list, but .* JSON object'),
     (b'{"a": 1}\n{"a": "\xe9"}\n', 'rows.jsonl:2: not UTF-8 .* byte 7 '),
     (

@@ -1,5 +1,7 @@
 """Properties of loading questions and of sharing them out over steps."""
 
+import concurrent.futures
+import gc
 import json
 import os
 import subprocess
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from dash_jax import batches
-from dash_jax.data import addition, questions, word_problems
+from dash_jax.data import addition, jsonl, questions, word_problems
 
 
 def _make(num):
@@ -97,14 +99,41 @@ def test_jsonl_fields_become_question_answer_and_solution(tmp_path):
   assert [q.solution for q in without] == ['', '', '']
 
 
+def test_jsonl_of_tests_for_code_keeps_every_line(tmp_path):
+  """As MBPP has them, whose tests may hold the mark of a final answer."""
+  row = {
+    'text': 'Write a function to hide a word.',
+    'code': 'def hide(s):\r\n  return "#" * len(s)',
+    'task_id': 7,
+    'test_setup_code': '',
+    'test_list': ['assert hide("aaaa") == "####"', 'assert hide("") == ""'],
+    'challenge_test_list': [],
+  }
+  path = _write(tmp_path / 'mbpp.jsonl', [row])
+  tests = 'assert hide("aaaa") == "####"\nassert hide("") == ""'
+  (found,) = questions.load_jsonl(path, 'text,test_list', 'test_list', 'code')
+  assert found == batches.Question(
+    prompt=f'{row["text"]}\n\n{tests}',
+    answer=tests,
+    uid=0,
+    solution=row['code'],
+  )
+
+
 @pytest.mark.parametrize(
   ('row', 'message'),
   [
     ({'question': 'q'}, "no field 'answer'; the fields there are"),
     ({'question': 7, 'answer': '1'}, "field 'question' is 7, .* must be str"),
     ({'question': ' ', 'answer': '1'}, "field 'question' is empty"),
-    ({'question': 'q', 'answer': None}, "'answer' is None, .* str or int or"),
-    ({'question': 'q', 'answer': True}, "'answer' is True, .* str or int or"),
+    (
+      {'question': 'q', 'answer': None},
+      "'answer' is None, .* str, int, float or",
+    ),
+    (
+      {'question': 'q', 'answer': True},
+      "'answer' is True, .* str, int, float or",
+    ),
     ({'question': 'q', 'answer': ''}, "field 'answer' is empty"),
     ({'question': 'q', 'answer': 'x ####'}, 'nothing after #### in .*answer'),
   ],
@@ -144,6 +173,60 @@ def test_a_file_that_is_changed_is_an_error_and_one_that_is_replaced_is_not(
     file.write('\n')
   with pytest.raises(ValueError, match=r'a\.jsonl: changed since'):
     loaded[0]
+
+
+def test_a_file_that_is_changed_while_its_rows_are_found_is_an_error(
+  tmp_path, monkeypatch
+):
+  path = tmp_path / 'a.jsonl'
+  _write(path, [{'question': f'q{i}', 'answer': i} for i in range(3)])
+
+  def is_blank(line):
+    os.utime(path)
+    return not line.strip()
+
+  monkeypatch.setattr(jsonl, '_is_blank', is_blank)
+  loaded = questions.load_jsonl(path, 'question', 'answer')
+  with pytest.raises(ValueError, match=r'a\.jsonl: changed since'):
+    loaded[0]
+
+
+def test_a_row_that_the_file_has_no_more_is_an_error(tmp_path):
+  """A checkpoint has rows ahead by their uids."""
+  path = tmp_path / 'a.jsonl'
+  path.write_text('{"question": "q", "answer": 1}\n\n' * 2)
+  loaded = questions.load_jsonl(path, 'question', 'answer')
+  for uid in (1, 4):
+    with pytest.raises(ValueError, match=rf'a\.jsonl:{uid + 1}: no row there'):
+      loaded.read(uid)
+
+
+def test_threads_read_one_file_and_it_is_closed_with_its_questions(tmp_path):
+  def count_open():
+    return len(os.listdir('/proc/self/fd'))
+
+  path = tmp_path / 'a.jsonl'
+  _write(path, [{'question': f'q{i}', 'answer': i} for i in range(300)])
+  before = count_open()
+  loaded = questions.load_jsonl(path, 'question', 'answer')
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    read = list(pool.map(list, [loaded] * 8))
+  assert all([q.uid for q in own] == list(range(300)) for own in read)
+  assert all([int(q.answer) for q in own] == list(range(300)) for own in read)
+  assert count_open() == before + 1
+  del loaded
+  gc.collect()
+  assert count_open() == before
+
+
+def test_a_pipe_is_refused(tmp_path):
+  path = tmp_path / 'pipe'
+  os.mkfifo(path)
+  with (
+    open(os.open(path, os.O_RDWR), 'wb'),  # else it is waited for
+    pytest.raises(ValueError, match=r'pipe: a pipe, but .* write a file'),
+  ):
+    questions.load_jsonl(path, 'question', 'answer')
 
 
 def test_load_takes_the_first_of_the_file_that_the_split_names(tmp_path):

@@ -229,7 +229,7 @@ def test_a_question_is_followed_over_steps_and_runs(shown):
 
 
 def test_what_a_model_said_is_text(shown):
-  """It ends no element, makes none and runs nothing; nor does a workdir's name."""
+  """It ends no element, makes none, runs nothing; nor does a workdir's name."""
   _ask(shown)
   assert f'1 {HOSTILE}' in _list(shown, '.text')
   assert f'And pears {HOSTILE}' in _list(shown, '.question')
