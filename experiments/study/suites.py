@@ -3,7 +3,8 @@
 `make_grid` is the study's grid, the same for every `Task`. Every run goes on
 from the seed's supervised start, which is made once, and changes the fields that
 are named with it; `dash` changes none. Seconds are estimates for two CPU cores,
-by those of steps that README.md has; run.py goes by what jobs have really taken.
+by those of steps that README.md has, without what compiling a program for the
+first time takes; run.py goes by what jobs have really taken.
 """
 
 import dataclasses
@@ -64,7 +65,7 @@ class _Grid:
       'num_samples': self.num_samples,
       # Nothing is shown but curves: a checkpoint to go on from is enough.
       'checkpoint.keep': 1,
-      'eval.every_samples': self.num_samples // 4,
+      'eval.every_samples': self.num_samples // 2,
       'log.rollouts_every_samples': self.num_samples // 2,
     } | task.fields
     self.start = {'name': 'sft', 'checkpoint.every_samples': _NEVER}
@@ -182,7 +183,7 @@ class _Grid:
 def make_grid(task: Task) -> jobs.Part:
   """Returns every run of the study on a task."""
   grid = _Grid(task)
-  often = {'eval.every_samples': grid.num_samples // 10}
+  often = {'eval.every_samples': grid.num_samples // 10}  # a curve is read
   _add_baselines(grid, often)
   _add_filtered_grpo(grid, often)
   _add_sizes(grid)
@@ -197,7 +198,7 @@ def make_grid(task: Task) -> jobs.Part:
 def make_baselines(task: Task) -> jobs.Part:
   """Returns the runs that compare DASH with GRPO, and no more."""
   grid = _Grid(task)
-  _add_baselines(grid, {})
+  _add_baselines(grid, {'eval.every_samples': grid.num_samples // 4})
   return jobs.Part(task.name, tuple(grid.jobs))
 
 
@@ -249,15 +250,20 @@ def _add_imitation(grid):
       f'sft_traces{suffix}', fields | algorithms.OF_TRACES, (3,),
       needs=(*grid.needs, 'traces'), replies=rows,
     )  # fmt: skip
-  grid.add('rejection', {'loss': 'supervised', 'normalizer': 'token'}, (3,))
+  often = {'eval.every_samples': grid.num_samples // 4}
+  grid.add(
+    'rejection', often | {'loss': 'supervised', 'normalizer': 'token'}, (3,)
+  )
 
 
 def _add_variants(grid):
   """PPO, KL and staleness."""
-  grid.add('ppo_multi', {'num_epochs': 3}, (4,))
+  often = {'eval.every_samples': grid.num_samples // 4}
+  grid.add('ppo_multi', often | {'num_epochs': 3}, (4,))
   num_questions = grid.config.algorithm.batch_size
   num_questions //= grid.config.algorithm.group_size
-  grid.add('ppo_mini', {'num_updates': math.gcd(32, num_questions)}, (4,))
+  num_updates = math.gcd(32, num_questions)
+  grid.add('ppo_mini', often | {'num_updates': num_updates}, (4,))
   for name, fields in {
     'kl_0': {'kl_coef': _WATCHED},
     'kl_0.04': {'kl_coef': 0.04},
@@ -356,31 +362,36 @@ _QUICKSTART = Task(
   num_samples=5_120,
   fields={'eval.num_questions': 512, 'checkpoint.every_samples': _NEVER},
   seconds={
-    '': 25,
+    '': 24,
     'start': 160,
     'exported': 6,
-    'dash': 31,
-    'unfiltered': 39,
-    'grpo': 59,
-    'grpo_filtered': 49,
-    'sizes': 50,
+    'dash': 33,
+    'unfiltered': 41,
+    'grpo': 60,
+    'grpo_filtered': 50,
+    'sizes': 60,
     'traces': 15,
     'sft_data': 48,
     'sft_traces': 48,
-    'sft_data_short': 19,
-    'sft_traces_short': 19,
-    'rejection': 30,
+    'sft_data_short': 21,
+    'sft_traces_short': 21,
+    'rejection': 32,
     'ppo_multi': 37,
     'ppo_mini': 45,
-    'long_kl_0': 80,
-    'long_kl_0.04': 95,
-    'stale_1': 30,
-    'stale_2': 30,
-    'stale_4': 30,
+    'long_kl_0': 78,
+    'long_kl_0.04': 93,
     'pairs': 15,
     'reward_model': 50,
     'with_reward_model': 50,
-  },
+  }
+  | dict.fromkeys(
+    ('kl_0', 'kl_0.04', 'kl_0.1', 'kl_0.1_linear', 'kl_adaptive'), 26
+  )
+  | dict.fromkeys(('stale_0', 'stale_1', 'stale_2', 'stale_4'), 28)
+  | dict.fromkeys((f'cosine_{name}' for name in comparisons.FILTERS), 15)
+  | dict.fromkeys(
+    ('with_all', *(f'without_{p}' for p in comparisons.PARTS)), 13
+  ),
 )
 _ADDITION = Task(
   'smollm2_addition',

@@ -147,16 +147,20 @@ def write_page(
   for number, question in comparisons.QUESTIONS.items():
     for part in parts:
       rows = [r for r in found if (r.question, r.part) == (number, part.name)]
-      turns = [
-        turn
-        for turn in run.list_turns([part], seeds)
-        if number in turn.job.questions and turn.key in record.rows
-      ]
-      lines = _make_lines(turns, out)
-      if rows or lines:
-        heading = f'{number}. {question} ({part.name})'
-        rows = [_show(row) for row in rows]
-        sections.append(page.Section(heading, lines, command, rows))
+      if rows:
+        turns = [
+          turn
+          for turn in run.list_turns([part], seeds)
+          if number in turn.job.questions and turn.key in record.rows
+        ]
+        sections.append(
+          page.Section(
+            f'{number}. {question} ({part.name})',
+            _make_lines(turns, out),
+            command,
+            [_show(row) for row in rows],
+          )
+        )
   return page.write(out, f'Study: {title}', sections, command)
 
 
