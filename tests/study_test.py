@@ -21,6 +21,7 @@ from dash_jax import checks
 from dash_jax.learning import packing
 from dash_jax.runs import jsonl
 from dash_jax.sampling import ladder
+from experiments.study import __main__ as study
 from experiments.study import (
   algorithms,
   comparisons,
@@ -383,6 +384,22 @@ def test_jobs_come_with_what_they_need():
   ]
   with pytest.raises(ValueError, match='take dash, grpo'):
     run.list_turns([make_tiny()], [0], only=['ppo'])
+
+
+def test_the_command_lists_and_refuses(tmp_path, capsys):
+  options = ['--suite=cpu', f'--out={tmp_path}', '--seeds=0,1']
+  assert study.main([*options, '--list']) == 0
+  output = capsys.readouterr().out
+  assert '112 jobs, 112 of them to go.' in output
+  assert not list(tmp_path.iterdir())
+  for bad, error in (
+    ('--seeds=0,x', '--seeds=0,x: must be whole numbers'),
+    ('--only=nothing', "no job is named 'nothing'"),
+    ('--config.seed', 'write --config.section.field=value'),
+  ):
+    with pytest.raises(SystemExit, match='2'):
+      study.main([*options, bad, '--list'])
+    assert error in capsys.readouterr().err
 
 
 def test_list_shows_jobs_and_their_cost(tmp_path):

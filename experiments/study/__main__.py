@@ -18,6 +18,7 @@ input is bad; 75 a signal stopped it, and the same command goes on.
 
 import argparse
 import pathlib
+import shlex
 import sys
 
 from dash_jax.runs import jsonl
@@ -51,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     code = run.run(turns, args.out, changes)
   except ValueError as error:
     parser.error(str(error))
-  command = f'python -m experiments.study --suite={args.suite}'
+  options = sys.argv[1:] if argv is None else argv
+  command = shlex.join(['python', '-m', 'experiments.study', *options])
   text, rows = tables.make(args.suite, command, parts, args.out, seeds)
   jsonl.replace(args.out / 'findings.md', text)
   jsonl.replace(args.out / 'findings.json', rows)

@@ -71,12 +71,12 @@ def make(
 
   Args:
     suite: its name.
-    command: that makes it, without its folder.
+    command: that makes it.
     parts: of the suite.
     out: the study's folder.
     seeds: that count.
   """
-  lines = [f'`{command} --out={out}`, seeds {", ".join(map(str, seeds))}.']
+  lines = [f'`{command}`, seeds {", ".join(map(str, seeds))}.']
   if suite == 'algorithms':
     runs = run.read_runs(out, parts[0], seeds)
     lines.append('')
@@ -133,12 +133,11 @@ def write_page(
 
   Args:
     title: of the suite.
-    command: that makes it, without its folder.
+    command: that makes it.
     parts: of the suite.
     out: the study's folder.
     seeds: that count.
   """
-  command = f'{command} --out={out}'
   found, record = find_all(parts, out, seeds), run.Record(out)
   main = [_show(row) for row in found if row.is_main]
   sections = (
