@@ -32,7 +32,7 @@ from dash_jax.data import chat, pieces, prompts, questions, tokenizer
 from dash_jax.learning import optim
 from dash_jax.model import gguf, hub, llama
 from dash_jax.rewards import workers
-from dash_jax.runs import checkpoint, watch
+from dash_jax.runs import checkpoint, sizes, watch
 from dash_jax.sampling import decoding, sampler
 
 TOKENIZER_NAME = 'tokenizer.model'
@@ -184,6 +184,7 @@ class Parts:
     policy_step: int = 0,
     num_scored: int | None = None,
     check: Callable[[], None] | None = None,
+    on_scored: scoring.OnScored | None = None,
   ) -> Callable[[], Sampled]:
     """Samples replies to this process's questions, on the mesh in use, and scores
     those that have finished while the others go on.
@@ -198,6 +199,7 @@ class Parts:
       num_scored: score only the replies to so many of the questions.
       check: is called whenever tokens were drawn, and while scores are awaited;
         it may raise.
+      on_scored: is called with rows that have their scores.
 
     Returns:
       What waits for the last scores, and returns all.
@@ -206,7 +208,11 @@ class Parts:
     prompts = self.encoding.encode(asked)
     answers = [q.answer for q in asked]
     scored = scoring.Scoring(
-      self.pool, self.encoding.decode, answers, sampled_by.group_size
+      self.pool,
+      self.encoding.decode,
+      answers,
+      sampled_by.group_size,
+      on_scored,
     )
     with contextlib.ExitStack() as on_error:
       on_error.enter_context(scored)
@@ -312,10 +318,7 @@ class Parts:
   @functools.cached_property
   def train_sampler(self) -> sampler.Sampler:
     """What training samples with, compiled; cached."""
-    return make_sampler(
-      self.config,
-      self.model,
-      self.sampling_mesh,
+    return self._make_sampler(
       num_prompts=config_lib.sizes(self.config).num_questions
       // jax.process_count(),
       group_size=self.config.algorithm.group_size,
@@ -325,13 +328,32 @@ class Parts:
   def eval_sampler(self) -> sampler.Sampler:
     """What evaluation samples with, one reply a question, compiled; cached."""
     num = -(-len(self.test_questions) // jax.process_count())
-    return make_sampler(
+    return self._make_sampler(num_prompts=num, group_size=1)
+
+  def _make_sampler(self, *, num_prompts, group_size):
+    known, name = None, f'sampling.batch_size, {num_prompts} x {group_size}'
+    if is_auto := self.config.sampling.batch_size == config_lib.AUTO:
+      known = self.sizes.recall(name)
+    made = make_sampler(
       self.config,
       self.model,
       self.sampling_mesh,
-      num_prompts=num,
-      group_size=1,
+      num_prompts=num_prompts,
+      group_size=group_size,
+      batch_size=known,
     )
+    if is_auto:
+      self.sizes.note(name, made.batch_size)
+    return made
+
+  @functools.cached_property
+  def sizes(self) -> sizes.Sizes:
+    """What 'auto' has found, of this process; cached."""
+    section = self.config.mesh
+    where = f'{sizes.describe_mesh()}, sampling: {section.sampler_devices}'
+    # It may change, and other sizes fit with it.
+    where += f', model.remat: {self.config.model.remat}'
+    return sizes.Sizes(self.own_folder, where)
 
   @property
   def own_folder(self) -> pathlib.Path:
@@ -461,7 +483,35 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     for split, asked in (('train', train), ('test', test))
   )
   checks.check_num_questions(config, len(train))
-  model = _make_model(config, tok)
+  return _join(config, folder, encoding, _make_model(config, tok), train, test)
+
+
+def build_to_judge(
+  config: ml_collections.ConfigDict, workdir: str, path: str
+) -> Parts:
+  """Returns the parts of a run with other test questions, those of a JSONL file,
+  and no training questions; makes nothing.
+
+  Args:
+    config: checked.
+    workdir: of the run.
+    path: the file, with the fields `data.prompt_field` and `data.answer_field`.
+
+  Raises:
+    ValueError, FileNotFoundError: names the field or the file, and what would be
+      valid.
+  """
+  encoding, model = build_encoding(config, workdir)
+  test = questions.load_jsonl(
+    path, config.data.prompt_field, config.data.answer_field
+  )
+  test = _fit(config, encoding, 'test', test)
+  none = batches.hold([])
+  return _join(config, pathlib.Path(workdir), encoding, model, none, test)
+
+
+def _join(config, folder, encoding, model, train, test):
+  tok = encoding.tokenizer
   return Parts(
     config=config,
     workdir=folder,
@@ -727,6 +777,7 @@ def make_sampler(
   *,
   num_prompts: int,
   group_size: int,
+  batch_size: int | None = None,
 ) -> sampler.Sampler:
   """Returns a compiled sampler as the config has it.
 
@@ -735,10 +786,11 @@ def make_sampler(
     model: its weights rest on the mesh in use.
     mesh: of the devices that sample.
     num_prompts, group_size: as `Sampler`'s, of this process.
+    batch_size: as `Sampler`'s; None is the config's.
   """
   params = weights.abstract_params(model)
-  at_once = config.sampling.batch_size
-  if at_once != config_lib.AUTO:
+  at_once = batch_size or config.sampling.batch_size
+  if not batch_size and at_once != config_lib.AUTO:
     at_once //= jax.process_count()
   with jax.set_mesh(mesh):
     return sampler.Sampler(

@@ -317,7 +317,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     ),
   )
   terms.check(config)
-  _check_data(config.data)
+  _check_data(config.data, config.reward.function)
   _check_sizes(config)
 
 
@@ -335,7 +335,7 @@ def _check_lora(section):
   )
 
 
-def _check_data(data):
+def _check_data(data, function):
   try:
     chat.check_template(data.template)
   except ValueError as error:
@@ -349,6 +349,16 @@ def _check_data(data):
     data.source != 'jsonl' or '{split}' in data.path,
     f'data.path={data.path!r}: must hold {{split}}, which becomes train and'
     ' test: one file for both would test on what was trained',
+  )
+
+  _require(
+    data.source != 'reasoning_gym' or data.path.strip(),
+    "data.path='': must name a task of data.source='reasoning_gym', as chain_sum",
+  )
+  _require(
+    data.source != 'reasoning_gym' or function != _DEFAULT.reward.function,
+    f"reward.function={function!r} with data.source='reasoning_gym': its tasks"
+    " have scorers of their own; take 'dash_jax.rewards.procedural:score_one'",
   )
 
 

@@ -182,8 +182,8 @@ def _check_files(workdir):
     num = len(list(folder.iterdir()))
     problems.append(
       f'{folder} holds the minibatches of {num} changes of the weights whose'
-      ' loss or gradient was not finite: lower optim.learning_rate or'
-      ' optim.max_grad_norm'
+      ' loss or gradient was not finite. '
+      + health.say_where('Lower optim.learning_rate or optim.max_grad_norm')
     )
   return notes, problems
 

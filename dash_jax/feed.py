@@ -8,7 +8,8 @@
 3. What follows a checkpoint is sampled by its weights. So the weights that
    sample a step's rows are the same whether a run was killed before it or not,
    and however fast either side is.
-4. A signal asks for a checkpoint in between. What is ahead then is kept with it.
+4. A signal asks for a checkpoint in between. What is ahead then is kept with it,
+   as are the rows that drift is measured by.
 """
 
 import collections
@@ -20,16 +21,22 @@ import time
 import jax
 import numpy as np
 
-from dash_jax import assemble, batches, phases, sharding
+from dash_jax import assemble, batches, drift, phases, sharding
 from dash_jax import config as config_lib
 from dash_jax.data import questions
 from dash_jax.model import lora
 from dash_jax.rewards import workers
 from dash_jax.runs import checkpoint, watch
 
+_FIRST = 'first'  # what a checkpoint has beside the rows ahead
+
 
 class Feed:
-  """Samples the rows of a phase's steps, in order."""
+  """Samples the rows of a phase's steps, in order.
+
+  Attributes:
+    first: of `drift.begin`, from the phase's first step on; None before.
+  """
 
   def __init__(
     self,
@@ -52,6 +59,8 @@ class Feed:
     self._stop = stop
     self.began_at = time.perf_counter()
     self._waiting = collections.deque()
+    self.first = find_first(kept)
+    kept = {name: x for name, x in kept.items() if name != _FIRST}
     for name in sorted(kept, key=int):
       found = _unpack(parts, kept[name], self.began_at)
       self._waiting.append(lambda found=found: found)
@@ -75,6 +84,21 @@ class Feed:
       checkpoint.Stopped: as asked, in each process. What is ahead of its step is
         never given up: no later weights would sample the same.
     """
+    found = self._wait(state, step)
+    if step == self._phase.first_step:
+      self.first = drift.begin(self._parts, self._phase, state, found[0].rows)
+    return found
+
+  def keep(self) -> dict:
+    """Waits for the rows that are ahead; returns them as nested dicts of arrays,
+    those of all processes together, and what `find_first` finds."""
+    ahead = {
+      str(i): jax.tree.map(sharding.gather_hosts, _pack(*wait()))
+      for i, wait in enumerate(self._waiting)
+    }
+    return ahead | ({_FIRST: drift.pack(self.first)} if self.first else {})
+
+  def _wait(self, state, step):
     if self._most:
       self._ask(state, step)
       return self._waiting.popleft()()
@@ -84,14 +108,6 @@ class Feed:
       found = self._waiting.popleft()()
     self._stop.check_all()
     return found
-
-  def keep(self) -> dict:
-    """Waits for the rows that are ahead; returns them as nested dicts of arrays,
-    those of all processes together."""
-    return {
-      str(i): jax.tree.map(sharding.gather_hosts, _pack(*wait()))
-      for i, wait in enumerate(self._waiting)
-    }
 
   def _ask(self, state, step):
     parts, phase = self._parts, self._phase
@@ -119,6 +135,11 @@ class Feed:
     every = self._parts.config.checkpoint.every_samples
     taken = step + 1 - self._phase.first_step
     return self._phase.first_step + self._phase.find_due(taken, every)
+
+
+def find_first(kept: dict) -> batches.Rollouts | None:
+  """Returns `Feed.first` as it was when `Feed.keep` returned `kept`."""
+  return drift.unpack(kept[_FIRST]) if _FIRST in kept else None
 
 
 def draw(

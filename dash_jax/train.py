@@ -20,6 +20,7 @@ from dash_jax import (
   assemble,
   batches,
   commands,
+  drift,
   feed,
   phases,
   profile,
@@ -170,7 +171,7 @@ class _Run:
 
     Args:
       state: as it is.
-      kept: rows that are ahead of it.
+      kept: rows that were saved with it.
     """
     self._state, self._fed, self._kept = state, None, kept
     try:
@@ -189,6 +190,7 @@ class _Run:
     bar = self._bars.phase(phase.title, phase.num_steps, done)
     watch.mark('compiling what learns')
     room = updates.make_ready(self._parts, phase, self._state)
+    self._parts.sizes.write()
     self._fed = feed.Feed(self._parts, phase, first, self._stop, self._kept)
     self._kept, late = {}, compiles.Late()
     if phase.name == 'rl' and not done:
@@ -249,6 +251,9 @@ class _Run:
     step = self._step
     watch.mark(f'saving step {step}')
     if self._saved.latest_step() != step:
+      if self._log:
+        self._log.sync()
+      rollouts.sync(self._parts.own_folder)
       rows = self._fed.keep() if self._fed else {}
       self._saved.save(step, self._state, rows, self._list_worth())
 
@@ -280,6 +285,11 @@ class _Run:
     watch.mark(f'evaluating step {step}')
     params = lora.join(self._state.params, self._state.frozen)
     result = evaluate_lib.evaluate(self._parts, params, self._stop)
+    first = self._fed.first if self._fed else feed.find_first(self._kept)
+    if first is not None:
+      result['drift_kl'] = drift.measure(
+        self._parts, self._plan[-1], self._state, first
+      )
     if log:
       log.write_eval({'step': step, 'phase': phase_name} | result)
       # No step may follow that would look.
@@ -295,7 +305,8 @@ def _compile(parts, plan):
 
 
 def _start(parts, plan, saved):
-  """Returns the newest state, or a new one, and the rows that are ahead of it."""
+  """Returns the newest state, or a new one, and the rows that were saved with
+  it."""
   first, last = plan[0], plan[-1]
   adapters = parts.model.config.lora
 

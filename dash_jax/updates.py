@@ -38,7 +38,7 @@ def make_ready(
   state: batches.TrainState,
 ) -> packing.Room:
   """Compiles the learner of a phase for every shape of its minibatches, and
-  returns these; 'auto' takes the largest that fit."""
+  returns these; 'auto' takes the largest that fit, or what it took before."""
   arguments = (phase.decoding, _dropout_key(parts))
   program = {'model': parts.model, 'objective': phase.objective}
 
@@ -56,12 +56,17 @@ def make_ready(
 
   size = phase.minibatch_size
   if size == config_lib.AUTO:
-    size = find_minibatch_size(
+    name = 'optim.minibatch_size'
+    known = parts.sizes.recall(name) or 0
+    # 0 if any process has none.
+    size = -int(sharding.max_over_hosts({'size': -known})['size'])
+    size = size or find_minibatch_size(
       measure,
       -sharding.max_over_hosts({'room': -memory.find_room()})['room'],
       phase.rows_per_step,
       sharding.num_batch_shards(jax.sharding.get_mesh()),
     )
+    parts.sizes.note(name, size)
     logging.info('%s: minibatches of %d full rows', phase.title, size)
   room = make_room(size)
   empty = packing.make_empty(room)

@@ -1,84 +1,193 @@
-"""Alarms of true runs, while they go on and afterwards; and what doctor says of
-runs that were killed and of files that are damaged."""
+"""True runs, each broken in a way of its own: the alarms that it raises, and no
+others, while it goes on and afterwards. And what doctor says of runs that were
+killed and of files that are damaged."""
 
+import dataclasses
 import shutil
 
+import jax
+import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import doctor, train
+from dash_jax import doctor, train, updates
 from dash_jax.runs import jsonl
+from dash_jax.sampling import memory, sampler
 
 STEPS = 10
 
-# So that replies of noise end.
+
+def learn_other_things(patched, change):
+  """Has what is learned from changed from the fifth step on.
+
+  Args:
+    patched: a pytest.MonkeyPatch.
+    change: from the number of steps taken and credit to credit.
+  """
+  learn = updates.learn
+
+  def learn_changed(parts, phase, room, state, rows, credit):
+    if (taken := int(state.step)) > 3:
+      credit = change(taken, credit)
+    return learn(parts, phase, room, state, rows, credit)
+
+  patched.setattr(updates, 'learn', learn_changed)
+
+
+def lose_numbers(patched):
+  def change(unused_taken, credit):
+    return dataclasses.replace(credit, weight=credit.weight * np.nan)
+
+  learn_other_things(patched, change)
+
+
+def compile_each_step(patched):
+  def change(taken, credit):
+    jax.jit(lambda x: x * taken)(1.0)
+    return credit
+
+  learn_other_things(patched, change)
+
+
+def fill_the_device(patched):
+  patched.setattr(memory, 'find_device_share', lambda: 0.99)
+
+
+def sample_from_others(patched):
+  """The sampler's weights are not those that learn: it is surer than they are."""
+  prepare = sampler.Sampler.prepare
+  patched.setattr(
+    sampler.Sampler,
+    'prepare',
+    lambda made, params: prepare(
+      made, params | {'final_norm': 2 * params['final_norm']}
+    ),
+  )
+
+
+# By name: fields, what else is broken, and the alarms. Replies of noise end where
+# a space ends them; nobody learns from lots.
 ENDING = {'data__stop_text': ' '}
+ENDLESS = {'sampling__min_completion_len': 6}
+LOTS = {
+  'reward__function': 'broken_rewards:draw_lots',
+  'optim__schedule': 'constant',
+}
+SHORT = {
+  'reward__function': 'broken_rewards:prefer_short',
+  'optim__schedule': 'constant',
+  'optim__learning_rate': 0.03,
+  'algorithm__num_samples': 32 * 14,
+}
+FAST = {'optim__learning_rate': 0.2, 'algorithm__num_samples': 32 * 40}
 RUNS = {
-  'healthy': (ENDING, []),
-  'filter': (ENDING | {'algorithm__filter_threshold': 100.0}, ['filter']),
-  'endless': ({'sampling__min_completion_len': 6}, ['no_stop']),
+  'healthy': (ENDING, None, set()),
+  'filter': (ENDING | {'algorithm__filter_threshold': 100.0}, None, {'filter'}),
+  'entropy': (
+    ENDLESS | LOTS | FAST,
+    None,
+    # It cannot lose its spread and stay where it was.
+    {'entropy', 'drift', 'no_stop'},
+  ),
+  'length': (ENDING | SHORT, None, {'length'}),
+  'drift': (ENDING | LOTS | {'optim__learning_rate': 0.05}, None, {'drift'}),
+  'truncated': ({}, None, {'truncated'}),
+  'no_stop': (ENDLESS, None, {'no_stop'}),
   # Noise is never an answer.
-  'constant': (
+  'no_signal': (
     ENDING | {'reward__function': 'dash_jax.rewards.answers:score_one'},
-    ['no_signal'],
+    None,
+    {'no_signal'},
+  ),
+  'logprob_gap': (ENDING, sample_from_others, {'logprob_gap'}),
+  'rewards': (
+    ENDING | {'reward__function': 'broken_rewards:refuse_odd'},
+    None,
+    {'rewards'},
+  ),
+  'memory': (ENDING, fill_the_device, {'memory'}),
+  'compiles': (ENDING, compile_each_step, {'compiles'}),
+  'nonfinite': (
+    ENDING | {'optim__nonfinite': 'skip'},
+    lose_numbers,
+    {'nonfinite'},
   ),
 }
 
 
-def make_config(monkeypatch, samplers, name):
-  config = tiny_run.borrow(monkeypatch)
-  tiny_run.share_samplers(monkeypatch, samplers)
-  config.algorithm.sft_steps = 0
-  config.algorithm.num_samples = 32 * STEPS
-  config.log.rollouts_every_samples = 32 * STEPS
-  config.eval.every_samples = 32 * STEPS
-  config.checkpoint.every_samples = 32 * STEPS
-  for field, value in RUNS[name][0].items():
-    section, field = field.split('__')
-    config[section][field] = value
-  return config
-
-
 @pytest.fixture(scope='module')
-def samplers():
-  return {}
+def kept():
+  """What other tests here have made: samplers by their sizes, runs by names."""
+  return {'samplers': {}, 'runs': {}}
 
 
-@pytest.fixture(scope='module')
-def workdirs(tmp_path_factory, samplers):
-  return {name: tmp_path_factory.mktemp(name) for name in RUNS}
+@pytest.fixture
+def make_config(mesh, monkeypatch, kept):
+  def make(name):
+    fields, spoil, _ = RUNS[name]
+    config = tiny_run.borrow(monkeypatch)
+    tiny_run.share_samplers(monkeypatch, kept['samplers'])
+    config.algorithm.sft_steps = 0
+    config.algorithm.num_samples = 32 * STEPS
+    for field, value in fields.items():
+      section, field = field.split('__')
+      config[section][field] = value
+    all_samples = config.algorithm.num_samples
+    config.log.rollouts_every_samples = all_samples
+    config.eval.every_samples = all_samples
+    config.checkpoint.every_samples = all_samples
+    if spoil:
+      spoil(monkeypatch)
+    return config
+
+  return make
+
+
+@pytest.fixture
+def run(make_config, kept, capsys, tmp_path_factory):
+  """Returns a function from a run's name to its workdir and what it printed."""
+
+  def find(name):
+    if name not in kept['runs']:
+      config, workdir = make_config(name), tmp_path_factory.mktemp(name)
+      capsys.readouterr()
+      assert train.train(config, str(workdir))
+      kept['runs'][name] = workdir, capsys.readouterr().out
+    return kept['runs'][name]
+
+  return find
 
 
 @pytest.mark.parametrize('name', RUNS)
-def test_doctor_finds_what_the_run_has_shown(
-  mesh, monkeypatch, workdirs, samplers, capsys, name
-):
+def test_a_run_raises_its_alarm_and_doctor_the_same(run, name):
   """Once, in a line of its own, and in alarms.jsonl; a healthy run is silent."""
-  config, workdir = make_config(monkeypatch, samplers, name), workdirs[name]
-  assert train.train(config, str(workdir))
-  printed = capsys.readouterr().out
-  expected = RUNS[name][1]
+  workdir, printed = run(name)
+  expected = RUNS[name][2]
   found = doctor.diagnose(workdir)
-  assert [alarm.name for alarm in found.alarms] == expected
+  assert {alarm.name for alarm in found.alarms} == expected
   assert found.state[0] == 'complete'
-  assert found.problems == found.past == []
+  assert found.past == []
+  assert bool(found.problems) == (name == 'nonfinite')
   shown = [x for x in printed.splitlines() if x.startswith('Warning: ')]
-  assert shown == [f'Warning: {alarm.text}' for alarm in found.alarms]
+  assert sorted(shown) == sorted(f'Warning: {a.text}' for a in found.alarms)
   if expected:
-    kept = jsonl.read(workdir / 'alarms.jsonl')
-    assert [(row['name'], row['step']) for row in kept] == [(*expected, 9)]
+    rows = jsonl.read(workdir / 'alarms.jsonl')
+    assert {(row['name'], row['step']) for row in rows} == {
+      (alarm.name, alarm.step) for alarm in found.alarms
+    }
   else:
     assert not (workdir / 'alarms.jsonl').exists()
 
 
 def test_a_run_that_goes_on_shows_no_alarm_again(
-  mesh, monkeypatch, workdirs, samplers, capsys, tmp_path
+  run, make_config, capsys, tmp_path
 ):
   """Before the alarm it is raised anew, behind it not."""
-  config = make_config(monkeypatch, samplers, 'endless')
+  first, _ = run('no_stop')
+  config = make_config('no_stop')
   config.checkpoint.every_samples = 32 * 5
   workdir = tmp_path / 'run'
-  shutil.copytree(workdirs['endless'], workdir)
+  shutil.copytree(first, workdir)
   kept = (workdir / 'alarms.jsonl').read_text()
   rows = jsonl.read(workdir / 'metrics.jsonl')
   shutil.rmtree(workdir / 'checkpoints')
@@ -92,9 +201,9 @@ def test_a_run_that_goes_on_shows_no_alarm_again(
 
 
 @pytest.fixture
-def damaged(workdirs, tmp_path):
+def damaged(run, tmp_path):
   workdir = tmp_path / 'damaged'
-  shutil.copytree(workdirs['healthy'], workdir)
+  shutil.copytree(run('healthy')[0], workdir)
   return workdir
 
 
@@ -155,10 +264,11 @@ def test_damage_is_named(mesh, damaged, damage, named):
   assert named in found.problems[0]
 
 
-def test_exit_codes(workdirs, damaged, tmp_path, capsys):
-  assert doctor.main([str(workdirs['healthy'])]) == 0
+def test_exit_codes(run, damaged, tmp_path, capsys):
+  workdirs = [str(run(name)[0]) for name in ('healthy', 'no_signal')]
+  assert doctor.main(workdirs[:1]) == 0
   assert 'Nothing is wrong.' in capsys.readouterr().out
-  assert doctor.main([str(workdirs['constant'])]) == 1
+  assert doctor.main(workdirs[1:]) == 1
   assert 'reward.style' in capsys.readouterr().out
   (damaged / 'config.json').write_text('[]')
   for folder, named in (

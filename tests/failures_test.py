@@ -2,6 +2,7 @@
 is full: nothing that was done is lost, and the same command goes on."""
 
 import os
+import pathlib
 import resource
 import signal
 
@@ -186,6 +187,42 @@ def test_a_run_may_go_on_without_such_steps(diverging, tmp_path, caplog):
   assert steps[-1] == NUM_STEPS
   jax.tree.map(np.testing.assert_array_equal, before, after)
   assert 'step 4: the loss (' in caplog.text
+
+
+def test_what_a_checkpoint_counts_on_is_on_the_disk_before_it(
+  config, tmp_path, monkeypatch
+):
+  """Every line and every name, so that a loss of power takes none; steps without
+  a checkpoint do not wait for it."""
+  wait, save, learn = os.fsync, checkpoint.Checkpoints.save, updates.learn
+  synced, steps = {}, []
+
+  def find_contents(path):
+    return sorted(os.listdir(path)) if path.is_dir() else path.read_bytes()
+
+  def record(number):
+    wait(number)
+    path = pathlib.Path(os.readlink(f'/proc/self/fd/{number}'))
+    synced[path] = find_contents(path)
+
+  def check(saved, step, *args):
+    for name in ('metrics.jsonl', 'evals.jsonl', 'rollouts', ''):
+      path = tmp_path / name
+      assert synced[path] == find_contents(path)
+    steps.append(step)
+    synced.clear()
+    return save(saved, step, *args)
+
+  def look(*args):
+    assert tmp_path / 'metrics.jsonl' not in synced
+    return learn(*args)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(os, 'fsync', record)
+    patched.setattr(checkpoint.Checkpoints, 'save', check)
+    patched.setattr(updates, 'learn', look)
+    assert run(config, tmp_path)
+  assert steps == [2, 4]
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(

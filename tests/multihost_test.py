@@ -139,7 +139,8 @@ def test_a_run_of_two_goes_on_alone_when_one_is_asked_to_stop(alone, tmp_path):
   for process in pair:
     code, output = tiny_run.finish(process)
     assert code == checkpoint.STOPPED, output
-  assert list(tmp_path.glob('checkpoints/[23]/rows'))
+  (sums,) = tmp_path.glob('checkpoints/[23]/checksums/metadata')
+  assert 'rows.0.' in sums.read_text()
   go_on_alone(alone, tmp_path)
 
 

@@ -18,8 +18,10 @@ from dash_jax import (
 from dash_jax.learning import learner, packing, reference
 from dash_jax.rewards import workers
 from dash_jax.runs import checkpoint
+from dash_jax.sampling import memory, sampler
 
 C = 6
+MAKE_SAMPLER = assemble.make_sampler
 
 
 @pytest.fixture(scope='module')
@@ -129,13 +131,43 @@ def test_auto_takes_the_most_rows_that_fit():
     updates.find_minibatch_size(measure, 100, most=64, unit=4)
 
 
-def test_auto_learns_as_a_size_does(config, tmp_path):
-  """On a machine that has room for the whole step, 'auto' takes all of it."""
+def test_auto_takes_what_fits_and_when_it_goes_on_the_same(
+  config, tmp_path, monkeypatch
+):
+  """A process that has less room, or more, takes the same again where nothing else
+  has changed. Nothing is compiled here."""
   config.optim.minibatch_size = 'auto'
-  parts = assemble.build(config, str(tmp_path))
-  with parts.pool:
-    *_, room = make_ready(parts, config)
-  assert room.shapes[0][0] == 32 // 4
+  monkeypatch.setattr(assemble, 'make_sampler', MAKE_SAMPLER)
+  monkeypatch.setattr(learner, 'sum_gradients', lambda *args, **program: None)
+  monkeypatch.setattr(memory, 'find_room', lambda: 1000)
+
+  def fit(most):
+    """Returns the rows of minibatch and sampler where so many fit."""
+
+    class Fitting:
+      def __init__(self, *args, batch_size, **options):
+        self.batch_size = most if batch_size == 'auto' else batch_size
+
+    def measure(state, minibatch, *args, **program):
+      return 999 * minibatch.slots.shape[0] * 4 // most
+
+    monkeypatch.setattr(sampler, 'Sampler', Fitting)
+    monkeypatch.setattr(learner, 'measure', measure)
+    parts = assemble.build(config, str(tmp_path))
+    with parts.pool:
+      *_, room = make_ready(parts, config)
+    rows = parts.train_sampler.batch_size
+    parts.sizes.write()
+    return room.shapes[0][0] * 4, rows
+
+  assert fit(32) == (32, 32)
+  assert fit(8) == (32, 32)
+  config.model.remat = 'layer'
+  assert fit(8) == (8, 8)
+  assert fit(32) == (8, 8)
+  (tmp_path / 'sizes.json').write_text('{"here": {"optim.minibatch_size": 0}}')
+  with pytest.raises(ValueError, match=r'sizes\.json: .*: remove the file'):
+    fit(32)
 
 
 VARIANTS = {

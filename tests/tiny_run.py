@@ -70,6 +70,8 @@ def share_samplers(patched, samplers):
   make = assemble.make_sampler
 
   def make_once(config, model, mesh, **sizes):
+    # 'auto' finds the same anew.
+    sizes.pop('batch_size', None)
     key = (model.config, mesh, *sizes.items())
     if key not in samplers:
       samplers[key] = make(config, model, mesh, **sizes)

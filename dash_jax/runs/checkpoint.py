@@ -44,10 +44,13 @@ LOCK_NAME = 'lock'
 _SHOW_CURSOR = b'\x1b[?25h'  # which progress bars hide
 _ROWS, _SUMS = 'rows', 'checksums'  # items beside those of the state
 
-# A workdir may go on with other values of these.
+# A workdir may go on with other values of these: of what it keeps and looks at, of
+# what its machine has room for, where sums change by rounding alone, and of
+# limits that the clock sets.
 MAY_CHANGE = (
   'log.', 'eval.', 'checkpoint.', 'mesh.', 'optim.nonfinite',
-  'reward.num_workers',
+  'optim.minibatch_size', 'sampling.batch_size', 'model.remat',
+  'reward.num_workers', 'reward.timeout_s',
 )  # fmt: skip
 
 

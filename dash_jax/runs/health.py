@@ -7,19 +7,20 @@
 3. `ringing` are the alarms that hold after the row of `step`.
 
 It sees what is in the files and no more: it is the same while a run goes on and
-afterwards. What the policy's distance from its start is measured by stands at
-`_check_drift`.
+afterwards. Advice says whether the same workdir can follow it (`say_where`).
 """
 
 import collections
 import dataclasses
 import math
+import re
 import statistics
 from collections.abc import Iterable
 
 import ml_collections
 
 from dash_jax import config as config_lib
+from dash_jax.runs import checkpoint
 
 # Steps that a check looks at, an odd number, so that a median is one of them;
 # more where a step has few groups, as the baseline's one: a few groups may agree
@@ -55,10 +56,9 @@ _FAILED_SHARE = 0.02
 _DEVICE_SHARE, _HOST_SHARE = 0.97, 0.9
 _COMPILING_STEPS = 3
 _NONFINITE_STEPS = 3
-# Nats a token. Runs that reach their best have 0.01 to 0.15.
+# Nats a token. Runs that reach their best have 0.01 to 0.15 to a reference, and
+# are up to 0.5 from their start.
 _KL = 1.0
-# A policy that nears noise: so many times the entropy, and so many nats more.
-_ENTROPY_GROWTH, _ENTROPY_RISE = 3.0, 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,10 +163,32 @@ class Health:
     for name, check in _CHECKS.items():
       problem = check(seen)
       if problem:
-        found[name] = self.ringing.get(name) or Alarm(name, self.step, *problem)
+        cause, advice = problem
+        found[name] = self.ringing.get(name) or Alarm(
+          name, self.step, cause, say_where(advice)
+        )
     new = [alarm for name, alarm in found.items() if name not in self.ringing]
     self.ringing = found
     return new
+
+
+def say_where(advice: str) -> str:
+  """Returns advice with where it can be followed, if a workdir does not let go of
+  a field that it names."""
+  known = config_lib.default()
+  fixed = dict.fromkeys(
+    f'{section}.{name}'
+    for section, name in re.findall(r'\b([a-z]+)\.([a-z_]+)', advice)
+    if section in known
+    and name in known[section]
+    and not f'{section}.{name}'.startswith(checkpoint.MAY_CHANGE)
+  )
+  if not fixed:
+    return advice
+  return (
+    f'{advice}. A workdir keeps its {", ".join(fixed)}: take a new one, and to'
+    ' go on from here export a checkpoint of this one as its model.weights'
+  )
 
 
 def is_finite(row: dict) -> bool:
@@ -221,6 +243,16 @@ class _Seen:
     first, last = self.compare(key)
     return last > first + _RISE
 
+  @property
+  def is_poor(self) -> bool:
+    """Whether rewards have not risen, or less than half of the replies are
+    right: who has learned the task may be sure of it, and far from the start.
+    """
+    _, right = self.compare('accuracy')
+    if right >= 1 - _RISE:  # maybe before the first steps had passed
+      return False
+    return not self.has_risen('reward_mean') or 0 < right < _HALF
+
 
 def _median(values):
   """Returns the median of those that are finite; nan if most are not."""
@@ -268,15 +300,13 @@ def _check_filter(seen):
 def _check_entropy(seen):
   first, last = seen.compare('entropy', learned=True)
   _, right = seen.compare('accuracy')
-  # Whoever is sure and right is done.
-  is_poor = not seen.has_risen('reward_mean') or 0 < right < _HALF
-  if not (last < _ENTROPY and last < _ENTROPY_SHARE * first and is_poor):
+  if not (last < _ENTROPY and last < _ENTROPY_SHARE * first and seen.is_poor):
     return None
   return (
     f'the entropy has collapsed from {first:.3f} to {last:.3f} nats a token, and'
     f' {right:.0%} of the replies are right',
     'Set algorithm.entropy_coef or algorithm.kl_coef, or lower'
-    ' optim.learning_rate; go on from an earlier checkpoint',
+    ' optim.learning_rate',
   )
 
 
@@ -403,8 +433,8 @@ def _check_rewards(seen):
   return (
     f'{failed:.0%} of the rows have no score: the reward function raises, ends'
     ' its worker or returns no finite number, which counts 0',
-    f'Call reward.function={seen.config.reward.function} on the replies in'
-    ' rollouts/',
+    f'Call {seen.config.reward.function} on the replies in rollouts/, and mend'
+    ' it: the same command goes on',
   )
 
 
@@ -424,9 +454,9 @@ def _check_memory(seen):
   if host >= _HOST_SHARE:
     return (
       f'the process holds {host:.0%} of the memory of its machine',
-      'Lower optim.minibatch_size and sampling.batch_size if it learns on the'
-      ' CPU, or data.num_train; if it grows from step to step, call again: the'
-      ' same command goes on',
+      'If it grows from step to step, call again: the same command goes on.'
+      ' Else lower optim.minibatch_size and sampling.batch_size if it learns on'
+      ' the CPU, or data.num_train',
     )
   return None
 
@@ -456,16 +486,15 @@ def _check_nonfinite(seen):
   return (
     f'{len(steps)} of the last {len(seen.all)} steps had a loss or a gradient'
     f' that is not finite, the last of them step {steps[-1]}',
-    'Lower optim.learning_rate or optim.max_grad_norm, take'
-    ' model.dtype=float32, and go on from a checkpoint before it',
+    'Lower optim.learning_rate or optim.max_grad_norm, or take'
+    ' model.dtype=float32',
   )
 
 
 def _check_drift(seen):
-  """With a reference, its KL is measured. Without, nothing measures how far the
-  policy is from its start; two things tell that it has gone where it should not:
-  held-out questions are answered worse than before while rewards hold, or its
-  entropy has grown towards noise."""
+  """With a KL term, how far the policy is from its reference, by every step.
+  Without one, how far from its start, by the evaluations' `drift_kl`, where rewards
+  do not speak for it; and rewards that held-out answers do not bear out."""
   algorithm = seen.config.algorithm
   if algorithm.kl_coef:
     _, kl = seen.compare('kl', learned=True)
@@ -476,35 +505,33 @@ def _check_drift(seen):
       f'Raise algorithm.kl_coef, which is {algorithm.kl_coef}, or lower'
       ' optim.learning_rate',
     )
-  advice = (
-    'Set algorithm.kl_coef, or lower optim.learning_rate; go on from an earlier'
-    ' checkpoint'
-  )
-  best = seen.best_eval
+  if not seen.evals:
+    return None
+  now, best = seen.evals[-1], seen.best_eval
+  # Runs of before have none.
+  gone = now.get('drift_kl', math.nan)
+  advice = 'Set algorithm.kl_coef, or lower optim.learning_rate'
+  first, last = seen.compare('reward_mean')
+  if gone > _KL and seen.is_poor:
+    return (
+      f'the policy is {gone:.2g} nats a token from where RL began, without a KL'
+      f' term, and rewards went from {first:.3g} to {last:.3g}',
+      advice,
+    )
   # Two in a row, so that it is more than chance.
   if len(seen.evals) == 2 and all(
     # Where all are right the interval ends at 1, but for rounding.
     max(row['accuracy'], row['accuracy_high']) < best['accuracy']
     for row in seen.evals
   ):
-    now = seen.evals[-1]
-    reward, last = seen.compare('reward_mean')
-    if last >= reward:
-      if seen.config.reward.model_weight:
-        advice = f'Lower reward.model_weight, which is exploited. {advice}'
-      return (
-        f'held-out accuracy has fallen from {best["accuracy"]:.1%} at step'
-        f' {best["step"]} to {now["accuracy"]:.1%}, while rewards went from'
-        f' {reward:.3g} to {last:.3g}: without a KL term the policy drifts',
-        advice,
-      )
-  first, last = seen.compare('entropy', learned=True)
-  if last > _ENTROPY_GROWTH * first and last > first + _ENTROPY_RISE:
-    if algorithm.entropy_coef:
-      advice = f'Lower algorithm.entropy_coef. {advice}'
+    if last < first:
+      return None
+    if seen.config.reward.model_weight:
+      advice = f'Lower reward.model_weight, which is exploited. {advice}'
     return (
-      f'the entropy has grown from {first:.2g} to {last:.2g} nats a token:'
-      ' without a KL term the policy drifts towards noise',
+      f'held-out accuracy has fallen from {best["accuracy"]:.1%} at step'
+      f' {best["step"]} to {now["accuracy"]:.1%}, while rewards went from'
+      f' {first:.3g} to {last:.3g}: without a KL term the policy drifts',
       advice,
     )
   return None

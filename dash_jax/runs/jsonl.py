@@ -102,6 +102,16 @@ def write(path: str | os.PathLike, rows: list[dict]) -> None:
   replace(path, ''.join(encode(row) for row in rows))
 
 
+def sync(path: str | os.PathLike) -> None:
+  """Returns when a file's bytes, or a folder's names, are on the disk, so that a
+  loss of power takes none of them."""
+  number = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(number)
+  finally:
+    os.close(number)
+
+
 def replace(path: str | os.PathLike, text: str) -> None:
   """Replaces the text of `path`; a crash leaves the old or the new text."""
   path = pathlib.Path(path)

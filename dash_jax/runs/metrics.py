@@ -4,7 +4,9 @@ The life of a number:
   1. The training loop calls `write(step, values)` once per optimizer step.
      Steps count optimizer updates of all phases together; `values['phase']` is
      'sft' or 'rl'.
-  2. The line goes to metrics.jsonl at once, so that a killed run loses none.
+  2. The line goes to metrics.jsonl at once, so that a killed run loses none. What
+     a checkpoint counts on is on the disk before it, by `sync`, so that a loss of
+     power takes none either.
   3. The same values go to TensorBoard, and to Weights & Biases if that is asked
      for, as '<phase>/<key>'.
   4. A run that resumes at step s cuts every later line off both files before
@@ -93,6 +95,11 @@ class MetricsWriter:
         # Of a full disk, which the first error has told of.
         if error is None:
           raise
+
+  def sync(self) -> None:
+    """Returns when all lines, and the files' names, are on the disk."""
+    for name in (METRICS_NAME, EVALS_NAME, ''):
+      jsonl.sync(self._workdir / name)
 
   def write(self, step: int, values: dict[str, float | int | str]) -> None:
     """Writes one optimizer step.

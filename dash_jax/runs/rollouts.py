@@ -25,6 +25,14 @@ def path(workdir: str | os.PathLike, step: int) -> pathlib.Path:
   return pathlib.Path(workdir) / 'rollouts' / f'step_{step:06d}.jsonl'
 
 
+def sync(workdir: str | os.PathLike) -> None:
+  """Returns when the names of what was written are on the disk, as the files
+  are."""
+  folder = path(workdir, 0).parent
+  if folder.exists():
+    jsonl.sync(folder)
+
+
 def write(
   workdir: str | os.PathLike,
   step: int,

@@ -53,7 +53,7 @@ BAD = [
   (
     {'data.source': 'gsm9k'},
     "data.source='gsm9k': must be one of 'word_problems', 'addition', "
-    "'gsm8k', 'jsonl'",
+    "'gsm8k', 'jsonl', 'reasoning_gym'",
   ),
   (
     {'data.tokenizer': 'bpe'},
@@ -248,6 +248,17 @@ BAD = [
     {'data.source': 'jsonl', 'data.path': 'all.jsonl'},
     "data.path='all.jsonl': must hold {split}, which becomes train and "
     'test: one file for both would test on what was trained',
+  ),
+  (
+    {'data.source': 'reasoning_gym', 'data.path': ' '},
+    "data.path='': must name a task of data.source='reasoning_gym', as "
+    'chain_sum',
+  ),
+  (
+    {'data.source': 'reasoning_gym', 'data.path': 'chain_sum'},
+    "reward.function='dash_jax.rewards.answers:score_one' with "
+    "data.source='reasoning_gym': its tasks have scorers of their own; take "
+    "'dash_jax.rewards.procedural:score_one'",
   ),
   (
     {'algorithm.batch_size': 100},

@@ -10,6 +10,7 @@ from dash_jax.runs import health, metrics
 
 STEPS = 24
 EVALS = (0, 8, 16, 24)
+FAR = (0.0, 0.5, 2.0, 3.0)
 
 
 def make_row(step, **changes):
@@ -40,7 +41,7 @@ def make_row(step, **changes):
   } | changes
 
 
-def make_eval(step, accuracy):
+def make_eval(step, accuracy, drift_kl):
   return dict.fromkeys(metrics.EVAL_KEYS, 0) | {
     'step': step,
     'phase': 'rl',
@@ -48,6 +49,7 @@ def make_eval(step, accuracy):
     'accuracy': accuracy,
     'accuracy_low': accuracy - 0.05,
     'accuracy_high': accuracy + 0.05,
+    'drift_kl': drift_kl,
   }
 
 
@@ -62,11 +64,13 @@ def make_config(**changes):
   return config
 
 
-def examine(tmp_path, config, rows, accuracies=(0.3, 0.4, 0.5, 0.6)):
+def examine(
+  tmp_path, config, rows, accuracies=(0.3, 0.4, 0.5, 0.6), drifts=(0,) * 4
+):
   """Returns the alarms of a run, through the files that it would leave."""
   with metrics.MetricsWriter(tmp_path) as writer:
-    for step, accuracy in zip(EVALS, accuracies, strict=True):
-      writer.write_eval(make_eval(step, accuracy))
+    for step, *values in zip(EVALS, accuracies, drifts, strict=True):
+      writer.write_eval(make_eval(step, *values))
     for row in rows:
       writer.write(row.pop('step'), row)
   return health.Health(config).add_all(
@@ -148,7 +152,7 @@ LATE = {
   'rewards errors': (
     {'reward_errors': 8},
     {},
-    r'25% of the rows have no score.*reward\.function=dash_jax',
+    r'25% of the rows have no score.*Call dash_jax\.rewards',
   ),
   'memory': (
     {'memory_fraction': 0.99},
@@ -170,18 +174,13 @@ LATE = {
     {'algorithm__kl_coef': 0.01},
     r'3 nats a token from its reference.*algorithm\.kl_coef, which is 0\.01',
   ),
-  'drift to noise': (
-    {'entropy': 2.0},
-    {},
-    r'entropy has grown from 0\.45 to 2 .*algorithm\.kl_coef',
-  ),
 }
 
 
 def test_a_healthy_run_is_silent(tmp_path):
-  """Also where it ends sure of itself, and right."""
+  """Also where it ends sure of itself, and right, and far from its start."""
   rows = [make_row(step, entropy=0.4 / step) for step in range(1, STEPS)]
-  assert examine(tmp_path, make_config(), rows) == []
+  assert examine(tmp_path, make_config(), rows, drifts=FAR) == []
 
 
 @pytest.mark.parametrize('name', LATE)
@@ -215,6 +214,26 @@ def test_replies_that_never_end_are_told_from_those_that_are_cut(tmp_path):
   (alarm,) = examine(tmp_path, make_config(), rows)
   assert alarm.name == 'no_stop'
   assert re.search(r'in 9 steps\. .*data\.template', alarm.text)
+
+
+def test_a_policy_far_from_its_start_with_nothing_to_show_is_drift(tmp_path):
+  """One that has learned may be as far: the healthy run above is."""
+  rows = [make_row(step, **NO_GAIN) for step in range(1, STEPS + 1)]
+  (alarm,) = examine(tmp_path, make_config(), rows, drifts=FAR)
+  assert (alarm.name, alarm.step) == ('drift', 16)
+  assert re.search(
+    r'2 nats a token from where RL began.*from 0\.3 to 0\.3.*kl_coef',
+    alarm.text,
+  )
+
+
+def test_advice_says_which_fields_a_workdir_keeps():
+  """Those that it refuses to change, and no others."""
+  assert health.say_where('Raise reward.timeout_s') == 'Raise reward.timeout_s'
+  kept = r'A workdir keeps its optim\.learning_rate: take a new one'
+  assert re.search(
+    kept, health.say_where('Lower optim.learning_rate or mesh.data')
+  )
 
 
 def test_held_out_accuracy_that_falls_while_rewards_rise_is_drift(tmp_path):
