@@ -452,6 +452,11 @@ def _check_filter(algorithm, run):
     " 'largest' and 'max_variance' need it, others take 0",
   )
   _require(
+    rule != 'none' or algorithm.filter_threshold == 0,
+    f'algorithm.filter_threshold={algorithm.filter_threshold} with'
+    " algorithm.filter='none', which keeps every row: take 0.0",
+  )
+  _require(
     most <= run.batch_size,
     f'algorithm.filter_rows={most}: must be at most the {run.batch_size} rows of'
     ' a step',
@@ -603,7 +608,7 @@ def _check_critic(algorithm):
   for field, choices in {
     'scale': ('none', 'batch'),
     'loss': ('clip', 'reinforce', 'gspo', 'cispo'),
-    'filter': ('advantage', 'group', 'largest'),
+    'filter': ('advantage', 'group', 'largest', 'none'),
   }.items():
     _require(
       algorithm[field] in choices,

@@ -311,7 +311,12 @@ BAD = [
   (
     {'algorithm.filter': 'all'},
     "algorithm.filter='all': must be one of 'advantage', 'group', "
-    "'largest', 'max_variance'",
+    "'largest', 'max_variance', 'none'",
+  ),
+  (
+    {'algorithm.filter': 'none', 'algorithm.filter_threshold': 0.5},
+    "algorithm.filter_threshold=0.5 with algorithm.filter='none', which keeps "
+    'every row: take 0.0',
   ),
   (
     {'algorithm.filter': 'largest'},
