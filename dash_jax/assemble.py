@@ -184,6 +184,7 @@ class Parts:
     policy_step: int = 0,
     num_scored: int | None = None,
     check: Callable[[], None] | None = None,
+    on_scored: scoring.OnScored | None = None,
   ) -> Callable[[], Sampled]:
     """Samples replies to this process's questions, on the mesh in use, and scores
     those that have finished while the others go on.
@@ -198,6 +199,7 @@ class Parts:
       num_scored: score only the replies to so many of the questions.
       check: is called whenever tokens were drawn, and while scores are awaited;
         it may raise.
+      on_scored: is called with rows that have their scores.
 
     Returns:
       What waits for the last scores, and returns all.
@@ -206,7 +208,11 @@ class Parts:
     prompts = self.encoding.encode(asked)
     answers = [q.answer for q in asked]
     scored = scoring.Scoring(
-      self.pool, self.encoding.decode, answers, sampled_by.group_size
+      self.pool,
+      self.encoding.decode,
+      answers,
+      sampled_by.group_size,
+      on_scored,
     )
     with contextlib.ExitStack() as on_error:
       on_error.enter_context(scored)
@@ -477,7 +483,35 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
     for split, asked in (('train', train), ('test', test))
   )
   checks.check_num_questions(config, len(train))
-  model = _make_model(config, tok)
+  return _join(config, folder, encoding, _make_model(config, tok), train, test)
+
+
+def build_to_judge(
+  config: ml_collections.ConfigDict, workdir: str, path: str
+) -> Parts:
+  """Returns the parts of a run with other test questions, those of a JSONL file,
+  and no training questions; makes nothing.
+
+  Args:
+    config: checked.
+    workdir: of the run.
+    path: the file, with the fields `data.prompt_field` and `data.answer_field`.
+
+  Raises:
+    ValueError, FileNotFoundError: names the field or the file, and what would be
+      valid.
+  """
+  encoding, model = build_encoding(config, workdir)
+  test = questions.load_jsonl(
+    path, config.data.prompt_field, config.data.answer_field
+  )
+  test = _fit(config, encoding, 'test', test)
+  none = batches.hold([])
+  return _join(config, pathlib.Path(workdir), encoding, model, none, test)
+
+
+def _join(config, folder, encoding, model, train, test):
+  tok = encoding.tokenizer
   return Parts(
     config=config,
     workdir=folder,

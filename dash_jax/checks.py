@@ -317,7 +317,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     ),
   )
   terms.check(config)
-  _check_data(config.data)
+  _check_data(config.data, config.reward.function)
   _check_sizes(config)
 
 
@@ -335,7 +335,7 @@ def _check_lora(section):
   )
 
 
-def _check_data(data):
+def _check_data(data, function):
   try:
     chat.check_template(data.template)
   except ValueError as error:
@@ -349,6 +349,16 @@ def _check_data(data):
     data.source != 'jsonl' or '{split}' in data.path,
     f'data.path={data.path!r}: must hold {{split}}, which becomes train and'
     ' test: one file for both would test on what was trained',
+  )
+
+  _require(
+    data.source != 'reasoning_gym' or data.path.strip(),
+    "data.path='': must name a task of data.source='reasoning_gym', as chain_sum",
+  )
+  _require(
+    data.source != 'reasoning_gym' or function != _DEFAULT.reward.function,
+    f"reward.function={function!r} with data.source='reasoning_gym': its tasks"
+    " have scorers of their own; take 'dash_jax.rewards.procedural:score_one'",
   )
 
 
@@ -440,6 +450,11 @@ def _check_filter(algorithm, run):
     bool(most) == (rule in ('largest', 'max_variance')),
     f'algorithm.filter_rows={most} with algorithm.filter={rule!r}:'
     " 'largest' and 'max_variance' need it, others take 0",
+  )
+  _require(
+    rule != 'none' or algorithm.filter_threshold == 0,
+    f'algorithm.filter_threshold={algorithm.filter_threshold} with'
+    " algorithm.filter='none', which keeps every row: take 0.0",
   )
   _require(
     most <= run.batch_size,
@@ -593,7 +608,7 @@ def _check_critic(algorithm):
   for field, choices in {
     'scale': ('none', 'batch'),
     'loss': ('clip', 'reinforce', 'gspo', 'cispo'),
-    'filter': ('advantage', 'group', 'largest'),
+    'filter': ('advantage', 'group', 'largest', 'none'),
   }.items():
     _require(
       algorithm[field] in choices,

@@ -134,9 +134,7 @@ class Feed:
     on."""
     every = self._parts.config.checkpoint.every_samples
     taken = step + 1 - self._phase.first_step
-    while not self._phase.is_due(taken, every):
-      taken += 1
-    return self._phase.first_step + taken
+    return self._phase.first_step + self._phase.find_due(taken, every)
 
 
 def find_first(kept: dict) -> batches.Rollouts | None:

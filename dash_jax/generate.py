@@ -21,11 +21,7 @@
 """
 
 import contextlib
-import dataclasses
-import hashlib
-import json
 import os
-import pathlib
 import sys
 
 import jax
@@ -34,11 +30,10 @@ from absl import flags
 
 from dash_jax import assemble, batches, checks, commands, sharding, weights
 from dash_jax.data import jsonl as data_jsonl
-from dash_jax.runs import jsonl
+from dash_jax.runs import completions, jsonl
 from dash_jax.sampling import decoding
 
 _MOST_AT_ONCE = 1_024  # prompts of one call, so that the host holds no more
-_BEGINNING = b'{"index": '  # of every line that is written
 
 _PROMPTS = flags.DEFINE_string(
   'prompts', '', 'JSONL file with a `prompt` a line; else lines of stdin.'
@@ -52,16 +47,9 @@ _TEMPERATURE = flags.DEFINE_float(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """One prompt; `index` counts them, and seeds its noise."""
-
-  index: int
-  prompt: str
-  max_completion_len: int
-
-
-def read_requests(path: str, max_completion_len: int) -> list[Request]:
+def read_requests(
+  path: str, max_completion_len: int
+) -> list[completions.Request]:
   """Returns the prompts of a JSONL file, or of standard input if path is ''.
 
   Args:
@@ -82,7 +70,9 @@ def read_requests(path: str, max_completion_len: int) -> list[Request]:
           f' {error.start} of the line); write it as UTF-8'
         ) from error
       if text.strip():
-        requests.append(Request(len(requests), text, max_completion_len))
+        requests.append(
+          completions.Request(len(requests), text, max_completion_len)
+        )
     if not requests:
       raise ValueError('standard input has no prompt: give one a line')
     return requests
@@ -96,51 +86,8 @@ def read_requests(path: str, max_completion_len: int) -> list[Request]:
         f'{path}:{number}: max_completion_len={limit!r}: must be a number from 1'
         f' to sampling.max_completion_len={max_completion_len}'
       )
-    requests.append(Request(len(requests), row['prompt'], limit))
+    requests.append(completions.Request(len(requests), row['prompt'], limit))
   return requests
-
-
-def read_done(path: str, requests: list[Request], drawn: dict) -> set:
-  """Returns the (index, sample) that a file of completions holds; a torn last
-  line is cut off, if the file is seen to be one of completions.
-
-  Args:
-    path: the file; it may not be there.
-    requests: of this call.
-    drawn: how this call draws.
-
-  Raises:
-    ValueError: the file holds something else, completions of other prompts, or
-      ones that are drawn otherwise.
-  """
-  if not pathlib.Path(path).exists():
-    return set()
-  rows = jsonl.read(path)
-  for number, row in enumerate(rows, 1):
-    index, sample = row.get('index'), row.get('sample')
-    known = type(index) is int and 0 <= index < len(requests)
-    known = known and type(sample) is int
-    if not known or row.get('prompt') != requests[index].prompt:
-      raise ValueError(
-        f'--out={path}:{number} is a completion of another prompt: name a new'
-        ' file, or give the prompts that it was begun with'
-      )
-    limit = {'max_completion_len': requests[index].max_completion_len}
-    for name, value in (drawn | limit).items():
-      if row.get(name) != value:
-        raise ValueError(
-          f'--out={path}:{number} has {name}={row.get(name)!r}, and this call'
-          f' {name}={value!r}: name a new file'
-        )
-  with open(path, 'rb') as file:
-    beginning = file.read(len(_BEGINNING))
-  if not rows and not _BEGINNING.startswith(beginning):
-    raise ValueError(
-      f'--out={path} holds no completions, but begins with {beginning!r}: name'
-      ' a new file'
-    )
-  jsonl.cut_torn_line(path)
-  return {(row['index'], row['sample']) for row in rows}
 
 
 def main(config, workdir):
@@ -162,7 +109,9 @@ def main(config, workdir):
     restored = weights.restore_params(config, model, workdir)
     params, step = restored or (weights.load_params(config, model), 0)
     drawn = _describe(config, step)
-    done = read_done(_OUT.value, requests, drawn) if _OUT.value else set()
+    done = {}
+    if _OUT.value:
+      done = completions.read_done(_OUT.value, requests, drawn)
     file = sys.stdout
     if _OUT.value:
       file = closing.enter_context(
@@ -189,18 +138,8 @@ def _describe(config, step):
     'top_p': sampling.top_p,
     'top_k': sampling.top_k,
     'min_p': sampling.min_p,
-    'settings': _hash_settings(config),
+    'settings': completions.name_settings(config.to_dict()),
   }
-
-
-def _hash_settings(config):
-  """Returns what names all else that a completion follows from."""
-  fields = config.to_dict()
-  kept = {name: fields[name] for name in ('model', 'lora', 'data', 'sampling')}
-  for name in ('batch_size', 'attention'):  # which change no token
-    del kept['sampling'][name]
-  text = json.dumps(kept, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _make_decoding(config, encoding):

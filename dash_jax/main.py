@@ -14,6 +14,7 @@ from absl import flags
 
 from dash_jax import assemble, commands, train
 from dash_jax.runs import checkpoint, watch
+from dash_jax.sampling import memory
 
 _PROFILE = flags.DEFINE_string(
   'profile', '', 'FIRST:LAST, steps to trace and to tell the time of.'
@@ -21,6 +22,7 @@ _PROFILE = flags.DEFINE_string(
 
 
 def main(config, workdir):
+  memory.share_heap()
   with (
     jax.set_mesh(assemble.connect(config)),
     watch.Watch(config.mesh.silent_s, config.mesh.stall_s),

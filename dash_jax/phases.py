@@ -46,6 +46,12 @@ class Phase:
     rows = taken * self.rows_per_step
     return rows // every_samples > (rows - self.rows_per_step) // every_samples
 
+  def find_due(self, taken: int, every_samples: int) -> int:
+    """Returns the first of the phase's steps, from number `taken` on, that
+    `is_due`."""
+    next_multiple = (taken - 1) * self.rows_per_step // every_samples + 1
+    return -(-next_multiple * every_samples // self.rows_per_step)
+
 
 def phases(config, stop_ids: tuple[int, ...]) -> tuple[Phase, ...]:
   """Returns the phases of a run, in order.

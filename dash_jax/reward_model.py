@@ -28,13 +28,13 @@ from dash_jax import (
   assemble,
   checks,
   commands,
-  evaluate,
   export,
   judge,
   sharding,
   weights,
 )
 from dash_jax.data import jsonl
+from dash_jax.evaluating import estimates
 from dash_jax.learning import learner, reward_model
 from dash_jax.model import llama
 
@@ -228,7 +228,7 @@ def make(
   right, num = count_right(trained, judged), len(judged)
   written = export.Exported(trained.model.config, trained.params)
   export.write_model(config, pathlib.Path(workdir), out, written)
-  low, high = evaluate.wilson_interval(right, num)
+  low, high = estimates.wilson_interval(right, num)
   print(
     f'right in {right / num:.1%} (95% {low:.1%} to {high:.1%}) of {num} held-out'
     f' pairs, after {len(learned)} to learn from; reward.model=hf:{out}'

@@ -17,6 +17,12 @@ from dash_jax.sampling import calls
 
 _PATIENCE_S = 0.5
 
+# Takes i64[n], rows q * G + g; all completions; and of the n rows the texts and
+# the scores.
+OnScored = Callable[
+  [np.ndarray, calls.Completions, list[str], workers.Scores], None
+]
+
 
 class Scoring:
   """Scores the rows of one sampling call. A context manager."""
@@ -27,6 +33,7 @@ class Scoring:
     decode: Callable[[np.ndarray], str],
     answers: list[str],
     group_size: int,
+    on_scored: OnScored | None = None,
   ):
     """
     Args:
@@ -34,6 +41,7 @@ class Scoring:
       decode: a row's tokens as text.
       answers: of the Q questions.
       group_size: G.
+      on_scored: is called with rows that have their scores, from one thread.
     """
     self._pool = pool
     self._decode = decode
@@ -41,6 +49,7 @@ class Scoring:
     self._thread = concurrent.futures.ThreadPoolExecutor(max_workers=1)
     self._waiting = queue.SimpleQueue()
     self._turns = []
+    self._on_scored = on_scored
     self._texts = [''] * len(self._answers)
     self._rewards = np.zeros(len(self._answers), np.float32)
     self._others = {}
@@ -98,8 +107,9 @@ class Scoring:
     ):
       self._texts[row] = self._decode(tokens[:length])
     watch.mark()
+    texts = [self._texts[row] for row in rows]
     scores = self._pool.score(
-      [self._texts[row] for row in rows],
+      texts,
       [self._answers[row] for row in rows],
       made.truncated[at].tolist(),
       # Rows that all come too late may take longer than a run may stand still.
@@ -109,4 +119,6 @@ class Scoring:
     for name, values in scores.others.items():
       whole = self._others.setdefault(name, np.zeros_like(self._rewards))
       whole[rows] = values
+    if self._on_scored:
+      self._on_scored(rows, made, texts, scores)
     return scores.timeouts, scores.errors

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import assemble, checks, sharding, train, updates
+from dash_jax import assemble, checks, phases, sharding, train, updates
 from dash_jax.runs import checkpoint, jsonl
 
 NUM_STEPS = 6
@@ -40,6 +40,18 @@ def run(config, workdir):
   assert train.train(config, str(workdir))
   names = 'metrics.jsonl', 'evals.jsonl'
   return tuple(tiny_run.read_numbers(workdir, name) for name in names)
+
+
+@pytest.mark.parametrize('every', [1, 8, 10, 32, 33, 10**9])
+def test_the_next_step_that_is_due_is_found(config, every):
+  """As one looks for it step by step, and at once where it is far away."""
+  *_, phase = phases.phases(config, (1,))
+  assert phase.rows_per_step == 32
+  for taken in (1, 2, 7, 30_000_000):
+    found = phase.find_due(taken, every)
+    assert found >= taken
+    assert phase.is_due(found, every)
+    assert not any(phase.is_due(t, every) for t in range(taken, found)[:1000])
 
 
 def split_devices(config, monkeypatch):

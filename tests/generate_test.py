@@ -10,7 +10,7 @@ import tiny_run
 
 from dash_jax import config as config_lib
 from dash_jax import generate
-from dash_jax.runs import jsonl
+from dash_jax.runs import completions, jsonl
 
 
 @pytest.fixture(scope='module')
@@ -84,7 +84,7 @@ def test_completions_of_a_file_go_on_where_they_were_cut(workdir, tmp_path):
   assert 'cut.jsonl:1 has settings=' in output
 
 
-REQUESTS = [generate.Request(0, 'a', 8), generate.Request(1, 'b', 8)]
+REQUESTS = [completions.Request(0, 'a', 8), completions.Request(1, 'b', 8)]
 DRAWN = {'temperature': 1.0, 'settings': 'abcd'}
 LINE = jsonl.encode(
   {'index': 1, 'sample': 0, 'prompt': 'b', 'max_completion_len': 8} | DRAWN
@@ -105,8 +105,8 @@ LINE = jsonl.encode(
 def test_a_torn_completion_is_cut_off(tmp_path, text, kept):
   path = tmp_path / 'out.jsonl'
   path.write_text(text)
-  done = generate.read_done(str(path), REQUESTS, DRAWN)
-  assert done == ({(1, 0)} if kept else set())
+  done = completions.read_done(str(path), REQUESTS, DRAWN)
+  assert set(done) == ({(1, 0)} if kept else set())
   assert path.read_text() == kept
 
 
@@ -126,7 +126,7 @@ def test_a_file_of_something_else_is_refused_and_kept(tmp_path, text, named):
   path = tmp_path / 'out.jsonl'
   path.write_text(text)
   with pytest.raises(ValueError, match=f'out.jsonl ?{named}'):
-    generate.read_done(str(path), REQUESTS, DRAWN)
+    completions.read_done(str(path), REQUESTS, DRAWN)
   assert path.read_text() == text
 
 

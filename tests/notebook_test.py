@@ -93,6 +93,13 @@ def test_accuracies_before_and_after(executed):
   after = re.search(wanted, _text(cells['after']))
   assert before[1] == 'the weights that the run starts from'
   assert after[1] == 'step 4'
+  assert 'against runs/notebook/before.jsonl: pass@1' in _text(cells['after'])
+
+
+def test_what_it_exports_gives_the_same_logits(executed):
+  folder, cells = executed
+  assert 'differ by at most' in _text(cells['export'])
+  assert list((folder / 'runs/notebook/exported').glob('*.safetensors'))
 
 
 def test_training_is_shown_live(executed):

@@ -12,9 +12,9 @@ import os
 import numpy as np
 
 from dash_jax import batches
-from dash_jax.data import addition, jsonl, word_problems
+from dash_jax.data import addition, jsonl, procedural, word_problems
 
-SOURCES = ('word_problems', 'addition', 'gsm8k', 'jsonl')
+SOURCES = ('word_problems', 'addition', 'gsm8k', 'jsonl', 'reasoning_gym')
 
 
 def _read_text(row, field, where, kinds):
@@ -107,10 +107,11 @@ def load(
     source: one of `SOURCES`.
     split: 'train' or 'test'; for 'jsonl' whatever takes the place of '{split}'.
     num: how many; None for all. Of a file, these are its first ones.
-      'word_problems' must be told.
-    seed: for 'word_problems' and 'addition', which questions in which order.
+      'word_problems' and 'reasoning_gym' must be told.
+    seed: which questions in which order, for sources that make their own.
     path: for 'jsonl' the file, in which '{split}' is replaced by the split; for
-      'gsm8k' the folder with train.jsonl and test.jsonl, '' to download them.
+      'gsm8k' the folder with train.jsonl and test.jsonl, '' to download them;
+      for 'reasoning_gym' the task, see procedural.parse.
     data_dir: for 'gsm8k', where the prepared data is kept; '' for
       ~/tensorflow_datasets.
     prompt_field, answer_field, solution_field: for 'jsonl', see `load_jsonl`.
@@ -135,6 +136,12 @@ def load(
     if num is None:
       num = len(addition.pairs(split))
     return batches.hold(addition.generate(num, split, seed))
+  if source == 'reasoning_gym':
+    if num is None:
+      raise batches.WrongNumber(
+        'reasoning_gym: num must be given, because there is no end of them'
+      )
+    return batches.hold(procedural.generate(num, split, seed, path))
   if source == 'gsm8k':
     # tensorflow_datasets takes most of a second to import, and the sources that
     # the project makes itself do without it.

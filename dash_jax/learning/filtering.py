@@ -8,7 +8,7 @@ code filters after the forward passes.
 
 import numpy as np
 
-RULES = ('advantage', 'group', 'largest', 'max_variance')
+RULES = ('advantage', 'group', 'largest', 'max_variance', 'none')
 
 
 def select(
@@ -25,6 +25,7 @@ def select(
       largest       of rows with |A| > threshold, the `most` with the largest
                     |A|; of equal ones those that come first
       max_variance  |A| > threshold, of what `most_varied` chose       PODS
+      none          every row                                          GRPO
 
   Source: arXiv 2505.17218, gradient filtering.
 
@@ -38,6 +39,8 @@ def select(
   keep = size > threshold
   if rule == 'group':
     keep = np.broadcast_to(keep.any(axis=1, keepdims=True), keep.shape)
+  elif rule == 'none':
+    keep = np.ones_like(keep)
   elif rule == 'largest':
     order = np.argsort(np.where(keep, -size, np.inf), axis=None, kind='stable')
     chosen = np.zeros(keep.size, bool)

@@ -146,6 +146,21 @@ def score_format(
   return float(not truncated and extract(completion, style) is not None)
 
 
+def score_equal(
+  completion: str, answer: str, truncated: bool, style: str
+) -> float:
+  """Scores an answer that stands alone, as `extract` returns it.
+
+  Returns:
+    1.0 if it has the value of `answer`, else 0.0.
+
+  Raises:
+    ValueError: as `equal` does.
+  """
+  del truncated
+  return float(equal(completion, answer, style))
+
+
 def prepare(style: str) -> None:
   """Imports what a style needs, so that no answer's time-out pays for it."""
   _check(style)
@@ -156,7 +171,8 @@ def prepare(style: str) -> None:
     latex.equal('x + 1', '1 + x')
 
 
-score_one.prepare = prepare  # Called once by a worker: see workers.Pool.
+# Called once by a worker: see workers.Pool.
+score_one.prepare = score_equal.prepare = prepare
 
 
 def _check(style: str) -> None:

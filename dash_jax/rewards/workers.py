@@ -38,6 +38,7 @@ import numpy as np
 from dash_jax.rewards import leftovers
 
 START_TIMEOUT_S = 120.0
+TIMEOUT, ERROR = 'timeout', 'error'  # what may be the matter with a row
 
 # A worker ends itself so long after we should have killed it: we may be gone.
 _ALARM_MARGIN_S = 5.0
@@ -60,12 +61,14 @@ class Scores:
     timeouts: rows that took longer than allowed.
     errors: rows of which a function raised, crashed or returned no number.
     others: f32[B] by name, of the pool's other functions.
+    faults: by row, TIMEOUT or ERROR for those that are counted above.
   """
 
   rewards: np.ndarray
   timeouts: int
   errors: int
   others: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  faults: dict[int, str] = dataclasses.field(default_factory=dict)
 
 
 class Pool:
@@ -202,7 +205,7 @@ class Pool:
 
   def _score(self, rows, on_done) -> Scores:
     rewards = np.zeros((1 + len(self._others), len(rows)), np.float32)
-    timeouts = errors = num_done = 0
+    faults, num_done = {}, 0
     waiting = collections.deque(range(len(rows)))
     now = self._wait(0.0)  # A worker may have ended while nobody looked.
     while True:
@@ -215,19 +218,17 @@ class Pool:
           self._num_lost = 0
           rewards[:, row] = found
           if error is not None:
-            errors += 1
+            faults[row] = ERROR
             self._warn(error)
         is_late = bool(worker.rows) and now > worker.deadline_s
         if not (is_late or worker.has_ended or worker.is_spent):
           continue
         if worker.rows and not worker.is_spent:
-          worker.rows.popleft()
+          row = worker.rows.popleft()
           num_done += 1
+          faults[row] = ERROR if worker.has_ended else TIMEOUT
           if worker.has_ended:
-            errors += 1
             self._warn(f'its process ended with {worker.end()}')
-          else:
-            timeouts += 1
         waiting.extendleft(reversed(worker.rows))
         worker.kill()
         self._workers[i] = self._start_worker()
@@ -235,7 +236,10 @@ class Pool:
         on_done()
       if num_done == len(rows):
         others = dict(zip(self._others, rewards[1:], strict=True))
-        return Scores(rewards[0], timeouts, errors, others)
+        found = list(faults.values())
+        return Scores(
+          rewards[0], found.count(TIMEOUT), found.count(ERROR), others, faults
+        )
       for worker in self._workers:
         if worker.is_ready and not worker.rows and waiting:
           share = -(-len(waiting) // len(self._workers))

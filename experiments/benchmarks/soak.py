@@ -1,11 +1,12 @@
 """Thousands of steps with kills: what grows, what is lost, what compiles again.
 
-  python -m experiments.benchmarks.soak --workdir=DIR [--steps=2000]
+  python -m experiments.benchmarks.soak --workdir=DIR [--steps=4000]
       [--kills=8] [--seed=0]
 
 1. `python -m dash_jax.main` runs soak_run.py: a tiny model, replies of random
-   lengths, rewards that are slow, hang and die. At random steps of the first half
-   it is killed (SIGKILL), up to half a second later, and the same command goes on.
+   lengths, rewards that are slow, hang and die. At random steps of the first
+   quarter it is killed (SIGKILL), up to half a second later, and the same command
+   goes on.
 2. At each step the memory of the process's own and its open files are read. The
    first steps of each process are left out: in them memory falls and settles.
 3. Prints a table of what was found and what is allowed. Exit code 0: all holds;
@@ -31,18 +32,20 @@ from dash_jax import doctor
 from dash_jax.runs import checkpoint, metrics
 from experiments.benchmarks import soak_run
 
-# Python gives what was needed to compile back some 60 steps later; then the
-# allocator takes some 20 MiB until about here.
-_WARM_UP_STEPS = 300
-# Neighbouring steps are alike: their median is one measurement. A save opens files
-# for a step or two.
-_BLOCK_STEPS = 10
+# Python gives what was needed to compile back some 60 steps later. Until about here
+# the allocator settles, and Python's table of strings doubles once, by 2 MB.
+_WARM_UP_STEPS = 800
+# Neighbouring steps are alike: their median is one measurement. Saves take and give
+# back blocks of 1 to 3 MB, and open files for a step or two.
+_BLOCK_STEPS = 50
 _POLL_S = 0.02
 _KIB = 1024
-# A hundred thousand steps may take 2 GB and a thousand files more.
-_MAX_BYTES, _MAX_FILES = 20 * _KIB, 0.01
+# A hundred thousand steps, with five thousand saves, may take 200 MB and a thousand
+# files more. Some 14 KiB a save stay in TensorStore (0.1.86), which frees no value of
+# the JSON that Orbax takes from it: 0.7 KiB a step.
+_MAX_BYTES, _MAX_FILES = 2 * _KIB, 0.01
 # From so many steps on, growth must be known so well that the limit means something.
-_TELLING_STEPS = 1_000
+_TELLING_STEPS = soak_run.STEPS
 _STALLED_S = 600.0
 
 
@@ -106,7 +109,7 @@ def soak(
     RuntimeError: the command failed by itself, or stands still.
   """
   chance = random.Random(seed)
-  kill_at = sorted(chance.sample(range(1, steps // 2), num_kills))
+  kill_at = sorted(chance.sample(range(1, steps // 4), num_kills))
   samples, process = [], 0
   # A process that goes on compiles what the first has compiled.
   environment = {
@@ -258,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   args = parser.parse_args(argv)
   if checkpoint.has_begun(args.workdir):
     parser.error(f'--workdir={args.workdir} holds a run: name a new folder')
-  most = max(args.steps // 2 - 1, 0)
+  most = max(args.steps // 4 - 1, 0)
   if not 0 <= args.kills <= most:
     parser.error(f'--kills={args.kills}: valid are 0 to {most}')
   start = time.monotonic()

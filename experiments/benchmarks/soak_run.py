@@ -9,7 +9,7 @@ import os
 import time
 import zlib
 
-STEPS = 2_000
+STEPS = 4_000
 ROWS = 32
 
 

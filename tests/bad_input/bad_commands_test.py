@@ -246,6 +246,28 @@ BAD = [
     ' ../begun/checkpoints: must be a folder, and is a file',
   ),
   (
+    ('evaluate', *TINY, '--num_samples=2'),
+    '--num_samples=2 with eval.temperature=0.0: the replies to a question '
+    'would all be alike; set --config.eval.temperature=1.0, or --num_samples=1',
+  ),
+  (
+    ('evaluate', *TINY, '--against=gone.jsonl'),
+    "--against='gone.jsonl': no such file or folder (looked from  ..)",
+  ),
+  (
+    ('evaluate', *TINY, '--questions=gone.jsonl'),
+    "--questions='gone.jsonl': no such file or folder (looked from  ..)",
+  ),
+  (
+    ('evaluate', *TINY, '--questions=few_test.jsonl'),
+    "data.tokenizer='trained': the run in run has not begun, so it has "
+    'trained none; train first',
+  ),
+  (
+    ('evaluate', *TINY, '--step=-1'),
+    'flag --step=-1: -1 is not a non-negative integer',
+  ),
+  (
     ('generate', *TINY),
     "data.tokenizer='trained': the run in run has not begun, so it has "
     'trained none; train first',

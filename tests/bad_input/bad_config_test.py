@@ -53,7 +53,7 @@ BAD = [
   (
     {'data.source': 'gsm9k'},
     "data.source='gsm9k': must be one of 'word_problems', 'addition', "
-    "'gsm8k', 'jsonl'",
+    "'gsm8k', 'jsonl', 'reasoning_gym'",
   ),
   (
     {'data.tokenizer': 'bpe'},
@@ -250,6 +250,17 @@ BAD = [
     'test: one file for both would test on what was trained',
   ),
   (
+    {'data.source': 'reasoning_gym', 'data.path': ' '},
+    "data.path='': must name a task of data.source='reasoning_gym', as "
+    'chain_sum',
+  ),
+  (
+    {'data.source': 'reasoning_gym', 'data.path': 'chain_sum'},
+    "reward.function='dash_jax.rewards.answers:score_one' with "
+    "data.source='reasoning_gym': its tasks have scorers of their own; take "
+    "'dash_jax.rewards.procedural:score_one'",
+  ),
+  (
     {'algorithm.batch_size': 100},
     'algorithm.batch_size=100 does not divide by algorithm.group_size=8: '
     'take 96 or 104',
@@ -300,7 +311,12 @@ BAD = [
   (
     {'algorithm.filter': 'all'},
     "algorithm.filter='all': must be one of 'advantage', 'group', "
-    "'largest', 'max_variance'",
+    "'largest', 'max_variance', 'none'",
+  ),
+  (
+    {'algorithm.filter': 'none', 'algorithm.filter_threshold': 0.5},
+    "algorithm.filter_threshold=0.5 with algorithm.filter='none', which keeps "
+    'every row: take 0.0',
   ),
   (
     {'algorithm.filter': 'largest'},

@@ -32,7 +32,7 @@ from dash_jax.data import gsm8k, questions, tokenizer
 from dash_jax.model import gguf, hf, hub, meta, pth
 from dash_jax.planning import devices
 from dash_jax.rewards import selftest
-from dash_jax.runs import checkpoint, metrics
+from dash_jax.runs import checkpoint, completions, metrics
 
 ROW = b'{"question": "a", "answer": "b"}\n'
 ARCHITECTURE = {
@@ -79,9 +79,9 @@ def complete(content):
 
 
 def go_on(content):
-  request = generate.Request(0, 'a', 8)
+  request = completions.Request(0, 'a', 8)
   drawn = {'seed': 0}
-  return generate.read_done(write('out.jsonl', content), [request], drawn)
+  return completions.read_done(write('out.jsonl', content), [request], drawn)
 
 
 def read_solutions(content, style='gsm8k'):

@@ -33,6 +33,12 @@ def test_a_group_stays_whole():
   np.testing.assert_array_equal(keep, [[True] * 3, [False] * 3])
 
 
+def test_none_drops_no_row():
+  """Nor one that carries no signal: what the baseline of the same batch is."""
+  gain = np.float32([[0.1, -0.5, 0], [0, 0, 0]])
+  assert filtering.select(gain, 0.0, rule='none').all()
+
+
 def test_the_largest_are_kept_and_none_without_signal():
   gain = np.float32([[0.1, -0.5, 0], [0.4, -0.4, 0]])
   keep = filtering.select(gain, 0.0, rule='largest', most=2)

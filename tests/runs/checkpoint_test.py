@@ -15,6 +15,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 
 from dash_jax import batches
 from dash_jax import config as config_lib
@@ -199,6 +200,16 @@ def test_where_none_is_whole_nothing_is_changed(tmp_path):
   with pytest.raises(ValueError, match='checkpoints/1 is torn'):
     checkpoint.restore_params(tmp_path, _abstract(_state()).params)
   assert (tmp_path / 'checkpoints' / '1').exists()
+
+
+def test_saves_ask_for_no_counts_which_stay_in_memory(tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    tensorstore, 'experimental_collect_matching_metrics', asked.append
+  )
+  with checkpoint.Checkpoints(tmp_path, keep=1) as saved:
+    saved.save(3, _state())
+  assert not asked
 
 
 def test_saved_arrays_may_be_donated(tmp_path):

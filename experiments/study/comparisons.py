@@ -1,0 +1,383 @@
+"""The questions of the study, and the claims that answer each.
+
+Runs are named as in suites.py, which says what each of them changes. The paper
+is arXiv 2505.17218; its figures are of one seed, of MATH-500 where nothing else
+is said, and of Qwen2.5 0.5B where no size is.
+"""
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+
+from experiments.study import curves, findings, intervals
+
+QUESTIONS = {
+  1: 'DASH against GRPO: time to equal accuracy',
+  2: 'The best batch for sampling and for backpropagation',
+  3: 'RL against SFT and rejection sampling',
+  4: 'PPO-Multi and PPO-Mini against the plain policy gradient',
+  5: 'The KL term',
+  6: 'Filtering: thresholds and rules',
+  7: 'Other rewards and group sizes',
+  8: 'Staleness',
+  9: 'What each part adds to the saving',
+}
+
+GROUP_SIZES = (2, 4, 8, 16, 32)
+
+# What is removed, one at a time.
+PARTS = {
+  'filtering': 'Filtering',
+  'packing': 'Packing',
+  'sharing': 'Sharing prompts in the learner',
+  'stopping': 'Early stopping',
+}
+
+# Seconds of a step, by their metric.
+_PARTS = {
+  'step_s': 'seconds',
+  'sample_s': 'seconds of sampling',
+  'reward_s': 'seconds of scoring',
+  'learn_s': 'seconds of learning',
+}
+
+
+def _accuracy(*runs):
+  return [run.accuracy for run in runs]
+
+
+def _completion_len(*runs):
+  return [run.completion_len for run in runs]
+
+
+def _fall(*runs):
+  return [run.fall for run in runs]
+
+
+def _kl(*runs):
+  return [run.at_end('kl') for run in runs]
+
+
+def _kept(*runs):
+  return [run.total('kept_rows') / run.total('sampled_rows') for run in runs]
+
+
+def _cosine(*runs):
+  return [run.mean('gradient_cosine') for run in runs]
+
+
+def _seconds(*runs, key='step_s'):
+  return [run.seconds(key) for run in runs]
+
+
+def _seconds_to_equal(ours, theirs, key):
+  level = curves.find_level(ours, theirs)
+  if level is None:
+    return None
+  return [run.seconds_to(level, key) for run in (ours, theirs)]
+
+
+def _accuracy_in_time_of(ours, theirs):
+  return [ours.accuracy_at(theirs.seconds()), theirs.accuracy]
+
+
+def _saves(question, ours, theirs, of_whom, paper, *, is_main=False):
+  """Yields claims that one run is faster than another to the same accuracy.
+
+  Args:
+    question: its number.
+    ours, theirs: names of runs.
+    of_whom: the two as words.
+    paper: by metric, the paper's saving in percent.
+    is_main: of the seconds of whole steps.
+  """
+  for key, name in _PARTS.items():
+    value = paper.get(key)
+    yield findings.Comparison(
+      question,
+      f'{of_whom[0]} takes fewer {name} than {of_whom[1]} to equal accuracy',
+      f'{name} saved',
+      (ours, theirs),
+      functools.partial(_seconds_to_equal, key=key),
+      'saving',
+      '%',
+      100.0,
+      'above',
+      f'{value}%' if value is not None else '',
+      value,
+      is_main and key == 'step_s',
+    )
+
+
+def _differs(
+  question, claim, ours, theirs, expects, paper='', value=None, **rest
+):
+  """Returns a claim on the difference of two runs' last accuracies, in points;
+  `rest` changes fields."""
+  fields = {
+    'metric': 'accuracy, difference',
+    'measure': _accuracy,
+    'combine': 'difference',
+    'unit': 'points',
+    'scale': 100.0,
+  } | rest
+  return findings.Comparison(
+    question,
+    claim,
+    runs=(ours, theirs),
+    expects=expects,
+    paper=paper,
+    paper_value=value,
+    **fields,
+  )
+
+
+def _time_against_grpo():
+  grpo = 'GRPO a question a step'
+  yield from _saves(
+    1, 'dash', 'grpo', ('DASH', grpo),
+    {'step_s': 83, 'sample_s': 87, 'learn_s': 63}, is_main=True,
+  )  # fmt: skip
+  yield from _saves(
+    1, 'dash', 'grpo_filtered', ('DASH', f'{grpo}, filtered'), {}
+  )
+  yield from _saves(
+    1, 'unfiltered', 'grpo', ('GRPO of the same batch', grpo), {'step_s': 82}
+  )
+  yield from _saves(
+    1, 'dash', 'unfiltered', ('DASH', 'GRPO of the same batch'),
+    {'step_s': 4}, is_main=True,
+  )  # fmt: skip
+  yield _differs(
+    1, 'DASH ends as accurate as GRPO a question a step', 'dash', 'grpo',
+    'near', '-0.4 points', is_main=True,
+  )  # fmt: skip
+  yield _differs(
+    1, 'DASH ends as accurate as GRPO of the same batch', 'dash', 'unfiltered',
+    'near', '-0.2 points',
+  )  # fmt: skip
+
+
+def _against_imitation():
+  for equal, suffix in (('samples', ''), ('time', '_short')):
+    measure = _accuracy if equal == 'samples' else _accuracy_in_time_of
+    for name, whose, paper, value in (
+      ('sft_data', "SFT on the data's solutions", '+23.4 points (no KL)', 23.4),
+      ('sft_traces', "SFT on a better policy's traces", '+7.4 points', 7.4),
+    ):
+      yield _differs(
+        3, f'RL beats {whose} at equal {equal}', 'dash', name + suffix, 'above',
+        paper, value, measure=measure, is_main=equal == 'time',
+      )  # fmt: skip
+  for equal, measure in (
+    ('samples', _accuracy), ('time', _accuracy_in_time_of)
+  ):  # fmt: skip
+    yield _differs(
+      3, f'Rejection sampling is worse than RL at equal {equal}', 'rejection',
+      'dash', 'below', measure=measure, is_main=equal == 'time',
+    )  # fmt: skip
+
+
+def _ppo():
+  for name, title, paper, value in (
+    ('ppo_multi', 'PPO-Multi', '-2.6 points; -2.8 of 1.5B', -2.6),
+    ('ppo_mini', 'PPO-Mini', '-1.6 points; -20.8 of 1.5B', -1.6),
+  ):
+    yield _differs(
+      4, f"{title} is worse than one policy gradient step in DASH's time", name,
+      'dash', 'below', paper, value, measure=_accuracy_in_time_of, is_main=True,
+    )  # fmt: skip
+    yield _differs(
+      4, f'{title} is worse at equal samples', name, 'dash', 'below'
+    )
+    yield _differs(
+      4, f'Accuracy of {title} varies more over seeds', name, 'dash', 'above',
+      metric='deviation over seeds, log2 of the ratio', measure=_accuracy,
+      combine='spread', unit='', scale=1.0,
+    )  # fmt: skip
+    yield _differs(
+      4, f'{title} falls from its best accuracy', name, 'dash', 'above',
+      "1.5B: GSM8K 58.8% to 8.1%" if name == 'ppo_mini' else '',
+      metric="fall from the best to the last, beyond DASH's", measure=_fall,
+    )  # fmt: skip
+
+
+def _kl_term():
+  for name, title in (
+    ('kl_0.04', 'A KL term of 0.04'),
+    ('kl_0.1', 'A KL term of 0.1'),
+    ('kl_0.1_linear', 'A KL term of 0.1, falling to 0,'),
+    ('kl_adaptive', 'An adaptive KL term'),
+  ):
+    is_paper = name == 'kl_0.04'
+    yield _differs(
+      5, f'{title} costs accuracy', name, 'kl_0', 'below',
+      '-4.2 points; -2.8 of 1.5B' if is_paper else '',
+      -4.2 if is_paper else None, is_main=is_paper,
+    )  # fmt: skip
+    yield _differs(
+      5, f'{title} keeps replies longer', name, 'kl_0', 'above',
+      '600 to 640 tokens, 548 to 589 without' if is_paper else '',
+      metric='tokens of a reply, difference', measure=_completion_len,
+      unit='tokens', scale=1.0,
+    )  # fmt: skip
+    yield _differs(
+      5, f'{title} keeps the policy nearer to its start', name, 'kl_0', 'below',
+      metric='KL to the start at the end, difference', measure=_kl,
+      unit='nats/token', scale=1.0,
+    )  # fmt: skip
+  yield findings.Comparison(
+    5, 'Without a KL term a run of 5 times the budget keeps its best accuracy',
+    'fall from the best to the last', ('long_kl_0',), _fall, 'mean', 'points',
+    100.0, 'near', 'stable', is_main=True,
+  )  # fmt: skip
+  yield _differs(
+    5, 'A KL term costs accuracy in a run of 5 times the budget',
+    'long_kl_0.04', 'long_kl_0', 'below',
+  )  # fmt: skip
+
+
+FILTERS = {
+  'dash': 'the threshold 0',
+  'filter_0.6': 'the threshold 0.6',
+  'filter_0.8': 'the threshold 0.8',
+  'filter_1.2': 'the threshold 1.2',
+  'filter_2': 'the threshold 2',
+  'filter_largest': 'a quarter of the rows, the largest',
+  'filter_pods': 'half of each group, the most varied',
+}
+
+
+def _filters():
+  for name, title in FILTERS.items():
+    is_main = name in ('dash', 'filter_0.8', 'filter_2')
+    yield findings.Comparison(
+      6, f'Rows that are kept by {title}', 'rows kept', (name,), _kept, 'mean',
+      '%', 100.0,
+    )  # fmt: skip
+    yield findings.Comparison(
+      6, f'Keeping {title} saves learning', 'seconds of learning saved',
+      (name, 'unfiltered'), functools.partial(_seconds, key='learn_s'),
+      'saving', '%', 100.0, 'above',
+      '4% of a run; filters after the forwards' if name == 'dash' else '',
+    )  # fmt: skip
+    yield _differs(
+      6, f'Keeping {title} costs no accuracy', name, 'unfiltered', 'near',
+      '-0.2 points' if name == 'dash' else '', is_main=is_main,
+    )  # fmt: skip
+    yield findings.Comparison(
+      6, f'Gradient of {title}, against that of all rows', 'cosine',
+      (f'cosine_{name}',), _cosine, 'mean', '',
+    )  # fmt: skip
+
+
+def _rewards_and_groups():
+  for name, title in (
+    ('reward_format', 'A reward for the format'),
+    ('reward_length', 'A penalty on length'),
+    ('with_reward_model', 'A learned reward model beside the verifier'),
+  ):
+    yield _differs(
+      7, f'{title} changes no accuracy', name, 'dash', 'near', is_main=True
+    )
+  yield _differs(
+    7, 'A penalty on length makes replies shorter', 'reward_length', 'dash',
+    'below', metric='tokens of a reply, difference', measure=_completion_len,
+    unit='tokens', scale=1.0,
+  )  # fmt: skip
+  for size in GROUP_SIZES:
+    yield _differs(
+      7, f"Groups of {size} end as accurate as those of DASH's run",
+      f'group_{size}', 'dash', 'near',
+    )  # fmt: skip
+
+
+def _staleness():
+  for steps, title in ((1, '1 step'), (2, '2 steps'), (4, '4 steps')):
+    yield _differs(
+      8, f'Rows of up to {title} before cost no accuracy',
+      f'stale_{steps}', 'stale_0', 'near', is_main=steps == 4,
+    )  # fmt: skip
+
+
+def _removed():
+  for name, title in PARTS.items():
+    yield findings.Comparison(
+      9, f'{title} saves time', 'seconds saved, beside a run without it',
+      ('with_all', f'without_{name}'), _seconds, 'saving', '%', 100.0, 'above',
+      '4%' if name == 'filtering' else '', is_main=True,
+    )  # fmt: skip
+
+
+COMPARISONS = (
+  *_time_against_grpo(),
+  *_against_imitation(),
+  *_ppo(),
+  *_kl_term(),
+  *_filters(),
+  *_rewards_and_groups(),
+  *_staleness(),
+  *_removed(),
+)
+
+
+def find_sizes(
+  measured: Sequence[Sequence[dict]], part: str
+) -> Iterator[findings.Finding]:
+  """Yields the rows of the question on batch sizes.
+
+  Args:
+    measured: for each seed the lines of its sizes.jsonl.
+    part: the part of the study.
+  """
+  if not measured:
+    return
+
+  def make(claim, metric, values, unit, **rest):
+    row = findings.Comparison(
+      2, claim, metric, ('sizes',), None, 'mean', unit, **rest
+    )
+    return findings.make_finding(row, intervals.of_mean(values), part)
+
+  names = {'sample': 'sampling', 'learn': 'learning'}
+  best = {}
+  for side, name in names.items():
+    key = f'{side}_tokens_per_s'
+    sized = [
+      {row['size']: row for row in rows if key in row} for rows in measured
+    ]
+    best[side] = [max(rows, key=lambda n: rows[n][key]) for rows in sized]
+    for size in sorted(set.intersection(*map(set, sized))):
+      for what, unit, scale in (
+        ('tokens_per_s', 'tokens/s', 1),
+        ('bytes', 'MiB', 2**-20),
+      ):
+        values = [rows[size][f'{side}_{what}'] * scale for rows in sized]
+        yield make(f'{size} rows of {name}', f'{name}, {unit}', values, unit)
+    yield make(f'Fastest size of {name}', 'rows', best[side], 'rows')
+    yield make(
+      f"What 'auto' takes for {name}",
+      'rows',
+      [rows[-1][f'auto_{name}'] for rows in measured],
+      'rows',
+    )
+  crossed = [_find_crossing(rows) for rows in measured]
+  if all(crossed):
+    yield make(
+      'Smallest size at which sampling is as fast as learning', 'rows', crossed,
+      'rows',
+    )  # fmt: skip
+  yield make(
+    'Sampling is fastest in larger batches than learning',
+    'log2 of the ratio of the fastest sizes',
+    [math.log2(a / b) for a, b in zip(best['sample'], best['learn'], strict=True)],
+    '', expects='above', paper='256 to 8 rows: 5', paper_value=5.0, is_main=True,
+  )  # fmt: skip
+
+
+def _find_crossing(rows):
+  for row in rows:
+    speeds = [row.get(f'{side}_tokens_per_s') for side in ('sample', 'learn')]
+    if all(speeds) and speeds[0] >= speeds[1]:
+      return row['size']
+  return None

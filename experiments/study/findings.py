@@ -1,0 +1,188 @@
+"""What a study has found: a row for each claim, with interval and verdict.
+
+1. `read_runs` reads the finished runs of a part of a study (a model and its
+   task), by name and seed.
+2. Each `Comparison` of comparisons.py takes a figure of one run, or of two
+   runs of the same seed, for every seed that has them.
+3. `find` makes a `Finding` of it: the figure with its interval over seeds,
+   what the paper has, and the verdict of `judge`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from experiments.study import curves, intervals
+
+# By name of the run and by seed.
+Runs = dict[str, dict[int, curves.Curve]]
+
+# Accuracies that differ by less are taken to be the same, in points.
+MARGIN = 3.0
+
+_SMALL = ('', 'nats/token')  # units of figures around 1 and below
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """One row of a study's table.
+
+  Attributes:
+    question: its number in comparisons.QUESTIONS.
+    part: model and task.
+    claim: what the verdict is on, a sentence.
+    metric: what the figure is.
+    found: the figure and its interval, in `unit`.
+    unit: such as '%', 'points', 'tokens/s'.
+    paper: the paper's figure in words; '' if it has none.
+    verdict: in words, of `judge`.
+    runs: names of the runs that are compared, the first with the second.
+    is_main: whether it belongs in a short table.
+  """
+
+  question: int
+  part: str
+  claim: str
+  metric: str
+  found: intervals.Interval
+  unit: str
+  paper: str
+  verdict: str
+  runs: tuple[str, ...]
+  is_main: bool = False
+
+  @property
+  def figure(self) -> str:
+    """The figure and its interval, as text."""
+    digits = 1 if abs(self.found.mean) < 100 else 0
+    if self.unit in _SMALL:
+      digits = 3
+    unit = '%' if self.unit == '%' else f' {self.unit}'.rstrip()
+    text = f'{self.found.mean:,.{digits}f}{unit}'
+    if self.found.low is not None:
+      text += f' [{self.found.low:,.{digits}f}, {self.found.high:,.{digits}f}]'
+    return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """How a claim is decided.
+
+  Attributes:
+    question, claim, metric, unit, paper, is_main: as in `Finding`.
+    runs: one name, or two: the first is compared with the second.
+    measure: takes a curve of each of `runs`; returns a figure of each, or None
+      where this seed has none.
+    combine: one of COMBINE, over seeds.
+    scale: what makes `unit` of it.
+    expects: what makes the claim hold: figures 'above' 0, 'below' it, or, in
+      points, 'near' it, within MARGIN; '' where a figure is no claim.
+    paper_value: the paper's figure, in `unit`, if it is of the same kind.
+  """
+
+  question: int
+  claim: str
+  metric: str
+  runs: tuple[str, ...]
+  measure: Callable[..., Sequence[float] | None]
+  combine: str
+  unit: str
+  scale: float = 1.0
+  expects: str = ''
+  paper: str = ''
+  paper_value: float | None = None
+  is_main: bool = False
+
+
+COMBINE = {
+  'mean': intervals.of_mean,
+  'difference': intervals.of_differences,
+  'saving': intervals.of_savings,
+  'spread': intervals.of_spread_ratio,
+}
+
+
+def find(comparison: Comparison, runs: Runs, part: str) -> Finding | None:
+  """Returns what the runs say of a claim, None if they say nothing.
+
+  Args:
+    comparison: the claim.
+    runs: the finished ones of a part of the study.
+    part: its name.
+  """
+  by_seed = [runs.get(name, {}) for name in comparison.runs]
+  seeds = sorted(set.intersection(*(set(found) for found in by_seed)))
+  measured = [
+    comparison.measure(*(found[seed] for found in by_seed)) for seed in seeds
+  ]
+  measured = [figures for figures in measured if figures is not None]
+  columns = list(zip(*measured, strict=True))
+  if not columns:
+    return None
+  if comparison.combine == 'spread' and not all(
+    len(set(column)) > 1 for column in columns
+  ):
+    return None  # of one seed, or of seeds that all agree
+  found = COMBINE[comparison.combine](*columns).scale(comparison.scale)
+  return make_finding(comparison, found, part)
+
+
+def make_finding(
+  comparison: Comparison, found: intervals.Interval, part: str
+) -> Finding:
+  """Returns the row of a figure in its unit."""
+  return Finding(
+    question=comparison.question,
+    part=part,
+    claim=comparison.claim,
+    metric=comparison.metric,
+    found=found,
+    unit=comparison.unit,
+    paper=comparison.paper,
+    verdict=judge(
+      found,
+      comparison.expects,
+      comparison.paper_value,
+      MARGIN if comparison.unit == 'points' else None,
+    ),
+    runs=comparison.runs,
+    is_main=comparison.is_main,
+  )
+
+
+def judge(
+  found: intervals.Interval,
+  expects: str,
+  paper_value: float | None = None,
+  margin: float | None = None,
+) -> str:
+  """Returns the verdict on a claim.
+
+  Args:
+    found: its figure.
+    expects: as `Comparison`'s.
+    paper_value: as `Comparison`'s.
+    margin: what is taken to be no difference, if that is known in this unit;
+      'near' needs it.
+  """
+  if not expects:
+    return 'measured'
+  if found.low is None:
+    return 'not decided: one seed has no interval'
+  low, high = found.low, found.high
+  is_near = margin is not None and low > -margin and high < margin
+  if expects == 'near':
+    if is_near:
+      return 'holds'
+    if low > 0 or high < 0:
+      return 'does not hold here'
+    return f'not decided: interval reaches beyond {margin:g} either way'
+  if low <= 0 <= high:
+    if is_near:
+      return f'does not hold here: within {margin:g} of 0'
+    return 'not decided: interval spans 0'
+  if (low > 0) != (expects == 'above'):
+    return 'does not hold here'
+  if paper_value is None or low <= paper_value <= high:
+    return 'holds'
+  less = abs(found.mean) < abs(paper_value)
+  return f'holds, by {"less" if less else "more"} than in the paper'

@@ -1,0 +1,92 @@
+"""95% intervals over seeds, in closed form.
+
+Seeds are few, so every interval is an exact one of normal samples: Student's t
+of a mean, chi-square of a deviation, Fisher's F of a ratio of deviations. What
+is compared is paired by seed: two runs of a seed begin with the same weights
+and are asked the same questions.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+
+from scipy import stats
+
+_LOW, _HIGH = 0.025, 0.975
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+  """A figure and its 95% interval.
+
+  Attributes:
+    mean: the figure.
+    low, high: None of one seed, which has no interval.
+    num_seeds: that it is taken over.
+  """
+
+  mean: float
+  low: float | None
+  high: float | None
+  num_seeds: int
+
+  def scale(self, factor: float) -> 'Interval':
+    """Returns it in another unit; `factor` is above 0."""
+    return _map(self, lambda x: factor * x)
+
+
+def of_mean(values: Sequence[float]) -> Interval:
+  """Returns Student's interval of the mean."""
+  mean, num = statistics.fmean(values), len(values)
+  if num < 2:
+    return Interval(mean, None, None, num)
+  error = statistics.stdev(values) / math.sqrt(num)
+  half = float(stats.t.ppf(_HIGH, num - 1)) * error
+  return Interval(mean, mean - half, mean + half, num)
+
+
+def of_differences(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+  """Returns that of the mean of ours - theirs; both by seed."""
+  return of_mean([a - b for a, b in zip(ours, theirs, strict=True)])
+
+
+def of_savings(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+  """Returns that of 1 - ours / theirs, as a share; both by seed and above 0.
+
+  The mean is the geometric one of the ratios, whose logarithms are what is
+  taken to be normal: twice as fast and half as fast are as far from 1.
+  """
+  ratios = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
+  # The larger the ratio, the smaller the saving.
+  return _map(of_mean([-x for x in ratios]), lambda x: -math.expm1(-x))
+
+
+def of_spread(values: Sequence[float]) -> Interval:
+  """Returns the standard deviation over seeds and its interval; needs two."""
+  num = len(values)
+  spread = statistics.stdev(values)
+  low, high = (
+    spread * math.sqrt((num - 1) / float(stats.chi2.ppf(share, num - 1)))
+    for share in (_HIGH, _LOW)
+  )
+  return Interval(spread, low, high, num)
+
+
+def of_spread_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+  """Returns log2 of our standard deviation over theirs; needs two seeds of each,
+  and that none is 0."""
+  ratio = statistics.stdev(ours) / statistics.stdev(theirs)
+  degrees = len(ours) - 1, len(theirs) - 1
+  low, high = (
+    math.log2(ratio / math.sqrt(float(stats.f.ppf(share, *degrees))))
+    for share in (_HIGH, _LOW)
+  )
+  return Interval(math.log2(ratio), low, high, min(len(ours), len(theirs)))
+
+
+def _map(interval, function):
+  """Returns an interval with its numbers changed by a growing function."""
+  ends = (interval.low, interval.high)
+  low, high = (None if end is None else function(end) for end in ends)
+  return Interval(function(interval.mean), low, high, interval.num_seeds)

@@ -1,0 +1,334 @@
+"""Runs the jobs of a study, one after another, each in a process of its own.
+
+  1. `list_turns` puts them in order: all of the first seed, then of the next, so
+     that what there is early is whole.
+  2. `run` skips those that OUT/finished.jsonl has, and writes a line there behind
+     each that ends well. What they print is in OUT/PART/seed_0/NAME.log.
+  3. A job that fails costs those that need it, and no others. Ctrl-C and SIGTERM
+     are passed on: a run stops after a checkpoint, and the same command goes on
+     from there.
+
+Checkpoints that no other job needs are deleted once a run is finished: a study
+keeps its curves and samples.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Sequence
+
+from dash_jax.runs import checkpoint, jsonl, metrics
+from experiments.study import curves, findings, jobs
+
+FINISHED_NAME = 'finished.jsonl'
+_LOOK_S = 0.5  # between two looks at a job
+_TAIL = 2_000  # characters of a failed job's log
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+  """One job of one seed."""
+
+  part: jobs.Part
+  seed: int
+  job: jobs.Job
+
+  @property
+  def key(self) -> tuple[str, int, str]:
+    return self.part.name, self.seed, self.job.name
+
+  @property
+  def title(self) -> str:
+    return f'{self.part.name} seed {self.seed} {self.job.name}'
+
+
+def list_turns(
+  parts: Sequence[jobs.Part], seeds: Iterable[int], only: Sequence[str] = ()
+) -> list[Turn]:
+  """Returns the turns in order.
+
+  Args:
+    parts: of the suite.
+    seeds: which.
+    only: names of jobs, which come with all that they need; () is all jobs.
+
+  Raises:
+    ValueError: no part has a job of such a name.
+  """
+  known = dict.fromkeys(job.name for part in parts for job in part.jobs)
+  for name in only:
+    if name not in known:
+      raise ValueError(f'no job is named {name!r}: take {", ".join(known)}')
+  turns = []
+  for seed in seeds:
+    for part in parts:
+      chosen = set(only or known)
+      for job in reversed(part.jobs):  # what is needed comes before
+        if job.name in chosen:
+          chosen.update(job.needs)
+      turns += [Turn(part, seed, j) for j in part.jobs if j.name in chosen]
+  return turns
+
+
+class Record:
+  """What is finished: the lines of OUT/finished.jsonl.
+
+  Each has part, seed, job, command (Python's arguments, with {folder} for the
+  seed's) and seconds.
+  """
+
+  def __init__(self, out: pathlib.Path):
+    self._path = out / FINISHED_NAME
+    rows = jsonl.read(self._path) if self._path.exists() else []
+    self.rows = {(r['part'], r['seed'], r['job']): r for r in rows}
+
+  def has(self, turn: Turn, command: str) -> bool:
+    """Returns whether a turn is finished.
+
+    Raises:
+      ValueError: it is, and was another command.
+    """
+    row = self.rows.get(turn.key)
+    if row and row['command'] != command:
+      raise ValueError(
+        f'{self._path}: {turn.title} was made by another command,'
+        f' {row["command"]}; now it is {command}: name another --out, or delete'
+        ' that line and the folder'
+      )
+    return row is not None
+
+  def add(self, turn: Turn, command: str, seconds: float) -> None:
+    part, seed, job = turn.key
+    self.rows[turn.key] = {
+      'part': part,
+      'seed': seed,
+      'job': job,
+      'command': command,
+      'seconds': seconds,
+    }
+    jsonl.write(self._path, list(self.rows.values()))
+
+  def estimate(self, turns: Sequence[Turn]) -> float | None:
+    """Returns the seconds that some turns will take: as those of other seeds did,
+    or as is known of them, at the pace of what is finished; None if nobody
+    knows."""
+    taken = {}
+    for (part, _, job), row in self.rows.items():
+      taken.setdefault((part, job), []).append(row['seconds'])
+    known = {
+      (turn.part.name, turn.job.name): turn.job.seconds for turn in turns
+    }
+    of_both = [key for key in taken if known.get(key)]
+    pace = 1.0
+    if of_both:
+      means = [sum(taken[key]) / len(taken[key]) for key in of_both]
+      pace = sum(means) / sum(known[key] for key in of_both)
+    total = 0.0
+    for turn in turns:
+      key = turn.part.name, turn.job.name
+      if key in taken:
+        total += sum(taken[key]) / len(taken[key])
+      elif turn.job.seconds is None:
+        return None
+      else:
+        total += pace * turn.job.seconds
+    return total
+
+
+def run(
+  turns: Sequence[Turn],
+  out: pathlib.Path,
+  changes: Sequence[str] = (),
+) -> int:
+  """Runs what is not finished; returns an exit code: 0, 1 where a job failed,
+  75 where a signal asked for the end.
+
+  Args:
+    turns: of `list_turns`.
+    out: the study's folder.
+    changes: as `jobs.make_command`'s.
+
+  Raises:
+    ValueError: what is finished is another study.
+  """
+  out.mkdir(parents=True, exist_ok=True)
+  record, line, stop = Record(out), _Line(), _Stop()
+  commands = {
+    turn.key: shlex.join(
+      jobs.make_command(turn.job, turn.seed, '{folder}', changes)
+    )
+    for turn in turns
+  }
+  left = [turn for turn in turns if not record.has(turn, commands[turn.key])]
+  lost = {}  # failed, or without what it needs
+  with stop:
+    for i, turn in enumerate(left):
+      missing = [
+        name for name in turn.job.needs if (*turn.key[:2], name) in lost
+      ]
+      if missing:
+        lost[turn.key] = f'needs {", ".join(missing)}'
+        continue
+      code, seconds = _run_one(turn, out, changes, stop, line, record, left[i:])
+      if stop.asked:
+        line.say(
+          f'Stopped in {turn.title}. The same command goes on from there.'
+        )
+        return checkpoint.STOPPED
+      if code:
+        lost[turn.key] = f'ended with {code}'
+        line.say(f'{turn.title} ended with {code}:\n{_read_tail(turn, out)}')
+        continue
+      record.add(turn, commands[turn.key], seconds)
+      _delete_checkpoints(turns, record, out)
+  for key, why in lost.items():
+    line.say(f'{" ".join(map(str, key))}: {why}')
+  return int(bool(lost))
+
+
+def read_runs(
+  out: pathlib.Path, part: jobs.Part, seeds: Iterable[int]
+) -> findings.Runs:
+  """Returns the curves of the finished runs of a part."""
+  record, runs = Record(out), {}
+  for turn in list_turns([part], seeds):
+    folder = find_workdir(out, turn)
+    if turn.key in record.rows and folder:
+      runs.setdefault(turn.job.name, {})[turn.seed] = curves.read(folder)
+  return runs
+
+
+def find_workdir(out: pathlib.Path, turn: Turn) -> pathlib.Path | None:
+  """Returns the workdir of a run that has taken a step, None for other jobs."""
+  folder = jobs.find_folder(out, turn.part, turn.seed) / turn.job.name
+  return folder if (folder / metrics.METRICS_NAME).exists() else None
+
+
+def _run_one(turn, out, changes, stop, line, record, left):
+  """Returns a job's exit code and seconds."""
+  folder = jobs.find_folder(out, turn.part, turn.seed)
+  folder.mkdir(parents=True, exist_ok=True)
+  if turn.job.module not in jobs.RESUMING:
+    shutil.rmtree(folder / turn.job.name, ignore_errors=True)
+  expected = record.estimate(left)
+  title = f'{len(left)} to go: {turn.title}'
+  start = time.monotonic()
+  with open(folder / f'{turn.job.name}.log', 'ab') as log:
+    process = subprocess.Popen(
+      [
+        sys.executable,
+        *jobs.make_command(turn.job, turn.seed, folder, changes),
+      ],
+      stdin=subprocess.DEVNULL,
+      stdout=log,
+      stderr=subprocess.STDOUT,
+      env=_share_programs(out) | os.environ,
+      # A terminal's Ctrl-C reaches it from here, and so once.
+      start_new_session=True,
+    )
+    stop.process = process
+    if stop.asked:  # while it began
+      process.terminate()
+    while process.poll() is None:
+      seconds = time.monotonic() - start
+      line.show(title, seconds, expected)
+      time.sleep(_LOOK_S)
+    stop.process = None
+  return process.returncode, time.monotonic() - start
+
+
+def _share_programs(out):
+  """Returns environment: what one run has compiled, the others read."""
+  return {
+    'JAX_COMPILATION_CACHE_DIR': str((out / 'programs').absolute()),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+
+
+def _read_tail(turn, out):
+  folder = jobs.find_folder(out, turn.part, turn.seed)
+  text = (folder / f'{turn.job.name}.log').read_text(errors='replace')
+  return text[-_TAIL:]
+
+
+def _delete_checkpoints(turns, record, out):
+  """Deletes those of finished runs that no job of the part waits for, whether or
+  not it is of these turns."""
+  for turn in turns:
+    part, seed, name = turn.key
+    is_waited_for = any(
+      name in job.needs and (part, seed, job.name) not in record.rows
+      for job in turn.part.jobs
+    )
+    if turn.key in record.rows and not is_waited_for:
+      folder = jobs.find_folder(out, turn.part, seed) / name
+      shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+
+
+class _Stop:
+  """Passes SIGTERM and Ctrl-C on to the job at work; a context."""
+
+  def __init__(self):
+    self.asked = False
+    self.process = None
+
+  def __enter__(self):
+    numbers = signal.SIGTERM, signal.SIGINT
+    self._before = {n: signal.signal(n, self._pass_on) for n in numbers}
+    return self
+
+  def __exit__(self, *exc_info):
+    for number, before in self._before.items():
+      signal.signal(number, before)
+
+  def _pass_on(self, number, frame):
+    del number, frame
+    self.asked = True
+    if self.process:
+      self.process.terminate()
+
+
+class _Line:
+  """One line of progress, which changes on a terminal; elsewhere one a job."""
+
+  def __init__(self):
+    self._is_terminal = sys.stdout.isatty()
+    self._shown = None
+
+  def show(self, title: str, seconds: float, expected: float | None) -> None:
+    """Shows a job at work.
+
+    Args:
+      title: of the job.
+      seconds: that it has taken.
+      expected: that it and all others take, if anybody knows.
+    """
+    if not self._is_terminal and title == self._shown:
+      return
+    text = f'{title}, {show_seconds(seconds)} gone'
+    if expected is not None:
+      text += f', {show_seconds(max(expected - seconds, 0))} left in all'
+    if self._is_terminal:
+      print(f'\r\x1b[K{text}', end='', flush=True)
+    else:
+      print(text, flush=True)
+    self._shown = title
+
+  def say(self, text: str) -> None:
+    """Shows lines that stay."""
+    if self._is_terminal and self._shown:
+      print()
+    print(text, flush=True)
+
+
+def show_seconds(seconds: float) -> str:
+  """Returns hours, minutes and seconds."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}'

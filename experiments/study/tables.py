@@ -1,0 +1,210 @@
+"""A study as text: its jobs and their cost, what it has found, and the page."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+from dash_jax.reporting import page, workdirs
+from dash_jax.runs import jsonl
+from experiments.study import (
+  algorithms,
+  comparisons,
+  findings,
+  jobs,
+  run,
+  sizes,
+)
+
+
+def list_jobs(title: str, turns: Sequence[run.Turn], record: run.Record) -> str:
+  """Returns a line for each job, and what all of them cost.
+
+  Args:
+    title: of the suite.
+    turns: of `run.list_turns`.
+    record: what is finished.
+  """
+  by_job = {}
+  for turn in turns:
+    by_job.setdefault((turn.part.name, turn.job.name), []).append(turn)
+  lines = [title, '']
+  lines.append(
+    f'{"part":17} {"job":20} {"answers":10} {"replies":>9} {"seconds":>8}'
+    f' {"done":>5}  changes'
+  )
+  for (part, name), some in by_job.items():
+    job = some[0].job
+    seconds = record.estimate(some[:1])
+    done = sum(turn.key in record.rows for turn in some)
+    lines.append(
+      f'{part:17} {name:20} {",".join(map(str, job.questions)):10}'
+      f' {job.replies or "":>9}'
+      f' {"?" if seconds is None else round(seconds):>8}'
+      f' {f"{done}/{len(some)}":>5}  {_show_changes(job)}'
+    )
+  left = [turn for turn in turns if turn.key not in record.rows]
+  whole, rest = record.estimate(turns), record.estimate(left)
+  lines += ['', f'{len(turns)} jobs, {len(left)} of them to go.']
+  lines.append(
+    'Nobody has measured what they take.'
+    if whole is None
+    else f'About {run.show_seconds(whole)} in all,'
+    f' {run.show_seconds(rest)} to go.'
+  )
+  return '\n'.join(lines)
+
+
+def _show_changes(job):
+  what = [] if job.module in jobs.RESUMING else [job.module]
+  return ' '.join([*what, *job.flags, *jobs.show_fields(job.fields)])
+
+
+def make(
+  suite: str,
+  command: str,
+  parts: Sequence[jobs.Part],
+  out: pathlib.Path,
+  seeds: Sequence[int],
+) -> tuple[str, str]:
+  """Returns what the finished runs say, as Markdown and as JSON.
+
+  Args:
+    suite: its name.
+    command: that makes it.
+    parts: of the suite.
+    out: the study's folder.
+    seeds: that count.
+  """
+  lines = [f'`{command}`, seeds {", ".join(map(str, seeds))}.']
+  if suite == 'algorithms':
+    runs = run.read_runs(out, parts[0], seeds)
+    lines.append('')
+    lines.append(
+      algorithms.make_table(runs, seeds) if 'start' in runs else 'No run yet.'
+    )
+    return '\n'.join(lines) + '\n', '[]\n'
+  found = find_all(parts, out, seeds)
+  titled = {'The main claims': [row for row in found if row.is_main]} | {
+    f'{number}. {question}': [row for row in found if row.question == number]
+    for number, question in comparisons.QUESTIONS.items()
+  }
+  for title, rows in titled.items():
+    if rows:
+      lines += ['', f'### {title}', '', _HEAD, '|---|---|---|---|---|']
+      lines += [_show_finding(row) for row in rows]
+  rows = [dataclasses.asdict(row) | {'figure': row.figure} for row in found]
+  return '\n'.join(lines) + '\n', json.dumps(rows, indent=1) + '\n'
+
+
+_HEAD = '| claim | model, task | figure, 95% interval | the paper | verdict |'
+
+
+def _show_finding(row):
+  shown = _show(row)
+  over = f', {shown.interval_over}' if row.found.num_seeds > 1 else ''
+  return (
+    f'| {row.claim} | {row.part} | {shown.figure}{over} | {row.paper} |'
+    f' {row.verdict} |'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+  """A finding as a row of the page, whose columns are these."""
+
+  claim: str
+  model_and_task: str
+  figure: str
+  interval_over: str
+  the_paper: str
+  verdict: str
+
+
+def write_page(
+  title: str,
+  command: str,
+  parts: Sequence[jobs.Part],
+  out: pathlib.Path,
+  seeds: Sequence[int],
+) -> pathlib.Path:
+  """Writes a page of a study's findings and runs, a section for each question and
+  part, and returns its path.
+
+  Args:
+    title: of the suite.
+    command: that makes it.
+    parts: of the suite.
+    out: the study's folder.
+    seeds: that count.
+  """
+  found, record = find_all(parts, out, seeds), run.Record(out)
+  main = [_show(row) for row in found if row.is_main]
+  sections = (
+    [page.Section('The main claims', (), command, main)] if main else []
+  )
+  for number, question in comparisons.QUESTIONS.items():
+    for part in parts:
+      rows = [r for r in found if (r.question, r.part) == (number, part.name)]
+      if rows:
+        turns = [
+          turn
+          for turn in run.list_turns([part], seeds)
+          if number in turn.job.questions and turn.key in record.rows
+        ]
+        sections.append(
+          page.Section(
+            f'{number}. {question} ({part.name})',
+            _make_lines(turns, out),
+            command,
+            [_show(row) for row in rows],
+          )
+        )
+  return page.write(out, f'Study: {title}', sections, command)
+
+
+def _make_lines(turns, out):
+  """Returns a line for each run, over its seeds."""
+  runs = {}
+  for turn in turns:
+    if folder := run.find_workdir(out, turn):
+      runs.setdefault(turn.job.name, []).append(workdirs.read(folder))
+  return [workdirs.Line(name, tuple(some)) for name, some in runs.items()]
+
+
+def _show(row):
+  return _Shown(
+    row.claim,
+    row.part,
+    f'{row.metric}: {row.figure}',
+    f'{row.found.num_seeds} seeds',
+    row.paper,
+    row.verdict,
+  )
+
+
+def find_all(
+  parts: Sequence[jobs.Part], out: pathlib.Path, seeds: Sequence[int]
+) -> list[findings.Finding]:
+  """Returns every finding of what is finished, in the order of questions."""
+  found = []
+  for part in parts:
+    runs = run.read_runs(out, part, seeds)
+    for comparison in comparisons.COMPARISONS:
+      row = findings.find(comparison, runs, part.name)
+      if row:
+        found.append(row)
+    found += _find_sizes(out, part, seeds)
+  return sorted(found, key=lambda row: row.question)
+
+
+def _find_sizes(out, part, seeds):
+  """Yields the rows of question 2."""
+  measured = [
+    jsonl.read(path)
+    for seed in seeds
+    if (
+      path := jobs.find_folder(out, part, seed) / 'sizes' / sizes.NAME
+    ).exists()
+  ]
+  yield from comparisons.find_sizes(measured, part.name)

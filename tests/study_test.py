@@ -1,0 +1,491 @@
+"""The study: what its figures are, what its runs are, and that it goes on.
+
+Runs that are not about learning are of tiny_run.py's model.
+"""
+
+import json
+import math
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny_run
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from dash_jax import checks
+from dash_jax.learning import packing
+from dash_jax.runs import jsonl
+from dash_jax.sampling import ladder
+from experiments.study import __main__ as study
+from experiments.study import (
+  algorithms,
+  comparisons,
+  curves,
+  findings,
+  intervals,
+  jobs,
+  run,
+  sizes,
+  suites,
+  tables,
+  without,
+)
+
+_FOLDER = pathlib.Path(__file__).parent
+
+
+def test_means_have_students_interval():
+  """Of 10, 20, 30 the deviation is 10, and the quantile of two degrees is
+  4.303."""
+  found = intervals.of_mean([10, 20, 30])
+  assert found.mean == 20
+  assert found.high - 20 == pytest.approx(4.3027 * 10 / math.sqrt(3), rel=1e-4)
+  assert 20 - found.low == pytest.approx(found.high - 20)
+  # Of five seeds 2.776.
+  found = intervals.of_mean([1, 2, 3, 4, 5])
+  assert found.high - 3 == pytest.approx(2.7764 * math.sqrt(2.5 / 5), rel=1e-4)
+  assert intervals.of_mean([7]) == intervals.Interval(7, None, None, 1)
+
+
+def test_savings_are_ratios():
+  """Ratios 1/2 and 1/8 have the geometric mean 1/4; both interval's ends are as
+  many times away from it."""
+  found = intervals.of_savings([1, 1], [2, 8])
+  assert found.mean == pytest.approx(0.75)
+  assert found.low < 0.75 < found.high < 1
+  assert (1 - found.low) / 0.25 == pytest.approx(0.25 / (1 - found.high))
+  assert intervals.of_savings([2], [1]).mean == pytest.approx(-1)
+
+
+def test_deviations_have_their_tables_intervals():
+  """chi-square of two degrees is 0.0506 and 7.378 at the ends, F of (2, 2) is
+  39.0."""
+  found = intervals.of_spread([0, 10, 20])
+  assert found.mean == pytest.approx(10)
+  assert found.low == pytest.approx(10 * math.sqrt(2 / 7.3778), rel=1e-4)
+  assert found.high == pytest.approx(10 * math.sqrt(2 / 0.050636), rel=1e-4)
+  found = intervals.of_spread_ratio([0, 2, 4], [0, 1, 2])
+  assert found.mean == pytest.approx(1)
+  assert found.high == pytest.approx(1 + math.log2(39) / 2, rel=1e-4)
+  assert found.low == pytest.approx(1 - math.log2(39) / 2, rel=1e-4)
+
+
+def make_curve(shares, *, every=6, step_s=1.0, first=0, **values):
+  """Returns a run of evaluations before the first step and after each `every`."""
+  num = every * (len(shares) - 1)
+  return curves.Curve(
+    steps=[
+      {'step': first + i + 1, 'step_s': step_s if i else 50.0} | values
+      for i in range(num)
+    ],
+    evals=[
+      {'step': first + every * i, 'accuracy': share}
+      for i, share in enumerate(shares)
+    ],
+  )
+
+
+def test_time_to_accuracy_is_read_off_straight_lines():
+  """The first step, which compiles, counts as the median one."""
+  curve = make_curve([0.2, 0.4, 0.8, 0.7], every=2, first=7)
+  assert curve.seconds() == 6
+  assert curve.seconds_to(0.6) == pytest.approx(3)
+  assert curve.seconds_to(0.1) == 0
+  assert curve.accuracy_at(1) == pytest.approx(0.3)
+  assert curve.accuracy_at(100) == 0.7
+  assert curve.fall == pytest.approx(0.1)
+  with pytest.raises(ValueError, match='not reached'):
+    curve.seconds_to(0.9)
+
+
+def test_equal_accuracy_is_one_that_both_reach():
+  ours, theirs = make_curve([0.2, 0.6]), make_curve([0.2, 0.4, 1.0])
+  assert curves.find_level(ours, theirs) == pytest.approx(0.2 + 0.9 * 0.4)
+  assert curves.find_level(ours, make_curve([0.2, 0.1])) is None
+
+
+def find(claim, **runs):
+  """Returns the finding of a claim, of curves of seeds 0, 1, .."""
+  (comparison,) = (c for c in comparisons.COMPARISONS if c.claim == claim)
+  return findings.find(
+    comparison, {name: dict(enumerate(c)) for name, c in runs.items()}, 'tiny'
+  )
+
+
+_FASTER = (
+  'DASH takes fewer seconds than GRPO a question a step to equal accuracy'
+)
+
+
+def test_a_saving_is_judged_over_seeds():
+  slow = [make_curve([0.2, 0.6], step_s=s) for s in (9.0, 10.0, 11.0)]
+  fast = [make_curve([0.2, 0.6], step_s=1.0) for _ in range(3)]
+  found = find(_FASTER, dash=fast, grpo=slow)
+  assert found.question == 1
+  assert 80 < found.found.low < 90 < found.found.high < 100
+  assert found.found.mean == pytest.approx(100 - 100 / 990 ** (1 / 3))
+  assert found.figure.startswith('90.0% [')
+  assert found.verdict == 'holds, by more than in the paper'
+  assert find(_FASTER, dash=slow, grpo=fast).verdict == 'does not hold here'
+  same = find(_FASTER, dash=slow, grpo=slow[::-1])
+  assert same.verdict == 'not decided: interval spans 0'
+  one = find(_FASTER, dash=fast[:1], grpo=slow)
+  assert one.verdict == 'not decided: one seed has no interval'
+  assert find(_FASTER, dash=fast) is None
+
+
+def test_no_difference_is_claimed_within_a_margin():
+  claim = 'DASH ends as accurate as GRPO a question a step'
+
+  def judge(*gains):
+    return find(
+      claim,
+      dash=[make_curve([0.2, 0.6 + gain]) for gain in gains],
+      grpo=[make_curve([0.2, 0.6])] * 3,
+    ).verdict
+
+  assert judge(0.01, 0.0, 0.005) == 'holds'
+  assert judge(-0.1, -0.11, -0.1) == 'does not hold here'
+  assert judge(0.1, -0.1, 0) == (
+    'not decided: interval reaches beyond 3 either way'
+  )
+
+
+def test_a_difference_too_small_to_matter_is_none():
+  """Worse by 0 to 1 point is no loss that is worth a claim; tokens have no such
+  margin."""
+  claim = 'PPO-Multi is worse at equal samples'
+  ours = [make_curve([0.2, 0.6 - loss]) for loss in (0.0, 0.01, 0.002)]
+  theirs = [make_curve([0.2, 0.6])] * 3
+  found = find(claim, ppo_multi=ours, dash=theirs)
+  assert found.verdict == 'does not hold here: within 3 of 0'
+  interval = intervals.Interval(0, -1, 1, 3)
+  assert findings.judge(interval, 'below') == 'not decided: interval spans 0'
+  assert findings.judge(interval, '') == 'measured'
+
+
+def test_sizes_are_compared():
+  lines = [
+    {
+      'size': size,
+      'sample_tokens_per_s': float(size),
+      'sample_bytes': size * 2**20,
+      'learn_tokens_per_s': -float(size),
+      'learn_bytes': size * 2**20,
+    }
+    for size in (8, 16, 32)
+  ] + [{'auto_sampling': 32, 'auto_learning': 16}]
+  found = {
+    row.claim: row for row in comparisons.find_sizes([lines] * 2, 'tiny')
+  }
+  last = found['Sampling is fastest in larger batches than learning']
+  assert last.found.mean == 2
+  assert last.verdict == 'holds, by less than in the paper'
+  assert found["What 'auto' takes for learning"].found.mean == 16
+  assert not list(comparisons.find_sizes([], 'tiny'))
+
+
+@pytest.mark.parametrize('suite', suites.SUITES)
+def test_every_job_can_start(suite, monkeypatch):
+  """Fields are a config's and pass its check, names differ, and what a job needs
+  comes before it."""
+  _, make_parts = suites.SUITES[suite]
+  for part in make_parts():
+    done = set()
+    for job in part.jobs:
+      assert set(job.needs) <= done, job.name
+      assert job.name not in done
+      done.add(job.name)
+      command = jobs.make_command(job, 3, pathlib.Path('runs'))
+      assert '{' not in ' '.join(command).replace('{split}', '')
+      if job.config:
+        argv = ['', *(c for c in command if c.startswith('--config'))]
+        # ml_collections looks here for the fields that it is to know.
+        monkeypatch.setattr(sys, 'argv', argv)
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file('config', flag_values=values)
+        values(argv)
+        checks.check(values.config)
+        assert values.config.seed == 3
+
+
+def test_the_cpu_suite_answers_every_question():
+  """By runs that are there, and in each claim's runs all are known."""
+  _, make_parts = suites.SUITES['cpu']
+  quickstart, addition = make_parts()
+  names = {job.name for job in quickstart.jobs}
+  for comparison in comparisons.COMPARISONS:
+    # Groups as large as the suite's own are its `dash`.
+    assert set(comparison.runs) <= names | {'group_8'}, comparison.claim
+  asked = {number for job in quickstart.jobs for number in job.questions}
+  assert asked == set(comparisons.QUESTIONS)
+  assert {'dash', 'unfiltered', 'grpo'} <= {job.name for job in addition.jobs}
+
+
+def test_the_table_of_algorithms_has_gains():
+  """Gains of 10, 20 and 30 points have a half interval of 24.8; one has none."""
+  runs = {
+    'start': {s: make_curve([0, x]) for s, x in enumerate((0.5, 0.4, 0.6))},
+    'rloo': {s: make_curve([0, x]) for s, x in enumerate((0.6, 0.6, 0.9))},
+    'gspo': {1: make_curve([0, 0.35])},
+  }
+  _, _, start, rloo, gspo = algorithms.make_table(runs, [0, 1, 2]).splitlines()
+  assert start == '| start |  | 50.0% | 40.0% | 60.0% |  |'
+  fields = '`baseline=leave_one_out` `scale=none`'
+  assert rloo == f'| RLOO | {fields} | 60.0% | 60.0% | 90.0% | +20.0 ± 24.8 |'
+  assert gspo.endswith('|  | 35.0% |  | -5.0 |')
+
+
+def make_tiny():
+  """Returns two runs of seconds, of which each needs the one before."""
+  config = str(_FOLDER / 'tiny_run.py')
+  shared = {
+    'num_samples': 32,
+    'sft_steps': 0,
+    'eval.every_samples': 32,
+  }
+  return jobs.Part(
+    'tiny',
+    (
+      jobs.Job('dash', config=config, shared=shared, questions=(1,)),
+      jobs.Job(
+        'grpo', config=config, shared=shared, fields={'name': 'grpo'},
+        questions=(1,), needs=('dash',),
+      ),
+    ),
+  )  # fmt: skip
+
+
+def run_tiny(out):
+  return run.run(run.list_turns([make_tiny()], [3]), pathlib.Path(out))
+
+
+def test_a_study_that_was_stopped_goes_on(tmp_path, monkeypatch):
+  """SIGTERM reaches the second run at work; the same command leaves the first
+  alone and ends with both, and with what they say."""
+  path = f'{_FOLDER}:{_FOLDER.parent}'
+  monkeypatch.setenv('PYTHONPATH', path)
+  monkeypatch.delenv('XLA_FLAGS')
+  code = (
+    f'import sys, study_test; sys.exit(study_test.run_tiny({str(tmp_path)!r}))'
+  )
+  study = subprocess.Popen(
+    [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True
+  )
+  finished = tmp_path / run.FINISHED_NAME
+  end = time.monotonic() + 600
+  while not finished.exists() and time.monotonic() < end:
+    assert study.poll() is None
+    time.sleep(0.05)
+  study.send_signal(signal.SIGTERM)
+  output, _ = study.communicate(timeout=300)
+  assert study.returncode == 75
+  assert '1 to go: tiny seed 3 grpo' in output
+  folder = tmp_path / 'tiny' / 'seed_3'
+  first = (folder / 'dash' / 'metrics.jsonl').read_bytes()
+  (done,) = jsonl.read(finished)
+  assert (done['seed'], done['job']) == (3, 'dash')
+  # The second run waits for the first, and may want its weights.
+  assert (folder / 'dash' / 'checkpoints').exists()
+
+  assert run_tiny(tmp_path) == 0
+  assert [row['job'] for row in jsonl.read(finished)] == ['dash', 'grpo']
+  assert (folder / 'dash' / 'metrics.jsonl').read_bytes() == first
+  assert not (folder / 'dash' / 'checkpoints').exists()
+  log = (folder / 'dash.log').read_text()
+  assert run_tiny(tmp_path) == 0
+  assert (folder / 'dash.log').read_text() == log
+
+  runs = run.read_runs(tmp_path, make_tiny(), [3])
+  assert {name: list(seeds) for name, seeds in runs.items()} == {
+    'dash': [3],
+    'grpo': [3],
+  }
+  text, rows = tables.make('cpu', 'study', [make_tiny()], tmp_path, [3])
+  assert '### 1. DASH against GRPO' in text
+  assert any(
+    row['claim'] == 'DASH ends as accurate as GRPO a question a step'
+    and row['verdict'] == 'not decided: one seed has no interval'
+    for row in json.loads(rows)
+  )
+  page = tables.write_page('Tiny', 'study', [make_tiny()], tmp_path, [3])
+  html = page.read_text(encoding='utf-8')
+  assert '1. DASH against GRPO: time to equal accuracy (tiny)' in html
+
+
+def test_a_job_that_fails_costs_those_that_need_it(tmp_path, capsys):
+  part = jobs.Part(
+    'tiny',
+    (
+      jobs.Job('first', module='no_such_module'),
+      jobs.Job('second', module='no_such_module', needs=('first',)),
+      jobs.Job('third', module='no_such_module'),
+    ),
+  )
+  assert run.run(run.list_turns([part], [0]), tmp_path) == 1
+  output = capsys.readouterr().out
+  assert 'No module named no_such_module' in output
+  assert 'tiny 0 second: needs first' in output
+  folder = tmp_path / 'tiny' / 'seed_0'
+  assert sorted(p.name for p in folder.glob('*.log')) == [
+    'first.log',
+    'third.log',
+  ]
+  assert not (tmp_path / run.FINISHED_NAME).exists()
+
+
+def make_part(**seconds):
+  return jobs.Part(
+    'tiny',
+    tuple(
+      jobs.Job(name, seconds=number, replies=64, questions=(1, 6))
+      for name, number in seconds.items()
+    ),
+  )
+
+
+def test_time_left_goes_by_what_was_measured(tmp_path):
+  """The first seed's run took 20 s where 10 are known: so do the others', and
+  what has not run yet takes twice as long as is known."""
+  turns = run.list_turns([make_part(dash=10.0, grpo=100.0)], [0, 1])
+  record = run.Record(tmp_path)
+  assert record.estimate(turns) == 220
+  record.add(turns[0], 'command', 20.0)
+  assert record.estimate(turns[1:]) == 200 + 20 + 200
+  assert run.Record(tmp_path).rows == record.rows
+  unknown = run.list_turns([make_part(dash=None)], [0, 1])
+  assert record.estimate(unknown) == 40
+  assert run.Record(tmp_path / 'other').estimate(unknown) is None
+
+
+def test_another_command_is_another_study(tmp_path):
+  (turn,) = run.list_turns([make_part(dash=10.0)], [0])
+  record = run.Record(tmp_path)
+  record.add(turn, 'one', 20.0)
+  assert record.has(turn, 'one')
+  with pytest.raises(
+    ValueError, match='seed 0 dash was made by another command'
+  ):
+    record.has(turn, 'two')
+
+
+def test_jobs_come_with_what_they_need():
+  turns = run.list_turns([make_tiny()], [0, 1], only=['grpo'])
+  assert [turn.title for turn in turns] == [
+    'tiny seed 0 dash',
+    'tiny seed 0 grpo',
+    'tiny seed 1 dash',
+    'tiny seed 1 grpo',
+  ]
+  with pytest.raises(ValueError, match='take dash, grpo'):
+    run.list_turns([make_tiny()], [0], only=['ppo'])
+
+
+def test_the_command_lists_and_refuses(tmp_path, capsys):
+  options = ['--suite=cpu', f'--out={tmp_path}', '--seeds=0,1']
+  assert study.main([*options, '--list']) == 0
+  output = capsys.readouterr().out
+  assert '112 jobs, 112 of them to go.' in output
+  assert not list(tmp_path.iterdir())
+  for bad, error in (
+    ('--seeds=0,x', '--seeds=0,x: must be whole numbers'),
+    ('--only=nothing', "no job is named 'nothing'"),
+    ('--config.seed', 'write --config.section.field=value'),
+  ):
+    with pytest.raises(SystemExit, match='2'):
+      study.main([*options, bad, '--list'])
+    assert error in capsys.readouterr().err
+
+
+def test_list_shows_jobs_and_their_cost(tmp_path):
+  turns = run.list_turns([make_part(dash=10.0, grpo=3600.0)], [0, 1])
+  record = run.Record(tmp_path)
+  record.add(turns[0], 'command', 10.0)
+  lines = tables.list_jobs('Title', turns, record).splitlines()
+  assert lines[0] == 'Title'
+  assert lines[3].split() == ['tiny', 'dash', '1,6', '64', '10', '1/2']
+  assert lines[4].split() == ['tiny', 'grpo', '1,6', '64', '3600', '0/2']
+  assert lines[-2:] == [
+    '4 jobs, 3 of them to go.',
+    'About 2:00:20 in all, 2:00:10 to go.',
+  ]
+
+
+@pytest.fixture
+def whole(mesh, monkeypatch):
+  """What `without` takes parts out of comes back."""
+  for module, name in (
+    (packing, 'fit'), (packing, 'make_room'), (ladder, 'make')
+  ):  # fmt: skip
+    monkeypatch.setattr(module, name, getattr(module, name))
+
+
+_P, _C, _G = 8, 6, 4
+
+
+def fit_some():
+  """Returns kept rows' (question, sample), the parts of lines, slots in use, and
+  how many slots the rows and prompts have of their own."""
+  prompt_lens = np.array([3, 5, 8])
+  lengths = np.array([[1, 6, 2, 3], [4, 4, 1, 1], [6, 6, 6, 6]])
+  keep = np.ones((3, _G), bool)
+  keep[0, 1] = False
+  room = packing.make_room(8, _G, _P, _C)
+  lines, filled = packing.fit(prompt_lens, lengths, keep, room)
+  parts = [part for line in lines for part in line]
+  rows = sorted(row for part in parts for row in part)
+  assert rows == [tuple(at) for at in np.argwhere(keep).tolist()]
+  tokens = sum(int(lengths[row]) for row in rows)
+  return parts, int(filled.sum()), tokens, prompt_lens
+
+
+def test_without_packing_rows_take_all_their_slots(whole):
+  _, packed, tokens, prompt_lens = fit_some()
+  assert packed == tokens + prompt_lens.sum()
+  config = config_dict.create(data={'max_prompt_len': _P})
+  without.PARTS['packing'](config)
+  parts, padded, _, _ = fit_some()
+  assert padded == 11 * _C + len(parts) * _P > packed
+
+
+def test_without_sharing_rows_have_prompts_of_their_own(whole):
+  without.PARTS['sharing'](None)
+  parts, filled, tokens, prompt_lens = fit_some()
+  assert all(len(part) == 1 for part in parts)
+  assert filled == tokens + 3 * prompt_lens[0] + 4 * prompt_lens[1:].sum()
+
+
+def test_without_stopping_a_batch_never_narrows(whole):
+  sizes_ = (64, 8, 8, 128, False)
+  made = ladder.make(*sizes_)
+  assert made.find_next(made.rungs[0], 1, 1) is not None
+  without.PARTS['stopping'](None)
+  wide = ladder.make(*sizes_)
+  rung = wide.rungs[0]
+  assert rung == made.rungs[0]
+  assert wide.find_next(rung, 1, 1) is None
+  while rung.slots < 128:
+    rung = wide.find_next(rung, 1, rung.slots + 1)
+    assert rung.rows == 64
+
+
+def test_sizes_are_measured(mesh, tmp_path, monkeypatch):
+  """With one size, since each is compiled."""
+  config = tiny_run.borrow(monkeypatch)
+  config.algorithm.sft_steps = 0
+  config.algorithm.batch_size = config.algorithm.group_size = 8
+  row, auto = sizes.measure(config, tmp_path)
+  assert row.pop('size') == 8
+  assert set(row) == {
+    'sample_tokens_per_s',
+    'sample_bytes',
+    'learn_tokens_per_s',
+    'learn_bytes',
+  }
+  assert all(value > 0 for value in row.values())
+  assert auto == {'auto_sampling': 8, 'auto_learning': 8}
