@@ -20,6 +20,7 @@ import os
 import pathlib
 
 import tensorboardX
+from absl import logging
 
 from dash_jax.runs import jsonl, wandb_board
 
@@ -71,6 +72,14 @@ class MetricsWriter:
     self._workdir.mkdir(parents=True, exist_ok=True)
     kept = _cut(self._workdir / METRICS_NAME, resume_step)
     self._last_step = kept[-1]['step'] if kept else None
+    if (self._last_step or 0) < resume_step:
+      logging.warning(
+        '%s ends at step %d, and the run goes on from step %d: the lines between'
+        ' are lost',
+        self._workdir / METRICS_NAME,
+        self._last_step or 0,
+        resume_step,
+      )
     kept = _cut(self._workdir / EVALS_NAME, resume_step)
     self._evals = {_eval_key(row): row['accuracy'] for row in kept}
     self._metrics_file = _append(self._workdir / METRICS_NAME)

@@ -66,6 +66,18 @@ def test_every_number_comes_back(tmp_path):
   assert strict['grad_norm'] == 'inf'
 
 
+def test_lines_that_a_checkpoint_has_and_the_file_has_not_are_named(
+  tmp_path, caplog
+):
+  with metrics.MetricsWriter(tmp_path) as writer:
+    for step in range(1, 4):
+      writer.write(step, {'phase': 'sft'})
+  with metrics.MetricsWriter(tmp_path, resume_step=3):
+    assert not caplog.text
+  with metrics.MetricsWriter(tmp_path, resume_step=5):
+    assert 'ends at step 3, and the run goes on from step 5' in caplog.text
+
+
 def test_resume_shows_no_step_twice(tmp_path):
   """Steps after the checkpoint are done again, so their first lines go."""
   with metrics.MetricsWriter(tmp_path) as writer:
