@@ -86,8 +86,8 @@ def test_every_step_has_noise_of_its_own(config, tmp_path):
 
 def test_a_finished_run_adds_only_what_is_missing(config, tmp_path):
   """A process may die between its last checkpoint and its last evaluation. The
-  same command then evaluates, trains nothing, and asks nothing twice."""
-  config.algorithm.name = 'sft'
+  same command then evaluates, trains nothing, and asks nothing twice. The rows that
+  drift is measured by are in the checkpoint."""
   assert train.train(config, str(tmp_path))
   steps = (tmp_path / 'metrics.jsonl').read_text()
   whole = read(tmp_path, 'evals.jsonl')
@@ -100,6 +100,7 @@ def test_a_finished_run_adds_only_what_is_missing(config, tmp_path):
   for row in (*found, *whole):
     del row['eval_s']
   assert found == whole
+  assert found[-1]['drift_kl'] != 0
 
 
 def test_checkpoints_stay_as_the_config_says(config, tmp_path, monkeypatch):
