@@ -16,23 +16,27 @@ from dash_jax import assemble, commands, train
 from dash_jax.runs import checkpoint, watch
 from dash_jax.sampling import memory
 
-_PROFILE = flags.DEFINE_string(
-  'profile', '', 'FIRST:LAST, steps to trace and to tell the time of.'
-)
 
-
-def main(config, workdir):
+def main(config, workdir, profile: str = ''):
+  """Trains; `profile` is as --profile."""
   memory.share_heap()
   with (
     jax.set_mesh(assemble.connect(config)),
     watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
   ):
-    finished = train.train(config, workdir, _PROFILE.value)
+    finished = train.train(config, workdir, profile)
   if finished:
     return 0
   print('Stopped after a checkpoint. The same command goes on from there.')
   return checkpoint.STOPPED
 
 
+def _main(config, workdir):
+  return main(config, workdir, flags.FLAGS.profile)
+
+
 if __name__ == '__main__':
-  commands.run(main)
+  flags.DEFINE_string(
+    'profile', '', 'FIRST:LAST, steps to trace and to tell the time of.'
+  )
+  commands.run(_main)

@@ -298,7 +298,7 @@ BAD = [
   (
     lambda: questions.load('gsm9k', 'train'),
     "source 'gsm9k' must be one of ('word_problems', 'addition', 'gsm8k', "
-    "'jsonl')",
+    "'jsonl', 'reasoning_gym')",
   ),
   (
     lambda: questions.load('addition', 'valid', num=3),
