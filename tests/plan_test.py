@@ -45,8 +45,8 @@ def test_a_large_model_is_estimated_without_its_files():
   assert 'compiled' not in text
   assert re.search(r'A step takes [\d.]+ s at least', text)
   assert re.search(
-    r'Sampling is bound by [a-z ]+, most of it in (admit|decode|prepare); learning'
-    r' is bound by [a-z ]+, most of it in (gradient|update)\.',
+    r'It is bound in sampling by [a-z ]+, most of it in (admit|decode|prepare); in'
+    r' learning by [a-z ]+, most of it in (gradient|update)\.',
     text,
   )
 

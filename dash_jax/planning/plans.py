@@ -112,10 +112,14 @@ class Plan:
     """Seconds that the devices that learn take to make weights ready for others."""
     return self._sum((estimate.PREPARE,)) if self.job.samples_apart else 0.0
 
-  def find_longest(self, names: tuple[str, ...]) -> tuple[str, str]:
-    """Returns which of some programs takes longest, and what bounds it."""
-    name = max(names, key=lambda name: self.steps[name].seconds)
-    return name, self.steps[name].bound
+  def find_longest(self, names: tuple[str, ...]) -> tuple[str, str] | None:
+    """Returns which of some programs takes longest, and what bounds it; None if the
+    run has none of them."""
+    there = {name: self.steps[name] for name in names if name in self.steps}
+    if not there:
+      return None
+    name = max(there, key=lambda name: there[name].seconds)
+    return name, there[name].bound
 
   def _sum(self, names):
     return sum(s.seconds for name, s in self.steps.items() if name in names)

@@ -139,12 +139,13 @@ def _seconds(plan):
     + (', one beside the other.' if plan.overlaps else '.')
   )
   for phase, names in (
-    ('Sampling', estimate.SAMPLING),
+    ('sampling', estimate.SAMPLING),
     ('learning', estimate.LEARNING),
   ):
-    name, bound = plan.find_longest(names)
-    phases.append(f'{phase} is bound by {bound}, most of it in {name}')
-  yield f'{"; ".join(phases)}.'
+    if longest := plan.find_longest(names):
+      name, bound = longest
+      phases.append(f'{phase} by {bound}, most of it in {name}')
+  yield f'It is bound in {"; in ".join(phases)}.'
   yield (
     f'That is {plan.tokens / total / chips:,.0f} completion tokens a second and'
     f' chip, {plan.tokens / total:,.0f} in all, if all'
