@@ -155,7 +155,7 @@ def test_a_row_is_checked_by_the_process_whose_share_it_is_in(alone, tmp_path):
     2,
     1,
     'mesh.data=2',
-    'mesh.silent_s=6',
+    'mesh.silent_s=4',
     'data.source=jsonl',
     f'data.path={tmp_path}/{{split}}.jsonl',
     'data.solution_field=solution',

@@ -103,7 +103,7 @@ class Watch:
     self._has_ended = False
     self._has_spoken = False
     self._beside = None  # the process that says our last words
-    self._first_failed_at = 0.0
+    self._first_failed_at = self._marked_at
     self._exchanging = threading.Thread(target=self._exchange, daemon=True)
     self._beat = 0
     self._done = threading.Event()
