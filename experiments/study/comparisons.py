@@ -54,8 +54,8 @@ def _fall(*runs):
   return [run.fall for run in runs]
 
 
-def _kl(*runs):
-  return [run.at_end('kl') for run in runs]
+def _drift(*runs):
+  return [run.drift for run in runs]
 
 
 def _kept(*runs):
@@ -211,19 +211,19 @@ def _kl_term():
   ):
     is_paper = name == 'kl_0.04'
     yield _differs(
-      5, f'{title} costs accuracy', name, 'kl_0', 'below',
+      5, f'{title} costs accuracy', name, 'dash', 'below',
       '-4.2 points; -2.8 of 1.5B' if is_paper else '',
       -4.2 if is_paper else None, is_main=is_paper,
     )  # fmt: skip
     yield _differs(
-      5, f'{title} keeps replies longer', name, 'kl_0', 'above',
+      5, f'{title} keeps replies longer', name, 'dash', 'above',
       '600 to 640 tokens, 548 to 589 without' if is_paper else '',
       metric='tokens of a reply, difference', measure=_completion_len,
       unit='tokens', scale=1.0,
     )  # fmt: skip
     yield _differs(
-      5, f'{title} keeps the policy nearer to its start', name, 'kl_0', 'below',
-      metric='KL to the start at the end, difference', measure=_kl,
+      5, f'{title} keeps the policy nearer to its start', name, 'dash', 'below',
+      metric='KL from the start at the end, difference', measure=_drift,
       unit='nats/token', scale=1.0,
     )  # fmt: skip
   yield findings.Comparison(

@@ -14,8 +14,6 @@ import numpy as np
 
 from dash_jax.runs import metrics
 
-# Of the last steps, for what is asked of a run's end.
-_LAST_STEPS = 5
 # Of the gain that two runs share: the level that both have reached.
 _SHARE = 0.9
 
@@ -47,6 +45,11 @@ class Curve:
     """How far the last accuracy is below the highest."""
     return max(row['accuracy'] for row in self.evals) - self.accuracy
 
+  @property
+  def drift(self) -> float:
+    """Nats a token from where RL began, at the last evaluation."""
+    return self.evals[-1]['drift_kl']
+
   def seconds(self, key: str = 'step_s') -> float:
     """Returns the seconds of all steps that `key` counts."""
     return float(self._add_up(key)[-1])
@@ -58,10 +61,6 @@ class Curve:
   def mean(self, key: str) -> float:
     """Returns the mean of a metric over the steps that have one."""
     return statistics.fmean(row[key] for row in self.steps)
-
-  def at_end(self, key: str) -> float:
-    """Returns the mean of a metric over the last steps."""
-    return statistics.fmean(row[key] for row in self.steps[-_LAST_STEPS:])
 
   def accuracy_at(self, seconds: float) -> float:
     """Returns the accuracy after so many seconds of steps; a run that ended

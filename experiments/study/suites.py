@@ -17,9 +17,6 @@ _NUM_REPLIES = 4  # to a question, of traces
 _SHORT_STEPS = 4  # of runs whose seconds or gradients are compared, and no more
 _NEVER = 10**9
 
-# Measures what a KL term acts on, and is too small to act.
-_WATCHED = 1e-8
-
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -209,7 +206,7 @@ def _add_baselines(grid, often):
     grid: to add to.
     often: when to evaluate.
   """
-  grid.add('dash', often, (1, 3, 4, 6, 7))
+  grid.add('dash', often, (1, 3, 4, 5, 6, 7))
   grid.add('unfiltered', often | {'filter': 'none'}, (1, 6))
   grid.add('grpo', often | grid.task.one_question | {'name': 'grpo'}, (1,))
 
@@ -265,7 +262,6 @@ def _add_variants(grid):
   num_updates = math.gcd(32, num_questions)
   grid.add('ppo_mini', often | {'num_updates': num_updates}, (4,))
   for name, fields in {
-    'kl_0': {'kl_coef': _WATCHED},
     'kl_0.04': {'kl_coef': 0.04},
     'kl_0.1': {'kl_coef': 0.1},
     'kl_0.1_linear': {'kl_coef': 0.1, 'kl_schedule': 'linear'},
@@ -384,9 +380,7 @@ _QUICKSTART = Task(
     'reward_model': 50,
     'with_reward_model': 50,
   }
-  | dict.fromkeys(
-    ('kl_0', 'kl_0.04', 'kl_0.1', 'kl_0.1_linear', 'kl_adaptive'), 26
-  )
+  | dict.fromkeys(('kl_0.04', 'kl_0.1', 'kl_0.1_linear', 'kl_adaptive'), 26)
   | dict.fromkeys(('stale_0', 'stale_1', 'stale_2', 'stale_4'), 28)
   | dict.fromkeys((f'cosine_{name}' for name in comparisons.FILTERS), 15)
   | dict.fromkeys(
