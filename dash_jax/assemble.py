@@ -471,6 +471,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
   """
   folder = pathlib.Path(workdir)
   folder.mkdir(parents=True, exist_ok=True)
+  watch.mark('finding the questions')
   train = _load_questions(config, 'train', config.data.num_train)
   test = _load_questions(config, 'test', config.eval.num_questions)
   tok = load_tokenizer(config, folder) or _train_tokenizer(

@@ -111,7 +111,7 @@ def _digest_files(folder):
 
 
 def _prepare(data_dir, manual_dir):
-  """Returns the builder of data that this process has prepared, or another."""
+  """Returns the builder of prepared data, whichever process prepared it."""
 
   def make():
     return GradeSchoolMath(

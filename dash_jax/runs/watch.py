@@ -6,9 +6,10 @@
   2. A thread of each process tells the others of it every second, through jax's
      coordination service, and hears of them; another judges.
   3. Where a process has been silent for `silent_s`, or all have marked nothing
-     for `stall_s`, every other one prints who it is and what it was at, and exits
+     for `stall_s`, those that can print who it is and what it was at, and exit
      with LOST. The same command then goes on from the newest checkpoint, on
-     another mesh if asked. Where one has failed by itself, all exit as it would.
+     another mesh if asked. Where one has failed by itself, all exit as it would,
+     when it has been seen for `silent_s` that none is dead.
 
 What a dead process leaves undone keeps the others waiting inside jax, where no
 exception reaches them: so they are ended from a thread, by os._exit. Where process

@@ -11,17 +11,27 @@ def _write(tmp_path, content):
   return path
 
 
-def test_rows_come_in_order_with_their_line_numbers(tmp_path):
+def _read_where_they_begin(path, fields):
+  rows = jsonl.Rows(path, fields)
+  return [(number, rows.read(number)) for number in rows.numbers.tolist()]
+
+
+_both = pytest.mark.parametrize('read', [jsonl.read, _read_where_they_begin])
+
+
+@_both
+def test_rows_come_in_order_with_their_line_numbers(tmp_path, read):
   # The blank line shifts numbers: a row's number is its line in the file, so
   # that an editor finds it. U+2028 is no end of line in JSON, a byte order mark
   # and Windows line ends are no part of it.
   content = '\ufeff{"a": 1}\r\n\r\n{"a": "x\u2028y", "b": 2}'.encode()
-  assert jsonl.read(_write(tmp_path, content), ('a',)) == [
+  assert read(_write(tmp_path, content), ('a',)) == [
     (1, {'a': 1}),
     (3, {'a': 'x\u2028y', 'b': 2}),
   ]
 
 
+@_both
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
@@ -38,12 +48,13 @@ def test_rows_come_in_order_with_their_line_numbers(tmp_path):
   ],
 )
 def test_a_bad_file_is_named_with_its_line_and_what_would_be_right(
-  tmp_path, content, message
+  tmp_path, content, message, read
 ):
   with pytest.raises(ValueError, match=message):
-    jsonl.read(_write(tmp_path, content), ('a',))
+    read(_write(tmp_path, content), ('a',))
 
 
-def test_a_missing_file_is_named(tmp_path):
+@_both
+def test_a_missing_file_is_named(tmp_path, read):
   with pytest.raises(FileNotFoundError, match=r'nothing\.jsonl'):
-    jsonl.read(tmp_path / 'nothing.jsonl', ())
+    read(tmp_path / 'nothing.jsonl', ())
