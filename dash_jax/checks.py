@@ -122,6 +122,7 @@ def _show(value) -> str:
 _MOST_INT = 2**31 - 1
 _MOST_WORKERS = 1_024
 _MOST_SECONDS = 1_000_000  # clocks of the system know an end too
+_FAILURE_S = 5  # beyond mesh.silent_s, until all have heard of a failure
 _LEAST_FLOAT, _MOST_FLOAT = 1.2e-38, 3.4e38
 _SURROGATE = re.compile('[\ud800-\udfff]')
 _INT_OR_AUTO = {('sampling', 'batch_size'), ('optim', 'minibatch_size')}
@@ -279,6 +280,12 @@ def check(config: ml_collections.ConfigDict) -> None:
       f'{section}.{field}={value}: must be from {least} to {_MOST_SECONDS}'
       ' seconds',
     )
+  _require(
+    config.mesh.stall_s > config.mesh.silent_s + _FAILURE_S,
+    f'mesh.stall_s={config.mesh.stall_s}: must be more than mesh.silent_s='
+    f'{config.mesh.silent_s} and {_FAILURE_S} s, so that a process that fails is'
+    ' not taken for a run that has stopped',
+  )
   _require(
     config.reward.num_workers <= _MOST_WORKERS,
     f'reward.num_workers={config.reward.num_workers}: must be at most'

@@ -351,7 +351,12 @@ def suggest(plan: Plan, config) -> dict | None:
     if plan.measured.get(name)
   ]
   fits = functools.partial(_fits, config, devices, max([1.0, *ratios]))
-  useful = [c for c in _CHANGES if _get(config, c[0]) != c[1]]
+  useful = [
+    c
+    for c in _CHANGES
+    # Not what the config refuses, which would hide the others below.
+    if _get(config, c[0]) != c[1] and _make_job(config, devices, [c])
+  ]
   candidates = [
     chosen
     for num in range(1, _MOST_CHANGES + 1)
@@ -376,7 +381,8 @@ def _get(config, field):
   return config[section][name]
 
 
-def _fits(config, devices, ratio, changes):
+def _make_job(config, devices, changes):
+  """Returns the run with changes of fields; None if there can be no such."""
   changed = config.copy_and_resolve_references()
   with changed.ignore_type():  # a size may be 'auto'
     for field, value in changes:
@@ -386,11 +392,20 @@ def _fits(config, devices, ratio, changes):
         changed.mesh.fsdp = -1
   try:
     checks.check(changed)
-    job = job_lib.make_job(changed, devices)
-    needs = estimate.estimate(job, *_find_sizes(job, 0, 0))
-  except ValueError:  # no config that can run
+    return job_lib.make_job(changed, devices)
+  except ValueError:
+    return None
+
+
+def _fits(config, devices, ratio, changes):
+  job = _make_job(config, devices, changes)
+  try:
+    needs = job and estimate.estimate(job, *_find_sizes(job, 0, 0))
+  except ValueError:  # no sizes that can run
     return False
-  return all(n.total * ratio <= find_room(job) for n in needs.values())
+  return bool(job) and all(
+    n.total * ratio <= find_room(job) for n in needs.values()
+  )
 
 
 def count_devices(plan: Plan) -> int:

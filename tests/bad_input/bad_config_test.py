@@ -556,6 +556,11 @@ BAD = [
     'mesh.stall_s=-1.0: must be from 3 to 1000000 seconds',
   ),
   (
+    {'mesh.silent_s': 30.0, 'mesh.stall_s': 35.0},
+    'mesh.stall_s=35.0: must be more than mesh.silent_s=30.0 and 5 s, so that a'
+    ' process that fails is not taken for a run that has stopped',
+  ),
+  (
     {'mesh.silent_s': 1000000000.0},
     'mesh.silent_s=1000000000.0: must be from 3 to 1000000 seconds',
   ),

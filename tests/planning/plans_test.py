@@ -58,14 +58,17 @@ def test_auto_takes_the_most_that_fits():
   assert tight.all_fit
 
 
-def test_what_is_suggested_fits():
-  config = tiny_job.make_config({'optim.minibatch_size': 32})
+@pytest.mark.parametrize('optimizer', ['adamw', 'adafactor'])
+def test_what_is_suggested_fits(optimizer):
+  """Adafactor is refused other moments, which hides no other advice."""
+  fields = {'optim.minibatch_size': 32, 'optim.name': optimizer}
+  config = tiny_job.make_config(fields)
   found = _shrink(devices.find('cpu:1'), 2**26.5)
   plan = plans.make(config, found)
   assert not plan.all_fit
   changes = plans.suggest(plan, config)
   assert changes
-  config = tiny_job.make_config({'optim.minibatch_size': 32} | changes)
+  config = tiny_job.make_config(fields | changes)
   assert plans.make(config, found).all_fit
 
 
