@@ -11,7 +11,10 @@ import math
 import statistics
 from collections.abc import Sequence
 
+import numpy as np
 from scipy import stats
+
+from dash_jax.reporting import workdirs
 
 _LOW, _HIGH = 0.025, 0.975
 
@@ -38,12 +41,10 @@ class Interval:
 
 def of_mean(values: Sequence[float]) -> Interval:
   """Returns Student's interval of the mean."""
-  mean, num = statistics.fmean(values), len(values)
-  if num < 2:
-    return Interval(mean, None, None, num)
-  error = statistics.stdev(values) / math.sqrt(num)
-  half = float(stats.t.ppf(_HIGH, num - 1)) * error
-  return Interval(mean, mean - half, mean + half, num)
+  mean, low, high = map(float, workdirs.average(np.array(values)))
+  if len(values) < 2:
+    return Interval(mean, None, None, 1)
+  return Interval(mean, low, high, len(values))
 
 
 def of_differences(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
