@@ -19,7 +19,7 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from dash_jax import config as config_lib
 from dash_jax.model import fields
@@ -221,7 +221,7 @@ def average(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     nothing = np.full(mean.shape, np.nan)
     return mean, nothing, nothing
   error = np.std(values, axis=0, ddof=1) / num**0.5
-  half = stats.t.ppf(0.975, num - 1) * error
+  half = special.stdtrit(num - 1, 0.975) * error
   return mean, mean - half, mean + half
 
 
