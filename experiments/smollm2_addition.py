@@ -33,6 +33,7 @@ def get_config():
   config.algorithm.num_samples = 38_400
   config.optim.minibatch_size = 64
   config.optim.learning_rate = 7e-6
+  config.optim.grpo_learning_rate = 2e-6
   config.optim.warmup_steps = 2
   config.eval.num_questions = 200
   return config

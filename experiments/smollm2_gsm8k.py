@@ -80,6 +80,7 @@ def get_config():
   config.optim.sft_learning_rate = 1e-4
   config.optim.minibatch_size = 32
   config.optim.learning_rate = 1e-5
+  config.optim.grpo_learning_rate = 3e-6
   config.optim.warmup_steps = 4
   config.eval.num_questions = 1_319  # all of them
   config.eval.every_samples = 16_384

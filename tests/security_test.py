@@ -54,12 +54,15 @@ def find_uses(text):
       names = [alias.name for alias in node.names]
       if isinstance(node, ast.ImportFrom):
         names.append(node.module or '')
+        # Under its own name a call of it is seen below.
+        found |= {alias.name for alias in node.names if alias.asname} & CALLS
       found |= {name.partition('.')[0] for name in names} & MODULES
     if isinstance(node, ast.Call):
       parts = ast.unparse(node.func).split('.')
       # Methods are others' own: a model's eval, a pattern's compile.
       last = {'.'.join(parts[-2:])}
-      if len(parts) == 1 or parts[-1] not in ('compile', 'eval'):
+      ours = parts[:-1] in ([], ['builtins'])
+      if ours or parts[-1] not in ('compile', 'eval'):
         last.add(parts[-1])
       found |= last & CALLS
       found |= {
@@ -83,6 +86,10 @@ def test_the_walk_sees_what_it_looks_for():
   assert find_uses('from pickle import loads') == {'pickle'}
   assert find_uses('import yaml.loader') == {'yaml'}
   assert find_uses('eval(x); re.compile(x); model.eval()') == {'eval'}
+  assert find_uses('builtins.eval(x)') == {'eval'}
+  assert find_uses('from importlib import import_module as f') == {
+    'import_module'
+  }
   assert find_uses('subprocess.run(x, shell=True)') == {'shell'}
   assert find_uses('np.load(x, allow_pickle=y)') == {'np.load', 'allow_pickle'}
   assert find_uses('os.system(x)') == {'os.system'}

@@ -28,6 +28,7 @@ class Task:
     num_samples: replies of a run.
     fields: that every run changes.
     one_question: that runs of one question a step change.
+    num_evals: of runs whose time to an accuracy is read off.
     sft_share: of a supervised run on as many rows as `dash` samples, the share
       that takes as long as `dash`.
     seconds: of each job by name, and of others by ''; {} where nobody knows.
@@ -38,6 +39,7 @@ class Task:
   num_samples: int
   fields: dict = dataclasses.field(default_factory=dict)
   one_question: dict = dataclasses.field(default_factory=dict)
+  num_evals: int = 10
   sft_share: float = 0.3
   seconds: dict = dataclasses.field(default_factory=dict)
 
@@ -180,7 +182,7 @@ class _Grid:
 def make_grid(task: Task) -> jobs.Part:
   """Returns every run of the study on a task."""
   grid = _Grid(task)
-  often = {'eval.every_samples': grid.num_samples // 10}  # a curve is read
+  often = {'eval.every_samples': grid.num_samples // task.num_evals}
   _add_baselines(grid, often)
   _add_filtered_grpo(grid, often)
   _add_sizes(grid)
@@ -195,7 +197,9 @@ def make_grid(task: Task) -> jobs.Part:
 def make_baselines(task: Task) -> jobs.Part:
   """Returns the runs that compare DASH with GRPO, and no more."""
   grid = _Grid(task)
-  _add_baselines(grid, {'eval.every_samples': grid.num_samples // 4})
+  _add_baselines(
+    grid, {'eval.every_samples': grid.num_samples // task.num_evals}
+  )
   return jobs.Part(task.name, tuple(grid.jobs))
 
 
@@ -357,14 +361,16 @@ _QUICKSTART = Task(
   'experiments/quickstart.py',
   num_samples=5_120,
   fields={'eval.num_questions': 512, 'checkpoint.every_samples': _NEVER},
+  # An evaluation takes one second, and accuracy rises in the first steps.
+  num_evals=40,
   seconds={
     '': 24,
     'start': 160,
     'exported': 6,
-    'dash': 33,
-    'unfiltered': 41,
-    'grpo': 60,
-    'grpo_filtered': 50,
+    'dash': 43,
+    'unfiltered': 51,
+    'grpo': 92,
+    'grpo_filtered': 82,
     'sizes': 60,
     'traces': 15,
     'sft_data': 48,
@@ -392,6 +398,7 @@ _ADDITION = Task(
   'experiments/smollm2_addition.py',
   num_samples=2_048,
   fields={'checkpoint.every_samples': _NEVER},
+  num_evals=4,
   seconds={'dash': 126, 'unfiltered': 153, 'grpo': 228},
 )
 _LLAMA3_8B = Task(
