@@ -2,10 +2,11 @@
 
 Seconds are those of optimizer steps alone. The first step compiles, which takes
 as long for a run of an hour as for one of a minute, so that it counts as the
-median step. Between two evaluations accuracy is a straight line.
+median of the others. Between two evaluations accuracy is a straight line.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 import statistics
@@ -14,8 +15,10 @@ import numpy as np
 
 from dash_jax.runs import metrics
 
-# Of the gain that two runs share: the level that both have reached.
+# Of the gain that two runs share: the level that both have reached. Less than
+# LEAST_GAIN is no gain to take a share of.
 _SHARE = 0.9
+LEAST_GAIN = 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +44,18 @@ class Curve:
     return self.evals[-1]['completion_len_mean']
 
   @property
-  def fall(self) -> float:
-    """How far the last accuracy is below the highest."""
-    return max(row['accuracy'] for row in self.evals) - self.accuracy
+  def accuracies(self) -> dict[int, float]:
+    """Those of evaluations, by the steps before them."""
+    return {row['step']: row['accuracy'] for row in self.evals}
+
+  @property
+  def sampled_accuracies(self) -> dict[int, float]:
+    """Those of replies that were sampled to learn from, by the steps behind the
+    weights that sampled them."""
+    found = {}
+    for i, row in enumerate(self.steps):
+      found.setdefault(i - round(row['staleness']), []).append(row['accuracy'])
+    return {steps: statistics.fmean(some) for steps, some in found.items()}
 
   @property
   def drift(self) -> float:
@@ -66,34 +78,44 @@ class Curve:
     """Returns the accuracy after so many seconds of steps; a run that ended
     before has that of its end."""
     shares = [row['accuracy'] for row in self.evals]
-    return float(np.interp(seconds, self._at_evals('step_s'), shares))
+    at = self._add_up('step_s')[self._steps_at_evals()]
+    return float(np.interp(seconds, at, shares))
 
-  def seconds_to(self, accuracy: float, key: str = 'step_s') -> float:
+  def seconds_to(
+    self, accuracy: float, key: str = 'step_s'
+  ) -> tuple[float, float, float]:
     """Returns the seconds that `key` counts until accuracy is first so high.
+
+    It is so behind a step: the first that is on a straight line between two
+    evaluations. Behind that come the seconds if it is the step behind the former
+    evaluation, and if it is the step before the latter.
 
     Raises:
       ValueError: it never is.
     """
-    at = self._at_evals(key)
+    at, after = self._add_up(key), self._steps_at_evals()
     shares = [row['accuracy'] for row in self.evals]
-    for i, share in enumerate(shares):
-      if share >= accuracy:
-        if not i:
-          return float(at[0])
-        part = (accuracy - shares[i - 1]) / (share - shares[i - 1])
-        return float(at[i - 1] + part * (at[i] - at[i - 1]))
-    raise ValueError(f'accuracy {accuracy:.3f} is not reached')
+    reached = [i for i, share in enumerate(shares) if share >= accuracy]
+    if not reached:
+      raise ValueError(f'accuracy {accuracy:.3f} is not reached')
+    i = reached[0]
+    if not i:
+      return 0.0, 0.0, 0.0
+    before, num = after[i - 1], after[i] - after[i - 1]
+    part = (accuracy - shares[i - 1]) / (shares[i] - shares[i - 1])
+    likely = max(math.ceil(part * num), 1)
+    return tuple(float(at[before + steps]) for steps in (likely, 1, num))
 
   def _add_up(self, key):
     """Returns f64[steps + 1], the seconds before each step and after the last."""
     seconds = np.array([row[key] for row in self.steps], float)
-    seconds[0] = np.median(seconds)
+    if len(seconds) > 1:
+      seconds[0] = np.median(seconds[1:])
     return np.concatenate([[0.0], np.cumsum(seconds)])
 
-  def _at_evals(self, key):
+  def _steps_at_evals(self):
     first = self.steps[0]['step'] - 1
-    after = [max(row['step'] - first, 0) for row in self.evals]
-    return self._add_up(key)[after]
+    return [max(row['step'] - first, 0) for row in self.evals]
 
 
 def read(workdir: str | os.PathLike) -> Curve:
@@ -113,7 +135,7 @@ def read(workdir: str | os.PathLike) -> Curve:
 
 def find_level(ours: Curve, theirs: Curve) -> float | None:
   """Returns an accuracy that both runs reach: 0.9 of the smaller gain above the
-  start; None if one has gained nothing."""
+  start; None if one has gained less than LEAST_GAIN."""
   start = max(ours.evals[0]['accuracy'], theirs.evals[0]['accuracy'])
   gain = min(ours.accuracy, theirs.accuracy) - start
-  return start + _SHARE * gain if gain > 0 else None
+  return start + _SHARE * gain if gain >= LEAST_GAIN else None

@@ -9,6 +9,7 @@
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 from experiments.study import curves, intervals
@@ -31,7 +32,7 @@ class Finding:
     part: model and task.
     claim: what the verdict is on, a sentence.
     metric: what the figure is.
-    found: the figure and its interval, in `unit`.
+    found: the figure and its interval, in `unit`; None where no seed has any.
     unit: such as '%', 'points', 'tokens/s'.
     paper: the paper's figure in words; '' if it has none.
     verdict: in words, of `judge`.
@@ -43,7 +44,7 @@ class Finding:
   part: str
   claim: str
   metric: str
-  found: intervals.Interval
+  found: intervals.Interval | None
   unit: str
   paper: str
   verdict: str
@@ -53,6 +54,8 @@ class Finding:
   @property
   def figure(self) -> str:
     """The figure and its interval, as text."""
+    if self.found is None:
+      return 'none'
     digits = 1 if abs(self.found.mean) < 100 else 0
     if self.unit in _SMALL:
       digits = 3
@@ -75,8 +78,11 @@ class Comparison:
     combine: one of COMBINE, over seeds.
     scale: what makes `unit` of it.
     expects: what makes the claim hold: figures 'above' 0, 'below' it, or, in
-      points, 'near' it, within MARGIN; '' where a figure is no claim.
+      points, 'near' it, within MARGIN, or 'not below' -MARGIN; '' where a figure
+      is no claim.
     paper_value: the paper's figure, in `unit`, if it is of the same kind.
+    others: as `measure`, by other readings of the same runs, by which the verdict
+      must be the same.
   """
 
   question: int
@@ -91,6 +97,7 @@ class Comparison:
   paper: str = ''
   paper_value: float | None = None
   is_main: bool = False
+  others: tuple[Callable[..., Sequence[float] | None], ...] = ()
 
 
 COMBINE = {
@@ -111,23 +118,41 @@ def find(comparison: Comparison, runs: Runs, part: str) -> Finding | None:
   """
   by_seed = [runs.get(name, {}) for name in comparison.runs]
   seeds = sorted(set.intersection(*(set(found) for found in by_seed)))
-  measured = [
-    comparison.measure(*(found[seed] for found in by_seed)) for seed in seeds
+  if not seeds:
+    return None
+  pairs = [[found[seed] for found in by_seed] for seed in seeds]
+  readings = []
+  for measure in (comparison.measure, *comparison.others):
+    figures = [measure(*pair) for pair in pairs]
+    known = [some for some in figures if some is not None]
+    readings.append(_combine(comparison, list(zip(*known, strict=True))))
+  row = make_finding(comparison, readings[0], part)
+  if len(known) < len(seeds):
+    missing = f'{len(seeds) - len(known)} of {len(seeds)} seeds'
+    return dataclasses.replace(row, verdict=f'not decided: none in {missing}')
+  verdicts = [
+    make_finding(comparison, found, part).verdict for found in readings
   ]
-  measured = [figures for figures in measured if figures is not None]
-  columns = list(zip(*measured, strict=True))
+  # What is behind a comma or a colon says how much.
+  if len({re.split('[,:]', verdict)[0] for verdict in verdicts}) > 1:
+    verdict = 'not decided: it happened between two evaluations'
+    return dataclasses.replace(row, verdict=verdict)
+  return row
+
+
+def _combine(comparison, columns):
+  """Returns the interval of figures by seed, a column a run, None of none."""
   if not columns:
     return None
   if comparison.combine == 'spread' and not all(
     len(set(column)) > 1 for column in columns
   ):
     return None  # of one seed, or of seeds that all agree
-  found = COMBINE[comparison.combine](*columns).scale(comparison.scale)
-  return make_finding(comparison, found, part)
+  return COMBINE[comparison.combine](*columns).scale(comparison.scale)
 
 
 def make_finding(
-  comparison: Comparison, found: intervals.Interval, part: str
+  comparison: Comparison, found: intervals.Interval | None, part: str
 ) -> Finding:
   """Returns the row of a figure in its unit."""
   return Finding(
@@ -150,7 +175,7 @@ def make_finding(
 
 
 def judge(
-  found: intervals.Interval,
+  found: intervals.Interval | None,
   expects: str,
   paper_value: float | None = None,
   margin: float | None = None,
@@ -162,26 +187,30 @@ def judge(
     expects: as `Comparison`'s.
     paper_value: as `Comparison`'s.
     margin: what is taken to be no difference, if that is known in this unit;
-      'near' needs it.
+      'near' and 'not below' need it.
   """
+  if found is None:
+    return 'not decided: no figure'
   if not expects:
     return 'measured'
   if found.low is None:
     return 'not decided: one seed has no interval'
   low, high = found.low, found.high
   is_near = margin is not None and low > -margin and high < margin
-  if expects == 'near':
-    if is_near:
+  if expects in ('near', 'not below'):
+    if is_near or (expects == 'not below' and low > -margin):
       return 'holds'
-    if low > 0 or high < 0:
+    if high <= -margin or (expects == 'near' and low >= margin):
       return 'does not hold here'
-    return f'not decided: interval reaches beyond {margin:g} either way'
+    return f'not decided: interval reaches beyond {margin:g}'
   if low <= 0 <= high:
     if is_near:
       return f'does not hold here: within {margin:g} of 0'
     return 'not decided: interval spans 0'
   if (low > 0) != (expects == 'above'):
     return 'does not hold here'
+  if is_near:
+    return f'holds, by less than {margin:g} points'
   if paper_value is None or low <= paper_value <= high:
     return 'holds'
   less = abs(found.mean) < abs(paper_value)

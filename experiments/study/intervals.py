@@ -3,7 +3,8 @@
 Seeds are few, so every interval is an exact one of normal samples: Student's t
 of a mean, chi-square of a deviation, Fisher's F of a ratio of deviations. What
 is compared is paired by seed: two runs of a seed begin with the same weights
-and are asked the same questions.
+and are asked the same questions. Fisher's takes samples that have nothing to do
+with each other, so that for such pairs it is too wide.
 """
 
 import dataclasses
@@ -61,6 +62,11 @@ def of_savings(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
   ratios = [math.log(a / b) for a, b in zip(ours, theirs, strict=True)]
   # The larger the ratio, the smaller the saving.
   return _map(of_mean([-x for x in ratios]), lambda x: -math.expm1(-x))
+
+
+def of_factors(values: Sequence[float]) -> Interval:
+  """Returns that of the geometric mean; all above 0."""
+  return _map(of_mean([math.log(x) for x in values]), math.exp)
 
 
 def of_spread(values: Sequence[float]) -> Interval:

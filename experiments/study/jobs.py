@@ -30,6 +30,7 @@ class Job:
     needs: jobs of the same seed that it reads.
     questions: of comparisons.QUESTIONS that it helps to answer.
     replies: that it samples to learn from, or rows that it imitates.
+    is_short: of so few steps that it has no curve.
     seconds: on the suite's hardware; None where nobody has measured it.
   """
 
@@ -42,6 +43,7 @@ class Job:
   needs: tuple[str, ...] = ()
   questions: tuple[int, ...] = ()
   replies: int = 0
+  is_short: bool = False
   seconds: float | None = None
 
 

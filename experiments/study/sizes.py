@@ -51,9 +51,10 @@ def measure(config, workdir: pathlib.Path) -> list[dict]:
   B, G = phase.rows_per_step, phase.group_size
   num_sizes = (B // G).bit_length()
   found = [{'size': B >> i} for i in reversed(range(num_sizes))]
-  asked = parts.train_questions[: B // G]
+  asked, rows = parts.train_questions[: B // G], None
   for row in found:
-    rows = _sample(parts, params, asked, G, row)
+    # The rows are the same; of the largest sizes there may be none.
+    rows = _sample(parts, params, asked, G, row) or rows
   for row in found:
     _learn(parts, phase, state, rows, row)
   return [*found, _find_auto(parts, phase, state, asked, G)]

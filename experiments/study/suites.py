@@ -179,9 +179,17 @@ class _Grid:
     return seconds.get(name, seconds.get(''))
 
 
+def _make_grid(task):
+  """Returns a grid of the paper's schedule: its rate falls from the first step. A
+  warm-up of so many steps would take another share of each run's replies."""
+  grid = _Grid(task)
+  grid.common = grid.common | {'optim.warmup_steps': 0}
+  return grid
+
+
 def make_grid(task: Task) -> jobs.Part:
   """Returns every run of the study on a task."""
-  grid = _Grid(task)
+  grid = _make_grid(task)
   often = {'eval.every_samples': grid.num_samples // task.num_evals}
   _add_baselines(grid, often)
   _add_filtered_grpo(grid, often)
@@ -196,7 +204,7 @@ def make_grid(task: Task) -> jobs.Part:
 
 def make_baselines(task: Task) -> jobs.Part:
   """Returns the runs that compare DASH with GRPO, and no more."""
-  grid = _Grid(task)
+  grid = _make_grid(task)
   _add_baselines(
     grid, {'eval.every_samples': grid.num_samples // task.num_evals}
   )
@@ -304,7 +312,7 @@ def _add_filters(grid):
   for name, fields in rules.items():
     if name != 'dash':
       grid.add(name, fields, (6,))
-    grid.add(f'cosine_{name}', short | fields, (6,))
+    grid.add(f'cosine_{name}', short | fields, (6,), is_short=True)
 
 
 def _add_rewards(grid):
@@ -322,12 +330,12 @@ def _add_rewards(grid):
 
 def _add_parts(grid):
   short = _shorten(grid)
-  grid.add('with_all', short, (9,))
-  grid.add('without_filtering', short | {'filter': 'none'}, (9,))
+  grid.add('with_all', short, (9,), is_short=True)
+  grid.add('without_filtering', short | {'filter': 'none'}, (9,), is_short=True)
   for part in comparisons.PARTS:
     if part != 'filtering':
       grid.add(
-        f'without_{part}', short, (9,),
+        f'without_{part}', short, (9,), is_short=True,
         module=jobs.WITHOUT, flags=(f'--part={part}',),
       )  # fmt: skip
 
@@ -338,7 +346,6 @@ def _shorten(grid):
     'num_samples': num,
     'eval.num_questions': 16,
     'eval.every_samples': num,
-    'optim.warmup_steps': 0,
   }
 
 

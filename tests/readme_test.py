@@ -1,0 +1,45 @@
+"""README.md's worked example can be applied, and does what it says."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_the_new_filtering_rule_of_the_readme(tmp_path):
+  change = re.search(
+    r'^```diff\n(.*?)^```$', (ROOT / 'README.md').read_text(), re.M | re.S
+  )[1]
+  assert len(re.findall(r'^\+(?!\+)', change, re.M)) < 20
+  for folder in ('dash_jax', 'tests'):
+    shutil.copytree(
+      ROOT / folder,
+      tmp_path / folder,
+      ignore=shutil.ignore_patterns('__pycache__'),
+    )
+  _apply(change, tmp_path)
+  done = subprocess.run(
+    [sys.executable, '-m', 'pytest', '-o', 'addopts=', '-k', 'rare',
+     'tests/learning/filtering_test.py'],
+    cwd=tmp_path, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stdout
+  assert '1 passed' in done.stdout
+
+
+def _apply(change, root):
+  """Changes the files below root as a unified diff says."""
+  for part in re.split(r'^--- .*\n', change, flags=re.M)[1:]:
+    head, *hunks = re.split(r'^@@.*\n', part, flags=re.M)
+    path = root / head.removeprefix('+++ b/').strip()
+    text = path.read_text()
+    for hunk in hunks:
+      old, new = (
+        ''.join(re.findall(rf'^[ {sign}](.*\n)', hunk, re.M)) for sign in '-+'
+      )
+      assert text.count(old) == 1, (path, old)
+      text = text.replace(old, new)
+    path.write_text(text)
