@@ -19,6 +19,7 @@ from ml_collections import config_dict, config_flags
 
 from dash_jax import checks
 from dash_jax.learning import packing
+from dash_jax.reporting import workdirs
 from dash_jax.runs import jsonl
 from dash_jax.sampling import ladder
 from experiments.study import __main__ as study
@@ -75,6 +76,12 @@ def test_deviations_have_their_tables_intervals():
   assert found.low == pytest.approx(1 - math.log2(39) / 2, rel=1e-4)
 
 
+def test_factors_are_as_many_times_larger_as_smaller():
+  found = intervals.of_factors([2, 8])
+  assert found.mean == pytest.approx(4)
+  assert found.high / 4 == pytest.approx(4 / found.low)
+
+
 def make_curve(shares, *, every=6, step_s=1.0, first=0, **values):
   """Returns a run of evaluations before the first step and after each `every`."""
   num = every * (len(shares) - 1)
@@ -91,14 +98,18 @@ def make_curve(shares, *, every=6, step_s=1.0, first=0, **values):
 
 
 def test_time_to_accuracy_is_read_off_straight_lines():
-  """The first step, which compiles, counts as the median one."""
+  """The first step, which compiles, counts as the median of the others. Accuracy
+  is reached behind a step, of those between two evaluations."""
   curve = make_curve([0.2, 0.4, 0.8, 0.7], every=2, first=7)
   assert curve.seconds() == 6
-  assert curve.seconds_to(0.6) == pytest.approx(3)
-  assert curve.seconds_to(0.1) == 0
+  assert curve.seconds_to(0.6) == (3, 3, 4)
+  assert curve.seconds_to(0.61) == (4, 3, 4)
+  assert curve.seconds_to(0.41) == (3, 3, 4)
+  assert curve.seconds_to(0.8) == (4, 3, 4)
+  assert curve.seconds_to(0.1) == (0, 0, 0)
+  assert make_curve([0.2, 0.8], every=1).seconds_to(0.3) == (50, 50, 50)
   assert curve.accuracy_at(1) == pytest.approx(0.3)
   assert curve.accuracy_at(100) == 0.7
-  assert curve.fall == pytest.approx(0.1)
   with pytest.raises(ValueError, match='not reached'):
     curve.seconds_to(0.9)
 
@@ -106,7 +117,32 @@ def test_time_to_accuracy_is_read_off_straight_lines():
 def test_equal_accuracy_is_one_that_both_reach():
   ours, theirs = make_curve([0.2, 0.6]), make_curve([0.2, 0.4, 1.0])
   assert curves.find_level(ours, theirs) == pytest.approx(0.2 + 0.9 * 0.4)
-  assert curves.find_level(ours, make_curve([0.2, 0.1])) is None
+  assert curves.find_level(ours, make_curve([0.2, 0.22])) is None
+
+
+def test_replies_count_for_the_weights_that_sampled_them():
+  """The first two steps learn from the start's replies, the third from those of
+  one step behind it."""
+  ours = curves.Curve(
+    [
+      {'accuracy': share, 'staleness': stale}
+      for share, stale in ((0.1, 0.0), (0.3, 1.0), (0.5, 1.0), (0.9, 1.0))
+    ],
+    [],
+  )
+  assert ours.sampled_accuracies == pytest.approx({0: 0.2, 1: 0.5, 2: 0.9})
+  theirs = curves.Curve(
+    [{'accuracy': share, 'staleness': 0.0} for share in (0.2, 0.7)], []
+  )
+  assert comparisons._learning(ours, theirs) == pytest.approx([0.35, 0.45])
+
+
+def test_falls_are_those_between_evaluations_that_both_have():
+  """Of more evaluations the best is higher."""
+  often = make_curve([0.2, 0.9, 0.5, 0.4], every=2)
+  seldom = make_curve([0.2, 0.6], every=6)
+  assert comparisons._fall(often, seldom) == pytest.approx([0.0, 0.0])
+  assert comparisons._fall(often) == pytest.approx([0.5])
 
 
 def find(claim, **runs):
@@ -118,6 +154,9 @@ def find(claim, **runs):
 
 
 _FASTER = (
+  'DASH takes fewer seconds than GRPO a question a step for as many replies'
+)
+_SOONER = (
   'DASH takes fewer seconds than GRPO a question a step to equal accuracy'
 )
 
@@ -137,23 +176,42 @@ def test_a_saving_is_judged_over_seeds():
   one = find(_FASTER, dash=fast[:1], grpo=slow)
   assert one.verdict == 'not decided: one seed has no interval'
   assert find(_FASTER, dash=fast) is None
-
-
-def test_no_difference_is_claimed_within_a_margin():
-  claim = 'DASH ends as accurate as GRPO a question a step'
-
-  def judge(*gains):
-    return find(
-      claim,
-      dash=[make_curve([0.2, 0.6 + gain]) for gain in gains],
-      grpo=[make_curve([0.2, 0.6])] * 3,
-    ).verdict
-
-  assert judge(0.01, 0.0, 0.005) == 'holds'
-  assert judge(-0.1, -0.11, -0.1) == 'does not hold here'
-  assert judge(0.1, -0.1, 0) == (
-    'not decided: interval reaches beyond 3 either way'
+  # The level is reached in both runs' only interval of six steps: in as few as one
+  # of theirs, as many as all of ours.
+  assert find(_SOONER, dash=fast, grpo=slow).verdict == 'holds'
+  near = [make_curve([0.2, 0.6], step_s=3.0) for _ in range(3)]
+  assert find(_SOONER, dash=fast, grpo=near).verdict == (
+    'not decided: it happened between two evaluations'
   )
+
+
+def test_seeds_that_reach_no_accuracy_decide_nothing():
+  rises, stays = make_curve([0.2, 0.6]), make_curve([0.2, 0.21])
+  slow = make_curve([0.2, 0.6], step_s=9.0)
+  some = find(_SOONER, dash=[rises] * 3, grpo=[slow, slow, stays])
+  assert some.found.num_seeds == 2
+  assert some.verdict == 'not decided: none in 1 of 3 seeds'
+  none = find(_SOONER, dash=[rises] * 3, grpo=[stays] * 3)
+  assert none.figure == 'none'
+  assert none.verdict == 'not decided: none in 3 of 3 seeds'
+
+
+@pytest.mark.parametrize(
+  ('low', 'high', 'near', 'not_below'),
+  [
+    (-2.9, 2.9, 'holds', 'holds'),
+    (0.2, 4.0, 'not decided', 'holds'),
+    (4.0, 6.0, 'does not hold here', 'holds'),
+    (-4.0, 1.0, 'not decided', 'not decided'),
+    (-6.0, -2.0, 'not decided', 'not decided'),
+    (-6.0, -4.0, 'does not hold here', 'does not hold here'),
+  ],
+)
+def test_no_difference_is_one_within_a_margin(low, high, near, not_below):
+  """A gain is no cost; what may be within the margin is not beyond it."""
+  found = intervals.Interval((low + high) / 2, low, high, 3)
+  for expects, verdict in (('near', near), ('not below', not_below)):
+    assert findings.judge(found, expects, None, 3.0).split(':')[0] == verdict
 
 
 def test_a_difference_too_small_to_matter_is_none():
@@ -167,6 +225,10 @@ def test_a_difference_too_small_to_matter_is_none():
   interval = intervals.Interval(0, -1, 1, 3)
   assert findings.judge(interval, 'below') == 'not decided: interval spans 0'
   assert findings.judge(interval, '') == 'measured'
+  small = intervals.Interval(1.0, 0.2, 1.8, 3)
+  assert findings.judge(small, 'above', 20.0, 3.0) == (
+    'holds, by less than 3 points'
+  )
 
 
 def test_sizes_are_compared():
@@ -186,7 +248,11 @@ def test_sizes_are_compared():
   last = found['Sampling is fastest in larger batches than learning']
   assert last.found.mean == 2
   assert last.verdict == 'holds, by less than in the paper'
-  assert found["What 'auto' takes for learning"].found.mean == 16
+  assert found['Fastest size of sampling, of up to 32'].found.mean == 32
+  (share,) = (row for claim, row in found.items() if 'do not cross' in claim)
+  assert share.figure.startswith('100%')
+  auto = found["What 'auto' takes for learning"].found
+  assert auto.mean == pytest.approx(16)
   assert not list(comparisons.find_sizes([], 'tiny'))
 
 
@@ -309,13 +375,22 @@ def test_a_study_that_was_stopped_goes_on(tmp_path, monkeypatch):
   text, rows = tables.make('cpu', 'study', [make_tiny()], tmp_path, [3])
   assert '### 1. DASH against GRPO' in text
   assert any(
-    row['claim'] == 'DASH ends as accurate as GRPO a question a step'
+    row['claim'] == 'DASH ends no less accurate than GRPO a question a step'
     and row['verdict'] == 'not decided: one seed has no interval'
     for row in json.loads(rows)
   )
   page = tables.write_page('Tiny', 'study', [make_tiny()], tmp_path, [3])
   html = page.read_text(encoding='utf-8')
   assert '1. DASH against GRPO: time to equal accuracy (tiny)' in html
+
+
+def test_in_the_page_a_first_step_takes_the_medians_seconds(tmp_path):
+  steps = [
+    {'step': i, 'step_s': s} for i, s in enumerate((50.0, 1.0, 3.0, 2.0))
+  ]
+  read = workdirs.Run(tmp_path, {}, steps, [])
+  even = tables._even_first_step(read)
+  assert even.steps == [{'step': 0, 'step_s': 2.0}, *steps[1:]]
 
 
 def test_a_job_that_fails_costs_those_that_need_it(tmp_path, capsys):
