@@ -19,9 +19,9 @@ from dash_jax.model import llama
 from dash_jax.sampling import decoding, sampler
 
 
-def check_all(config: llama.LlamaConfig) -> Iterator[dict]:
-  """Checks decode against forward, the logprob gap, and the filter."""
-  Q, G, P, C = 8, 4, 24, 24
+def check_all(config: llama.LlamaConfig, Q: int) -> Iterator[dict]:
+  """Checks decode against forward, the logprob gap, and the filter, on Q groups."""
+  G, P, C = 4, 24, 24
   rng = np.random.default_rng(0)
   prompts = batches.PromptBatch(
     rng.integers(0, config.vocab_size, (Q, P)).astype(np.int32),

@@ -218,5 +218,5 @@ def test_the_checks_see_a_cache_that_misses_the_newest_token(monkeypatch, mesh):
     return right(lengths, slot, num_slots) & ~is_newest
 
   monkeypatch.setattr(cache, 'seen_slots', wrong)
-  rows = itertools.islice(gpu_checks.check_all(gpu_parts.TINY), 2)
+  rows = itertools.islice(gpu_checks.check_all(gpu_parts.TINY, 2), 2)
   assert [row['passed'] for row in rows] == [False, False]
