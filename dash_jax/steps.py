@@ -1,7 +1,10 @@
-"""One optimizer step: each line of `rl_step` is one arrow of the design.
+"""One optimizer step, in the design's order.
 
   questions -> prompts -> rollouts -> rewards -> advantages -> the rows worth
   learning from, in minibatches -> one update.
+
+`rl_step` takes scored rollouts (feed.py), gives each row what it counts and drops
+those that say nothing (credit.py), and learns from the rest (updates.py).
 
 Everything that a step draws (questions, noise) is a function of the seed and of
 its number, so a run resumes from any step.
