@@ -311,7 +311,9 @@ class _Line:
     """
     if not self._is_terminal and title == self._shown:
       return
-    text = f'{title}, {show_seconds(seconds)} gone'
+    text = title
+    if self._is_terminal:  # elsewhere it is told once, at the start
+      text += f', {show_seconds(seconds)} gone'
     if expected is not None:
       text += f', {show_seconds(max(expected - seconds, 0))} left in all'
     if self._is_terminal:
