@@ -1,23 +1,19 @@
 """The parts of a run, built from its config.
 
-  1. Processes join (if the launcher says so) and devices form a mesh.
-  2. Questions are found; each process reads its share.
-  3. The tokenizer is read, or trained on the training questions.
-  4. Questions that cannot fit are errors or counted.
+  1. Questions are found; each process reads its share.
+  2. The tokenizer is read, or trained on the training questions (tokenizing.py).
+  3. Questions that cannot fit are errors or counted.
+  4. `Parts` samples and scores with what was made.
 
-The model and its weights come from weights.py.
+Devices come from meshes.py, the model and its weights from weights.py.
 `train.py`, `steps.py` and `evaluate.py` use it; nothing below sees a ConfigDict.
 """
 
-import bisect
 import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
-import re
-import tempfile
 import time
 from collections.abc import Callable
 
@@ -26,137 +22,26 @@ import ml_collections
 import numpy as np
 from absl import logging
 
-from dash_jax import batches, checks, judge, scoring, sharding, terms, weights
+from dash_jax import (
+  batches,
+  checks,
+  judge,
+  meshes,
+  scoring,
+  sharding,
+  terms,
+  tokenizing,
+  weights,
+)
 from dash_jax import config as config_lib
-from dash_jax.data import chat, pieces, prompts, questions, tokenizer
+from dash_jax.data import questions
 from dash_jax.learning import optim
-from dash_jax.model import gguf, hub, llama
+from dash_jax.model import llama
 from dash_jax.rewards import workers
-from dash_jax.runs import checkpoint, sizes, watch
+from dash_jax.runs import sizes, watch
 from dash_jax.sampling import decoding, sampler
 
 TOKENIZER_NAME = 'tokenizer.model'
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoding:
-  """How questions become prompt tokens; see data/prompts.py."""
-
-  tokenizer: tokenizer.Tokenizer
-  template: str
-  system: str
-  max_prompt_len: int
-  max_completion_len: int
-
-  def _options(self):
-    return {
-      'template': self.template,
-      'system': self.system,
-      'max_prompt_len': self.max_prompt_len,
-    }
-
-  def encode(self, asked: list[batches.Question]) -> batches.PromptBatch:
-    return prompts.encode(asked, self.tokenizer, **self._options())
-
-  def encode_solutions(self, asked: list[batches.Question]) -> batches.Rollouts:
-    return prompts.encode_solutions(
-      asked,
-      self.tokenizer,
-      **self._options(),
-      max_completion_len=self.max_completion_len,
-    )
-
-  def drop_too_long(
-    self, asked: list[batches.Question], *, with_solutions: bool
-  ) -> tuple[list[batches.Question], int]:
-    return prompts.drop_too_long(
-      asked,
-      self.tokenizer,
-      **self._options(),
-      max_completion_len=self.max_completion_len if with_solutions else None,
-    )
-
-  def decode(self, tokens: np.ndarray) -> str:
-    """Returns a completion as text, special tokens left out."""
-    return self.tokenizer.decode(tokens.tolist())
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampled:
-  """Replies to questions, on the host.
-
-  Attributes:
-    asked: Q questions.
-    rows: with `tokens` and the rest, of these.
-    texts: B texts.
-    scores: of the B rows.
-    began_at: time.perf_counter() when sampling began.
-    sample_s: seconds until the last reply was there.
-    reward_s: seconds that were waited for the last score.
-    terms: f32[B] by name, what the rewards are made of; {} if it is the scores
-      alone.
-    weighted: f32[B], the weighted sum of the terms, if there are such.
-    replaced_rows, replaced_tokens: of groups that others took the place of.
-  """
-
-  asked: list[batches.Question]
-  rows: batches.Rollouts
-  texts: list[str]
-  scores: workers.Scores
-  began_at: float
-  sample_s: float
-  reward_s: float
-  terms: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  weighted: np.ndarray | None = None
-  replaced_rows: int = 0
-  replaced_tokens: int = 0
-
-  @property
-  def rewards(self) -> np.ndarray:
-    """f32[Q, G], what advantages are taken of."""
-    rewards = self.scores.rewards if self.weighted is None else self.weighted
-    return rewards.reshape(self.rows.lengths.shape)
-
-  def find_mixed(self) -> np.ndarray:
-    """Returns bool[Q], the groups whose rewards do not all agree."""
-    rewards = self.rewards
-    return (rewards != rewards[:, :1]).any(axis=1)
-
-  def join(self, other: 'Sampled') -> 'Sampled':
-    """Returns as many groups as there are here: those of both whose rewards do
-    not agree, and of the others as many as are missing."""
-    num, G = self.rows.lengths.shape
-    mixed = np.concatenate([self.find_mixed(), other.find_mixed()])
-    chosen = np.sort(np.argsort(~mixed, kind='stable')[:num])
-    asked = [*self.asked, *other.asked]
-    texts = [*self.texts, *other.texts]
-
-    rows = jax.tree.map(
-      lambda a, b: np.concatenate([a, b])[chosen], self.rows, other.rows
-    )
-    num_tokens = self.rows.lengths.sum() + other.rows.lengths.sum()
-
-    def choose(a, b):
-      return np.concatenate([a, b]).reshape(-1, G)[chosen].reshape(-1)
-
-    return Sampled(
-      asked=[asked[q] for q in chosen],
-      rows=rows,
-      texts=[texts[q * G + g] for q in chosen for g in range(G)],
-      scores=workers.Scores(
-        rewards=choose(self.scores.rewards, other.scores.rewards),
-        timeouts=self.scores.timeouts + other.scores.timeouts,
-        errors=self.scores.errors + other.scores.errors,
-      ),
-      began_at=self.began_at,
-      sample_s=self.sample_s + other.sample_s,
-      reward_s=self.reward_s + other.reward_s,
-      terms=jax.tree.map(choose, self.terms, other.terms),
-      weighted=jax.tree.map(choose, self.weighted, other.weighted),
-      replaced_rows=self.replaced_rows + other.rows.lengths.size,
-      replaced_tokens=self.replaced_tokens
-      + int(num_tokens - rows.lengths.sum()),
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +50,7 @@ class Parts:
 
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
-  encoding: Encoding
+  encoding: tokenizing.Encoding
   model: llama.Llama
   stop_ids: tuple[int, ...]
   find_end: Callable[[np.ndarray], int] | None
@@ -185,7 +70,7 @@ class Parts:
     num_scored: int | None = None,
     check: Callable[[], None] | None = None,
     on_scored: scoring.OnScored | None = None,
-  ) -> Callable[[], Sampled]:
+  ) -> Callable[[], scoring.Sampled]:
     """Samples replies to this process's questions, on the mesh in use, and scores
     those that have finished while the others go on.
 
@@ -232,7 +117,7 @@ class Parts:
       waits_from = time.perf_counter()
       with scored:
         texts, scores = scored.finish(check)
-      return Sampled(
+      return scoring.Sampled(
         asked=asked,
         rows=made.as_rollouts(prompts, policy_step),
         texts=texts,
@@ -244,7 +129,7 @@ class Parts:
 
     return finish
 
-  def weigh(self, sampled: Sampled) -> Sampled:
+  def weigh(self, sampled: scoring.Sampled) -> scoring.Sampled:
     """Returns replies with the rewards that `reward` makes of its terms."""
     section = self.config.reward
     if terms.is_plain(section):
@@ -363,104 +248,6 @@ class Parts:
     return self.workdir / f'host_{jax.process_index()}'
 
 
-def connect(config: ml_collections.ConfigDict) -> jax.sharding.Mesh:
-  """Joins the job's processes if `mesh.multi_host`, and returns the mesh of the
-  devices that learn.
-
-  On TPU pods, Slurm and similar launchers jax finds the others by itself;
-  elsewhere COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID name them.
-  """
-  if config.mesh.multi_host and not jax.distributed.is_initialized():
-    named = _named_processes()
-    try:
-      jax.distributed.initialize(
-        **named,
-        # watch.py ends the run first, and says why.
-        heartbeat_timeout_seconds=int(3 * config.mesh.silent_s) + 60,
-      )
-    except ValueError as error:
-      raise ValueError(
-        f'mesh.multi_host=True: {error} No launcher that jax knows says which'
-        ' processes there are: set COORDINATOR_ADDRESS, NUM_PROCESSES and'
-        ' PROCESS_ID, or mesh.multi_host=False'
-      ) from error
-  try:
-    devices = jax.devices()
-  except RuntimeError as error:
-    raise ValueError(
-      f'JAX_PLATFORMS={os.environ.get("JAX_PLATFORMS", "")!r}: jax finds no'
-      f' devices: {error}'
-    ) from error
-  mesh, _ = make_meshes(config, devices)
-  return mesh
-
-
-def make_meshes(
-  config: ml_collections.ConfigDict, devices: list
-) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
-  """Returns the meshes of the devices that learn and that sample, the same if all
-  do both.
-
-  Args:
-    config: of a run.
-    devices: of all processes.
-
-  Raises:
-    ValueError: they do not fit, or rows do not divide over them; names the field.
-  """
-  section = config.mesh
-  learn, _ = sharding.split_devices(section.sampler_devices, devices)
-  mesh = sharding.make_mesh(section.data, section.fsdp, section.tensor, learn)
-  sampling_mesh = _make_sampling_mesh(config, mesh, devices)
-  checks.check_mesh(
-    config,
-    sharding.num_batch_shards(mesh),
-    sharding.num_batch_shards(sampling_mesh),
-    len({device.process_index for device in devices}),
-  )
-  return mesh, sampling_mesh
-
-
-def _make_sampling_mesh(config, mesh, devices):
-  num, tensor = config.mesh.sampler_devices, mesh.shape['tensor']
-  if not num:
-    return mesh
-  if num % tensor:
-    raise ValueError(
-      f'mesh.sampler_devices={num}: must be a multiple of mesh.tensor={tensor},'
-      ' over which both sides split the model'
-    )
-  _, sample = sharding.split_devices(num, devices)
-  return sharding.make_mesh(1, -1, tensor, sample)
-
-
-def _named_processes():
-  """Returns what the environment says of the job's processes, if anything."""
-  address = os.environ.get('COORDINATOR_ADDRESS')
-  if not address:
-    return {}
-  if not re.fullmatch(r'\S+:\d{1,5}', address):
-    raise ValueError(
-      f'COORDINATOR_ADDRESS={address!r}: must be a host and a port, as'
-      ' localhost:1234'
-    )
-  numbers = {}
-  for argument in ('num_processes', 'process_id'):
-    text = os.environ.get(argument.upper(), '')
-    if not text.isdecimal():
-      raise ValueError(
-        f'{argument.upper()}={text!r} beside COORDINATOR_ADDRESS={address!r}:'
-        ' must be a number'
-      )
-    numbers[argument] = int(text)
-  if numbers['process_id'] >= numbers['num_processes']:
-    raise ValueError(
-      f'PROCESS_ID={numbers["process_id"]}: must be from 0 to'
-      f' NUM_PROCESSES={numbers["num_processes"]} less 1'
-    )
-  return {'coordinator_address': address} | numbers
-
-
 def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
   """Returns the parts of a checked config; weights come from weights.py.
 
@@ -474,10 +261,10 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
   watch.mark('finding the questions')
   train = _load_questions(config, 'train', config.data.num_train)
   test = _load_questions(config, 'test', config.eval.num_questions)
-  tok = load_tokenizer(config, folder) or _train_tokenizer(
+  tok = tokenizing.load_tokenizer(config, folder) or tokenizing.train_tokenizer(
     config, folder, train
   )
-  encoding = _make_encoding(config, tok)
+  encoding = tokenizing.make_encoding(config, tok)
   watch.mark('checking the questions')
   train, test = (
     _fit(config, encoding, split, asked)
@@ -518,8 +305,8 @@ def _join(config, folder, encoding, model, train, test):
     workdir=folder,
     encoding=encoding,
     model=model,
-    stop_ids=find_stop_ids(tok, config.data.stop_text),
-    find_end=make_find_end(tok, config.data.stop_text),
+    stop_ids=tokenizing.find_stop_ids(tok, config.data.stop_text),
+    find_end=tokenizing.make_find_end(tok, config.data.stop_text),
     train_questions=train,
     test_questions=test,
     pool=workers.Pool(
@@ -531,37 +318,27 @@ def _join(config, folder, encoding, model, train, test):
     ),
     # Of this process: none waits for another one's rows.
     sampling_mesh=sharding.local_mesh(
-      _make_sampling_mesh(config, jax.sharding.get_mesh(), jax.devices())
+      meshes.make_sampling_mesh(config, jax.sharding.get_mesh(), jax.devices())
     ),
   )
 
 
 def build_encoding(
   config: ml_collections.ConfigDict, workdir: str
-) -> tuple[Encoding, llama.Llama]:
+) -> tuple[tokenizing.Encoding, llama.Llama]:
   """Returns how prompts become tokens, and the model, of a run that may not have
   begun; makes nothing.
 
   Raises:
     ValueError, FileNotFoundError: names the field and what would be valid.
   """
-  tok = load_tokenizer(config, pathlib.Path(workdir))
+  tok = tokenizing.load_tokenizer(config, pathlib.Path(workdir))
   if tok is None:
     raise ValueError(
       f'data.tokenizer={config.data.tokenizer!r}: the run in {workdir} has not'
       ' begun, so it has trained none; train first'
     )
-  return _make_encoding(config, tok), _make_model(config, tok)
-
-
-def _make_encoding(config, tok):
-  return Encoding(
-    tokenizer=tok,
-    template=config.data.template,
-    system=config.data.system,
-    max_prompt_len=config.data.max_prompt_len,
-    max_completion_len=config.sampling.max_completion_len,
-  )
+  return tokenizing.make_encoding(config, tok), _make_model(config, tok)
 
 
 def _make_model(config, tok):
@@ -569,7 +346,7 @@ def _make_model(config, tok):
   architecture = model.config
   if tok.vocab_size > architecture.vocab_size:
     raise ValueError(
-      f'the tokenizer {config.data.tokenizer_path or TOKENIZER_NAME!r} has'
+      f'the tokenizer {config.data.tokenizer_path or tokenizing.TOKENIZER_NAME!r} has'
       f' {tok.vocab_size} ids, but the embedding of'
       f' {config.model.weights or config.model.preset!r} has'
       f" {architecture.vocab_size} rows: choose the model's own data.tokenizer"
@@ -578,24 +355,6 @@ def _make_model(config, tok):
     architecture, jax.sharding.get_mesh().shape['tensor']
   )
   return model
-
-
-def load_tokenizer(
-  config: ml_collections.ConfigDict, folder: pathlib.Path
-) -> tokenizer.Tokenizer | None:
-  """Returns the tokenizer that the config names or the run has trained; None
-  if it is yet to be trained."""
-  if config.data.tokenizer != 'trained':
-    tok = tokenizer.load(config.data.tokenizer, find_tokenizer(config))
-    if config.data.template == chat.CHAT:
-      chat.complete(tok, config.model.preset)
-    return tok
-  path = folder / TOKENIZER_NAME
-  # One that a refused start left behind may be of other texts. Nobody looks for
-  # one that process 0 is yet to train: NFS remembers for a while what is not there.
-  if checkpoint.has_begun(folder) and path.exists():
-    return tokenizer.load('sentencepiece', str(path))
-  return None
 
 
 def make_optimizer(config, learning_rate, total_steps, warmup_steps):
@@ -612,13 +371,6 @@ def make_optimizer(config, learning_rate, total_steps, warmup_steps):
       moments=config.optim.moments,
     )
   )
-
-
-def find_tokenizer(config: ml_collections.ConfigDict) -> str:
-  """Returns the file or folder of a tokenizer that is not trained."""
-  path = gguf.resolve(hub.find(config.data.tokenizer_path))
-  checks.check_file('data.tokenizer_path', path)
-  return path
 
 
 def _load_questions(config, split, num):
@@ -642,34 +394,6 @@ def _load_questions(config, split, num):
     )
   except batches.WrongNumber as error:
     raise ValueError(f'{field}={num}: {error}') from error
-
-
-def _train_tokenizer(config, folder, train):
-  """Trains it in process 0, which alone reads all questions, for all."""
-  watch.mark('training the tokenizer')
-  path = folder / TOKENIZER_NAME
-  if jax.process_index() == 0:
-    _write_tokenizer(config, path, train)
-  sharding.wait_for_all()
-  return tokenizer.load('sentencepiece', str(path))
-
-
-def _write_tokenizer(config, path, train):
-  vocab_size = weights.model_config(config).vocab_size
-  texts = [
-    config.data.template.format(question=q.prompt) + q.solution for q in train
-  ]
-  # Whole or not at all.
-  with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-    made = pathlib.Path(scratch) / TOKENIZER_NAME
-    try:
-      pieces.train(texts, vocab_size, str(made))
-    except ValueError as error:
-      raise ValueError(
-        f'data.tokenizer={config.data.tokenizer!r}: {error}. The vocab_size is'
-        " model.preset's, the texts are data.num_train questions"
-      ) from error
-    made.rename(path)
 
 
 def _fit(config, encoding, split, asked):
@@ -713,31 +437,6 @@ def _fit(config, encoding, split, asked):
       f'{config.sampling.max_completion_len}: raise them'
     )
   return kept
-
-
-def find_stop_ids(tok: tokenizer.Tokenizer, stop_text: str) -> tuple[int, ...]:
-  """Returns the ids that end a reply; of `stop_text` too if it is one token."""
-  extra = tok.encode(stop_text) if stop_text else []
-  return (*tok.stop_ids, *(extra if len(extra) == 1 else ()))
-
-
-def make_find_end(
-  tok: tokenizer.Tokenizer, stop_text: str
-) -> Callable[[np.ndarray], int] | None:
-  """Returns what finds the end of a reply that holds `stop_text`, if there is
-  one: the number of tokens up to the one that completes the text, else 0."""
-  if not stop_text:
-    return None
-
-  def find_end(tokens):
-    def holds(length):
-      return stop_text in tok.decode(tokens[:length].tolist())
-
-    if not holds(len(tokens)):
-      return 0
-    return bisect.bisect_left(range(len(tokens)), True, lo=1, key=holds)
-
-  return find_end
 
 
 def make_decoding(

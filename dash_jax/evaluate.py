@@ -33,7 +33,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from dash_jax import assemble, checks, commands, sharding, weights
+from dash_jax import assemble, checks, commands, meshes, sharding, weights
 from dash_jax.evaluating import estimates, replies
 from dash_jax.model import llama
 from dash_jax.rewards import workers
@@ -125,7 +125,7 @@ def main(config, workdir):
   if differing:
     print('Judged with other fields than the run has:', *differing, sep='\n')
   with (
-    jax.set_mesh(assemble.connect(config)),
+    jax.set_mesh(meshes.connect(config)),
     watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
   ):
     if given.questions:

@@ -24,7 +24,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from dash_jax import assemble, checks, sharding, weights
+from dash_jax import checks, sharding, tokenizing, weights
 from dash_jax.data import tokenizer
 from dash_jax.model import fields, hf, hf_write, llama, lora, peft
 from dash_jax.runs import checkpoint
@@ -179,13 +179,13 @@ def write_model(
 ) -> None:
   """Writes weights, architecture and a run's tokenizer to `out`, which is made if
   it is missing."""
-  tok = assemble.load_tokenizer(config, workdir)
+  tok = tokenizing.load_tokenizer(config, workdir)
   said = hf_write.make_config(
     written.config,
     dtype=written.params['embed'].dtype.name,
     max_len=_find_max_len(config),
     bos_id=tok.bos_id,
-    stop_ids=list(assemble.find_stop_ids(tok, config.data.stop_text)),
+    stop_ids=list(tokenizing.find_stop_ids(tok, config.data.stop_text)),
     pad_id=tok.pad_id,
   )
   out.mkdir(parents=True, exist_ok=True)
@@ -211,7 +211,7 @@ def write_tokenizer(
   if config.data.tokenizer != 'huggingface':
     tok.save(out)
     return
-  folder = pathlib.Path(assemble.find_tokenizer(config))
+  folder = pathlib.Path(tokenizing.find_tokenizer(config))
   folder = folder if folder.is_dir() else folder.parent
   for name in _TOKENIZER_FILES:
     if (folder / name).exists():

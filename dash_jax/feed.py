@@ -21,7 +21,7 @@ import time
 import jax
 import numpy as np
 
-from dash_jax import assemble, batches, drift, phases, sharding
+from dash_jax import assemble, batches, drift, phases, scoring, sharding
 from dash_jax import config as config_lib
 from dash_jax.data import questions
 from dash_jax.model import lora
@@ -72,7 +72,7 @@ class Feed:
 
   def take(
     self, state: batches.TrainState, step: int
-  ) -> tuple[assemble.Sampled, int]:
+  ) -> tuple[scoring.Sampled, int]:
     """Returns the rows of a step, with their scores, and how often was sampled
     for them.
 
@@ -236,7 +236,7 @@ def _unpack(parts, packed, began_at):
   }
   rows = batches.Rollouts(prompts=batches.PromptBatch(**prompts), **rows)
   tokens, lengths = rows.tokens, rows.lengths
-  sampled = assemble.Sampled(
+  sampled = scoring.Sampled(
     asked=[parts.train_questions.read(i) for i in prompts['uids'].tolist()],
     rows=rows,
     texts=[

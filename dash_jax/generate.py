@@ -28,7 +28,16 @@ import jax
 import numpy as np
 from absl import flags
 
-from dash_jax import assemble, batches, checks, commands, sharding, weights
+from dash_jax import (
+  assemble,
+  batches,
+  checks,
+  commands,
+  meshes,
+  sharding,
+  tokenizing,
+  weights,
+)
 from dash_jax.data import jsonl as data_jsonl
 from dash_jax.runs import completions, jsonl
 from dash_jax.sampling import decoding
@@ -98,7 +107,7 @@ def main(config, workdir):
   if os.path.isdir(_OUT.value):
     raise ValueError(f'--out={_OUT.value}: must be a file, and is a folder')
   with (
-    jax.set_mesh(assemble.connect(config)),
+    jax.set_mesh(meshes.connect(config)),
     contextlib.ExitStack() as closing,
   ):
     encoding, model = assemble.build_encoding(config, workdir)
@@ -151,7 +160,7 @@ def _make_decoding(config, encoding):
     how['top_k'],
     min_p=how['min_p'],
     min_len=config.sampling.min_completion_len,
-    stop_ids=assemble.find_stop_ids(encoding.tokenizer, stop_text),
+    stop_ids=tokenizing.find_stop_ids(encoding.tokenizer, stop_text),
   )
 
 
@@ -188,7 +197,7 @@ def _sample(config, encoding, model, params, settings, requests, done):
       jax.random.key(config.seed),
       settings,
       limits=limits,
-      find_end=assemble.make_find_end(
+      find_end=tokenizing.make_find_end(
         encoding.tokenizer, config.data.stop_text
       ),
     ):

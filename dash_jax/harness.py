@@ -23,7 +23,7 @@ from absl import flags
 from lm_eval import evaluator, tasks, utils
 from lm_eval.api import model as harness_model
 
-from dash_jax import assemble, commands, evaluate
+from dash_jax import assemble, commands, evaluate, meshes
 from dash_jax.evaluating import texts
 
 
@@ -75,7 +75,7 @@ def main(config, workdir):
     raise ValueError(
       'mesh.multi_host=True: the harness runs in one process; set it to False'
     )
-  with jax.set_mesh(assemble.connect(config)):
+  with jax.set_mesh(meshes.connect(config)):
     encoding, model = assemble.build_encoding(config, workdir)
     params, step = evaluate.load_params(config, model, workdir, given.step)
     found = evaluator.simple_evaluate(

@@ -12,7 +12,7 @@ lost (runs/watch.py); 2 the input is bad.
 import jax
 from absl import flags
 
-from dash_jax import assemble, commands, train
+from dash_jax import commands, meshes, train
 from dash_jax.runs import checkpoint, watch
 from dash_jax.sampling import memory
 
@@ -21,7 +21,7 @@ def main(config, workdir, profile: str = ''):
   """Trains; `profile` is as --profile."""
   memory.share_heap()
   with (
-    jax.set_mesh(assemble.connect(config)),
+    jax.set_mesh(meshes.connect(config)),
     watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
   ):
     finished = train.train(config, workdir, profile)

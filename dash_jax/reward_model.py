@@ -30,6 +30,7 @@ from dash_jax import (
   commands,
   export,
   judge,
+  meshes,
   sharding,
   weights,
 )
@@ -238,7 +239,7 @@ def make(
 
 def main(config, workdir):
   given = flags.FLAGS
-  with jax.set_mesh(assemble.connect(config)):
+  with jax.set_mesh(meshes.connect(config)):
     make(
       config,
       workdir,

@@ -3,14 +3,18 @@
 Rows are handed over as they finish. A thread turns them into text and gives
 them to the worker processes, all that have come at a time, while the device goes
 on; what is left when the last row has finished is all that a step waits for.
+`Sampled` is what comes of it.
 """
 
 import concurrent.futures
+import dataclasses
 import queue
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
+from dash_jax import batches
 from dash_jax.rewards import workers
 from dash_jax.runs import watch
 from dash_jax.sampling import calls
@@ -22,6 +26,84 @@ _PATIENCE_S = 0.5
 OnScored = Callable[
   [np.ndarray, calls.Completions, list[str], workers.Scores], None
 ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampled:
+  """Replies to questions, on the host.
+
+  Attributes:
+    asked: Q questions.
+    rows: with `tokens` and the rest, of these.
+    texts: B texts.
+    scores: of the B rows.
+    began_at: time.perf_counter() when sampling began.
+    sample_s: seconds until the last reply was there.
+    reward_s: seconds that were waited for the last score.
+    terms: f32[B] by name, what the rewards are made of; {} if it is the scores
+      alone.
+    weighted: f32[B], the weighted sum of the terms, if there are such.
+    replaced_rows, replaced_tokens: of groups that others took the place of.
+  """
+
+  asked: list[batches.Question]
+  rows: batches.Rollouts
+  texts: list[str]
+  scores: workers.Scores
+  began_at: float
+  sample_s: float
+  reward_s: float
+  terms: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  weighted: np.ndarray | None = None
+  replaced_rows: int = 0
+  replaced_tokens: int = 0
+
+  @property
+  def rewards(self) -> np.ndarray:
+    """f32[Q, G], what advantages are taken of."""
+    rewards = self.scores.rewards if self.weighted is None else self.weighted
+    return rewards.reshape(self.rows.lengths.shape)
+
+  def find_mixed(self) -> np.ndarray:
+    """Returns bool[Q], the groups whose rewards do not all agree."""
+    rewards = self.rewards
+    return (rewards != rewards[:, :1]).any(axis=1)
+
+  def join(self, other: 'Sampled') -> 'Sampled':
+    """Returns as many groups as there are here: those of both whose rewards do
+    not agree, and of the others as many as are missing."""
+    num, G = self.rows.lengths.shape
+    mixed = np.concatenate([self.find_mixed(), other.find_mixed()])
+    chosen = np.sort(np.argsort(~mixed, kind='stable')[:num])
+    asked = [*self.asked, *other.asked]
+    texts = [*self.texts, *other.texts]
+
+    rows = jax.tree.map(
+      lambda a, b: np.concatenate([a, b])[chosen], self.rows, other.rows
+    )
+    num_tokens = self.rows.lengths.sum() + other.rows.lengths.sum()
+
+    def choose(a, b):
+      return np.concatenate([a, b]).reshape(-1, G)[chosen].reshape(-1)
+
+    return Sampled(
+      asked=[asked[q] for q in chosen],
+      rows=rows,
+      texts=[texts[q * G + g] for q in chosen for g in range(G)],
+      scores=workers.Scores(
+        rewards=choose(self.scores.rewards, other.scores.rewards),
+        timeouts=self.scores.timeouts + other.scores.timeouts,
+        errors=self.scores.errors + other.scores.errors,
+      ),
+      began_at=self.began_at,
+      sample_s=self.sample_s + other.sample_s,
+      reward_s=self.reward_s + other.reward_s,
+      terms=jax.tree.map(choose, self.terms, other.terms),
+      weighted=jax.tree.map(choose, self.weighted, other.weighted),
+      replaced_rows=self.replaced_rows + other.rows.lengths.size,
+      replaced_tokens=self.replaced_tokens
+      + int(num_tokens - rows.lengths.sum()),
+    )
 
 
 class Scoring:

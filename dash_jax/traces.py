@@ -26,7 +26,15 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from dash_jax import assemble, batches, commands, sharding, weights
+from dash_jax import (
+  assemble,
+  batches,
+  commands,
+  meshes,
+  scoring,
+  sharding,
+  weights,
+)
 from dash_jax.runs import jsonl
 
 NAMES = ('train.jsonl', 'test.jsonl', 'pairs.jsonl')
@@ -40,7 +48,7 @@ def sample(
   params: dict,
   asked: list[batches.Question],
   num_replies: int,
-) -> Iterable[assemble.Sampled]:
+) -> Iterable[scoring.Sampled]:
   """Yields the replies to some questions at a time, scored.
 
   Args:
@@ -71,7 +79,7 @@ def sample(
 
 
 def choose(
-  sampled: assemble.Sampled, num_asked: int, most: int
+  sampled: scoring.Sampled, num_asked: int, most: int
 ) -> tuple[list[dict], list[dict]]:
   """Returns the lines of train.jsonl and of pairs.jsonl.
 
@@ -173,7 +181,7 @@ def write(
 
 def main(config, workdir):
   given = flags.FLAGS
-  with jax.set_mesh(assemble.connect(config)):
+  with jax.set_mesh(meshes.connect(config)):
     write(
       config,
       workdir,

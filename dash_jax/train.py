@@ -50,7 +50,7 @@ def train(config, workdir: str, profiled: str = '') -> bool:
   """Runs or resumes a run.
 
   Args:
-    config: a checked config; the mesh in use is `assemble.connect`'s.
+    config: a checked config; the mesh in use is `meshes.connect`'s.
     workdir: the run's folder.
     profiled: 'FIRST:LAST', the steps that profile.py is to trace, or ''.
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 import tiny_run
 
-from dash_jax import assemble, sharding, train
+from dash_jax import meshes, sharding, train
 from dash_jax.rewards import code
 from dash_jax.runs import jsonl
 
@@ -58,7 +58,7 @@ def test_a_policy_is_rewarded_by_tests_of_its_code(tmp_path, monkeypatch):
   config.eval.num_questions = 4
   config.log.rollouts_every_samples = 16
   mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
-  monkeypatch.setattr(assemble, 'connect', lambda config: mesh)
+  monkeypatch.setattr(meshes, 'connect', lambda config: mesh)
   with jax.set_mesh(mesh):
     assert train.train(config, str(tmp_path / 'run'))
   steps = jsonl.read(tmp_path / 'run' / 'metrics.jsonl')[30:]

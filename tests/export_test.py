@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import assemble, export, train
+from dash_jax import export, tokenizing, train
 from dash_jax.data import chat, tokenizer
 from dash_jax.model import hf, llama, presets
 from dash_jax.runs import checkpoint
@@ -101,13 +101,15 @@ def test_a_run_on_a_folders_own_tokenizer_hands_its_files_on(workdir, tmp_path):
   # A chat without a template of the folder's is in the family's.
   config.data.template = 'chat'
   config.model.preset = 'llama2_7b'
-  chatting = assemble.load_tokenizer(config, workdir)
+  chatting = tokenizing.load_tokenizer(config, workdir)
   export.write_tokenizer(config, chatting, out)
   again = tokenizer.load('huggingface', str(out))
   assert again.chat_template == chat.FAMILIES['llama2_'].template
   # The folder's own stays.
   (folder / 'chat_template.jinja').write_text('{{ messages }}')
-  export.write_tokenizer(config, assemble.load_tokenizer(config, workdir), out)
+  export.write_tokenizer(
+    config, tokenizing.load_tokenizer(config, workdir), out
+  )
   again = tokenizer.load('huggingface', str(out))
   assert again.chat_template == '{{ messages }}'
 

@@ -166,7 +166,7 @@ def test_what_is_asked_is_refused_before_weights_are_loaded(
     max_completion_len=8,
     tokenizer=types.SimpleNamespace(stop_ids=(1,)),
   )
-  monkeypatch.setattr(generate.assemble, 'connect', lambda config: mesh)
+  monkeypatch.setattr(generate.meshes, 'connect', lambda config: mesh)
   monkeypatch.setattr(
     generate.assemble, 'build_encoding', lambda *unused: (encoding, None)
   )

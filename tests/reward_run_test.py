@@ -15,7 +15,9 @@ from dash_jax import (
   batches,
   judge,
   main,
+  meshes,
   reward_model,
+  scoring,
   sharding,
   traces,
   train,
@@ -53,7 +55,7 @@ def run(tmp_path_factory):
     config.checkpoint.keep = 9
     mesh = jax.make_mesh((1, 1, 1), sharding.AXES, devices=jax.devices()[:1])
     # It would take all eight.
-    patched.setattr(assemble, 'connect', lambda config: mesh)
+    patched.setattr(meshes, 'connect', lambda config: mesh)
     with jax.set_mesh(mesh):
       yield config
 
@@ -150,7 +152,7 @@ def test_a_pair_is_a_right_reply_and_a_wrong_one_that_stopped():
   right = [[0, 1, 0, 1, 1], [1, 1, 1, 1, 1], [0] * 5, [1, 0, 0, 1, 1]]
   cut = [[1, 1, 0, 0, 0], [0] * 5, [0] * 5, [0, 1, 1, 0, 0]]
   lengths = np.ones((4, 5), np.int32)
-  sampled = assemble.Sampled(
+  sampled = scoring.Sampled(
     asked=[batches.Question(q, q.upper(), uid=0) for q in 'abcd'],
     rows=batches.Rollouts(
       None, None, lengths, None, np.array(cut, bool), lengths

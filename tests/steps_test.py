@@ -11,6 +11,7 @@ from dash_jax import (
   checks,
   feed,
   phases,
+  scoring,
   steps,
   updates,
   weights,
@@ -305,7 +306,7 @@ def test_refilled_groups_take_the_places_of_those_that_agree():
     questions = [
       batches.Question(str(first + i), '', first + i) for i in range(3)
     ]
-    return assemble.Sampled(
+    return scoring.Sampled(
       asked=questions, rows=rows,
       texts=[f'{q.prompt}/{g}' for q in questions for g in range(2)],
       scores=workers.Scores(np.float32(rewards).reshape(-1), 1, 2),

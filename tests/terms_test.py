@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
-from dash_jax import assemble, batches, credit, terms
+from dash_jax import batches, credit, scoring, terms
 from dash_jax import config as config_lib
 from dash_jax.rewards import workers
 
@@ -68,7 +68,7 @@ def test_refilled_groups_are_chosen_by_the_sum_and_keep_their_terms():
 
   def sampled(first, verified, extra):
     verified, extra = np.float32(verified), np.float32(extra)
-    return assemble.Sampled(
+    return scoring.Sampled(
       asked=[batches.Question(str(first + i), '', first + i) for i in range(2)],
       rows=make_rows(first),
       texts=list('abcd'),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import assemble, steps, train
+from dash_jax import assemble, steps, tokenizing, train
 from dash_jax import evaluate as evaluate_lib
 from dash_jax.model import presets
 from dash_jax.runs import jsonl
@@ -22,7 +22,7 @@ def keep_tokenizer(config, tmp_path):
   made = tmp_path / 'made'
   assemble.build(config, str(made)).pool.close()
   config.data.tokenizer = 'sentencepiece'
-  config.data.tokenizer_path = str(made / assemble.TOKENIZER_NAME)
+  config.data.tokenizer_path = str(made / tokenizing.TOKENIZER_NAME)
 
 
 def read(workdir, name):
@@ -184,8 +184,8 @@ def test_a_stop_text_ends_a_reply(config, tmp_path):
   assert parts.stop_ids == tok.stop_ids
   digit = tok.encode('+')
   assert len(digit) == 1
-  assert assemble.find_stop_ids(tok, '+') == (*tok.stop_ids, *digit)
-  assert assemble.make_find_end(tok, '') is None
+  assert tokenizing.find_stop_ids(tok, '+') == (*tok.stop_ids, *digit)
+  assert tokenizing.make_find_end(tok, '') is None
 
 
 def test_a_larger_tokenizer_than_the_model_is_refused(
@@ -213,7 +213,9 @@ def test_a_refused_start_leaves_nothing_that_a_corrected_one_would_use(
   config.data.num_train = 90
   for workdir in (refused, fresh):
     assemble.build(config, str(workdir)).pool.close()
-  made = [(w / assemble.TOKENIZER_NAME).read_bytes() for w in (refused, fresh)]
+  made = [
+    (w / tokenizing.TOKENIZER_NAME).read_bytes() for w in (refused, fresh)
+  ]
   assert made[0] == made[1]
 
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from dash_jax import assemble, checks, weights
+from dash_jax import checks, tokenizing, weights
 from dash_jax import config as config_lib
 from dash_jax.model import hf_write, hub, llama
 
@@ -55,7 +55,7 @@ def test_auto_is_the_architecture_of_the_folder(folder, monkeypatch):
     assert reader.read_max_len(place) == 77
   config.data.tokenizer = 'huggingface'
   config.data.tokenizer_path = 'hub:org/name@v2'
-  assert assemble.find_tokenizer(config) == str(path)
+  assert tokenizing.find_tokenizer(config) == str(path)
 
 
 def test_another_architecture_than_the_presets_is_named(folder):

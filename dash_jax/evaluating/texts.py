@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dash_jax import assemble, batches, sharding
+from dash_jax import assemble, batches, sharding, tokenizing
 from dash_jax.data import chat
 from dash_jax.evaluating import replies
 from dash_jax.learning import projection, reward_model
@@ -61,7 +61,7 @@ class Policy:
   """
 
   config: ml_collections.ConfigDict
-  encoding: assemble.Encoding
+  encoding: tokenizing.Encoding
   model: llama.Llama
   params: dict
 
@@ -109,7 +109,7 @@ class Policy:
       decoding_lib.make_decoding(
         temperature,
         top_p,
-        stop_ids=assemble.find_stop_ids(tok, own_stop),
+        stop_ids=tokenizing.find_stop_ids(tok, own_stop),
       ),
       limits=np.array([[prompts[i].max_tokens] for i in full]),
       find_end=_make_find_end(tok, texts),
@@ -178,8 +178,8 @@ class Policy:
 
 def _make_find_end(tok, texts):
   """Returns what finds the first end of a reply by any of the texts; see
-  `assemble.make_find_end`."""
-  finders = [assemble.make_find_end(tok, text) for text in texts]
+  `tokenizing.make_find_end`."""
+  finders = [tokenizing.make_find_end(tok, text) for text in texts]
   if not finders:
     return None
 

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 from jax.sharding import NamedSharding
 
-from dash_jax import assemble, batches, checks, phases, sharding, weights
+from dash_jax import batches, checks, meshes, phases, sharding, weights
 from dash_jax import config as config_lib
 from dash_jax.learning import learner, packing
 from dash_jax.model import llama, lora
@@ -171,7 +171,7 @@ def make_job(config, devices: devices_lib.Devices) -> Job:
   if config.model.preset != config_lib.AUTO:
     config.model.weights = ''
   model = weights.make_model(config)
-  mesh, sampling_mesh = assemble.make_meshes(config, devices.devices)
+  mesh, sampling_mesh = meshes.make_meshes(config, devices.devices)
   checks.check_model_on_mesh(model.config, mesh.shape['tensor'])
   phase = phases.phases(config, stop_ids=())[-1]
   with jax.set_mesh(mesh):

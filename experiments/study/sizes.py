@@ -21,7 +21,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from dash_jax import assemble, commands, phases, sharding, updates, weights
+from dash_jax import (
+  assemble,
+  commands,
+  meshes,
+  phases,
+  sharding,
+  updates,
+  weights,
+)
 from dash_jax import config as config_lib
 from dash_jax.learning import learner, packing
 from dash_jax.runs import jsonl
@@ -163,7 +171,7 @@ def _time(function):
 
 def main(config):
   out = pathlib.Path(flags.FLAGS.out)
-  with jax.set_mesh(assemble.connect(config)):
+  with jax.set_mesh(meshes.connect(config)):
     jsonl.write(out / NAME, measure(config, out))
   return 0
 

@@ -21,9 +21,11 @@ from dash_jax import (
   assemble,
   export,
   generate,
+  meshes,
   report,
   reward_model,
   sharding,
+  tokenizing,
   traces,
   weights,
 )
@@ -168,7 +170,7 @@ def line(*rows):
 def join(**environment):
   """Names a job's processes as a launcher does."""
   os.environ |= {name.upper(): value for name, value in environment.items()}
-  return assemble._named_processes()
+  return meshes._named_processes()
 
 
 def start(**changes):
@@ -827,7 +829,7 @@ BAD = [
     "model.weights='gone': no such file or folder (looked from {here})",
   ),
   (
-    lambda: assemble.find_tokenizer(start(data__tokenizer_path='gone')),
+    lambda: tokenizing.find_tokenizer(start(data__tokenizer_path='gone')),
     "data.tokenizer_path='gone': no such file or folder (looked from {here})",
   ),
   (
