@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_run
 
-from dash_jax import assemble, evaluate, sharding, weights
+from dash_jax import assemble, evaluate, sharding, tokenizing, weights
 from dash_jax.evaluating import estimates
 from dash_jax.rewards import workers
 
@@ -293,7 +293,7 @@ def test_questions_of_a_file_take_the_place_of_the_held_out_ones(
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   with build(ONE) as (parts, params):
     # The tokenizer that `build` has trained is a run's.
-    monkeypatch.setattr(assemble.checkpoint, 'has_begun', lambda folder: True)
+    monkeypatch.setattr(tokenizing.checkpoint, 'has_begun', lambda folder: True)
     parts.config.data.prompt_field = 'problem'
     other = assemble.build_to_judge(parts.config, str(tmp_path), str(path))
     with other.pool:
