@@ -41,8 +41,6 @@ from dash_jax.rewards import workers
 from dash_jax.runs import sizes, watch
 from dash_jax.sampling import decoding, sampler
 
-TOKENIZER_NAME = 'tokenizer.model'
-
 
 @dataclasses.dataclass(frozen=True)
 class Parts:

@@ -118,8 +118,9 @@ def _saves(question, ours, theirs, of_whom, paper, *, is_main=False):
     paper: by metric, the paper's saving in percent.
     is_main: of the seconds of whole steps.
   """
-  for until in ('for as many replies', 'to equal accuracy'):
-    whole = until == 'for as many replies'
+  for until, whole in (
+    ('for as many replies', True), ('to equal accuracy', False)
+  ):  # fmt: skip
     for key, name in SECONDS.items():
       value = paper.get(key) if whole else None
       to_equal = functools.partial(_seconds_to_equal, key=key)

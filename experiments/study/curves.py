@@ -10,15 +10,16 @@ import math
 import os
 import pathlib
 import statistics
+from collections.abc import Sequence
 
 import numpy as np
 
 from dash_jax.runs import metrics
 
 # Of the gain that two runs share: the level that both have reached. Less than
-# LEAST_GAIN is no gain to take a share of.
+# _LEAST_GAIN is no gain to take a share of.
 _SHARE = 0.9
-LEAST_GAIN = 0.03
+_LEAST_GAIN = 0.03
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +110,18 @@ class Curve:
   def _add_up(self, key):
     """Returns f64[steps + 1], the seconds before each step and after the last."""
     seconds = np.array([row[key] for row in self.steps], float)
-    if len(seconds) > 1:
-      seconds[0] = np.median(seconds[1:])
+    seconds[0] = count_first(seconds)
     return np.concatenate([[0.0], np.cumsum(seconds)])
 
   def _steps_at_evals(self):
     first = self.steps[0]['step'] - 1
     return [max(row['step'] - first, 0) for row in self.evals]
+
+
+def count_first(seconds: Sequence[float]) -> float:
+  """Returns what the first of some steps counts as: the median of the others, or
+  its own seconds if it is alone."""
+  return float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
 
 
 def read(workdir: str | os.PathLike) -> Curve:
@@ -135,7 +141,7 @@ def read(workdir: str | os.PathLike) -> Curve:
 
 def find_level(ours: Curve, theirs: Curve) -> float | None:
   """Returns an accuracy that both runs reach: 0.9 of the smaller gain above the
-  start; None if one has gained less than LEAST_GAIN."""
+  start; None if one has gained less than _LEAST_GAIN."""
   start = max(ours.evals[0]['accuracy'], theirs.evals[0]['accuracy'])
   gain = min(ours.accuracy, theirs.accuracy) - start
-  return start + _SHARE * gain if gain >= LEAST_GAIN else None
+  return start + _SHARE * gain if gain >= _LEAST_GAIN else None

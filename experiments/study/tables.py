@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import statistics
 from collections.abc import Sequence
 
 from dash_jax.reporting import page, workdirs
@@ -11,6 +10,7 @@ from dash_jax.runs import jsonl
 from experiments.study import (
   algorithms,
   comparisons,
+  curves,
   findings,
   jobs,
   run,
@@ -185,10 +185,8 @@ def _even_first_step(read):
   """Returns a run whose first step, which compiles, takes the median's seconds, as
   in curves.py."""
   first, *rest = read.steps
-  if not rest:
-    return read
   first = {
-    key: statistics.median(row[key] for row in rest)
+    key: curves.count_first([row[key] for row in read.steps])
     if key in comparisons.SECONDS
     else value
     for key, value in first.items()
