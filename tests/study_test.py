@@ -11,17 +11,20 @@ import subprocess
 import sys
 import time
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from dash_jax import checks
+from dash_jax import batches, checks
 from dash_jax.learning import packing
+from dash_jax.model import llama
 from dash_jax.reporting import workdirs
 from dash_jax.runs import jsonl
-from dash_jax.sampling import ladder
+from dash_jax.sampling import decoding, ladder, sampler
 from experiments.study import __main__ as study
 from experiments.study import (
   algorithms,
@@ -495,7 +498,8 @@ def test_list_shows_jobs_and_their_cost(tmp_path):
 def whole(mesh, monkeypatch):
   """What `without` takes parts out of comes back."""
   for module, name in (
-    (packing, 'fit'), (packing, 'make_room'), (ladder, 'make')
+    (packing, 'fit'), (packing, 'make_room'), (ladder, 'make'),
+    (sampler, 'Sampler'),
   ):  # fmt: skip
     monkeypatch.setattr(module, name, getattr(module, name))
 
@@ -533,6 +537,41 @@ def test_without_sharing_rows_have_prompts_of_their_own(whole):
   parts, filled, tokens, prompt_lens = fit_some()
   assert all(len(part) == 1 for part in parts)
   assert filled == tokens + 3 * prompt_lens[0] + 4 * prompt_lens[1:].sum()
+
+
+def sample_some(config, **settings):
+  """Returns completions of two prompts, three each, and which rows were handed
+  out."""
+  model = llama.Llama(config)
+  params = llama.init_params(config, jax.random.key(0), jnp.float32)
+  sampled_by = sampler.Sampler(
+    model, params, num_prompts=2, group_size=3, max_prompt_len=4,
+    max_completion_len=5,
+  )  # fmt: skip
+  prompts = batches.PromptBatch(
+    tokens=np.array([[0, 0, 7, 8], [5, 6, 7, 8]], np.int32),
+    lengths=np.array([2, 4], np.int32),
+    uids=np.array([2**31 - 1, 4], np.int32),
+  )
+  how = decoding.make_decoding(**settings)
+  stream = sampled_by.stream(
+    sampled_by.prepare(params), prompts, jax.random.key(1), how
+  )
+  handed, made = zip(*stream, strict=True)
+  return made[-1], np.concatenate(handed).tolist()
+
+
+def test_without_sampled_sharing_a_reply_runs_its_prompt(whole, mesh, tiny):
+  shared, _ = sample_some(tiny, temperature=0.0)
+  without.PARTS['sampled_sharing'](None)
+  apart, handed = sample_some(tiny, temperature=0.0)
+  assert sorted(handed) == list(range(6))
+  np.testing.assert_array_equal(apart.tokens, shared.tokens)
+  np.testing.assert_allclose(apart.logprobs, shared.logprobs, atol=1e-5)
+  # The two prompts' are not alike, and replies to one have noise of their own.
+  assert (apart.tokens[0] != apart.tokens[1]).any()
+  drawn, _ = sample_some(tiny, temperature=1.0)
+  assert len(np.unique(drawn.tokens[0], axis=0)) == 3
 
 
 def test_without_stopping_a_batch_never_narrows(whole):

@@ -11,6 +11,7 @@ from, over the whole run.
 """
 
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ PARTS = {
   'filtering': 'Filtering',
   'packing': 'Packing',
   'sharing': 'Sharing prompts in the learner',
+  'sampled_sharing': 'Sharing prompts in the sampler',
   'stopping': 'Early stopping',
 }
 
@@ -70,6 +72,17 @@ def _learning(*runs):
   shared = set.intersection(*(set(run.sampled_accuracies) for run in runs))
   return [
     statistics.fmean(run.sampled_accuracies[step] for step in shared)
+    for run in runs
+  ]
+
+
+def _unrest(*runs):
+  """How much the accuracy of sampled replies changes from a step to the next,
+  standard deviation."""
+  return [
+    statistics.stdev(
+      b - a for a, b in itertools.pairwise(row['accuracy'] for row in run.steps)
+    )
     for run in runs
   ]
 
@@ -216,9 +229,14 @@ def _against_imitation():
     for name, whose, paper in (
       ('sft_data', "SFT on the data's solutions", '+23.4 points (no KL)'),
       (
+        'sft_traces_stronger',
+        "SFT on a stronger model's traces, whose making is not counted,",
+        '+7.4 points (a larger model)',
+      ),
+      (
         'sft_traces',
         "SFT on traces of the run's own end, whose making is not counted,",
-        '+7.4 points (a larger model)',
+        '',
       ),
     ):
       yield _differs(
@@ -251,6 +269,11 @@ def _ppo():
       4, f'Accuracy of {title} varies more over seeds', name, 'dash', 'above',
       metric='deviation over seeds, log2 of the ratio', measure=_accuracy,
       combine='spread', unit='', scale=1.0,
+    )  # fmt: skip
+    yield _differs(
+      4, f'Accuracy of replies that {title} samples changes more from step to'
+      ' step', name, 'dash', 'above', measure=_unrest,
+      metric='deviation of the change, difference',
     )  # fmt: skip
     yield _differs(
       4, f'{title} falls from its best accuracy', name, 'dash', 'above',
@@ -315,7 +338,23 @@ FILTERS = {
 }
 
 
+# Of them, those that are a threshold.
+THRESHOLDS = {
+  'dash': 0.0,
+  'filter_0.6': 0.6,
+  'filter_0.8': 0.8,
+  'filter_1.2': 1.2,
+  'filter_2': 2.0,
+}
+
+
 def _filters():
+  yield findings.Comparison(
+    6, 'A threshold hurts from here on: learning is slower by'
+    f' {findings.MARGIN:g} points', 'threshold, of up to 2, on a straight line'
+    ' between those tried', ('unfiltered', *THRESHOLDS), _threshold_that_hurts,
+    'mean', '', is_main=True,
+  )  # fmt: skip
   for name, title in FILTERS.items():
     is_main = name in ('dash', 'filter_0.8', 'filter_2')
     yield findings.Comparison(
@@ -340,11 +379,26 @@ def _filters():
     )  # fmt: skip
 
 
+def _threshold_that_hurts(unfiltered, *filtered):
+  """The lowest of THRESHOLDS' range with which MARGIN fewer of all sampled replies
+  are right than without a filter."""
+  full, *shares = _learning(unfiltered, *filtered)
+  losses = [100 * (full - share) for share in shares]
+  before = (0.0, 0.0)
+  for threshold, loss in zip(THRESHOLDS.values(), losses, strict=True):
+    if loss >= findings.MARGIN:
+      x, y = before
+      return [x + (threshold - x) * (findings.MARGIN - y) / (loss - y)]
+    before = (threshold, loss)
+  return None
+
+
 def _rewards_and_groups():
   for name, title in (
     ('reward_format', 'A reward for the format'),
     ('reward_length', 'A penalty on length'),
     ('with_reward_model', 'A learned reward model beside the verifier'),
+    ('reward_model_alone', 'A learned reward model in place of the verifier'),
   ):
     yield _differs(
       7, f'{title} costs no accuracy', name, 'dash', 'not below', is_main=True

@@ -31,6 +31,8 @@ class Task:
     num_evals: of runs whose time to an accuracy is read off.
     sft_share: of a supervised run on as many rows as `dash` samples, the share
       that takes as long as `dash`.
+    stronger: fields of a model that is better from the start, whose replies are
+      imitated; without any it is `dash` with five times the budget.
     seconds: of each job by name, and of others by ''; {} where nobody knows.
   """
 
@@ -41,6 +43,7 @@ class Task:
   one_question: dict = dataclasses.field(default_factory=dict)
   num_evals: int = 10
   sft_share: float = 0.3
+  stronger: dict = dataclasses.field(default_factory=dict)
   seconds: dict = dataclasses.field(default_factory=dict)
 
   @property
@@ -131,11 +134,13 @@ class _Grid:
 
     Args:
       name: of the job.
-      of: of the run.
+      of: of the run; without one of that name, the weights that `shared` names
+        are asked.
       shared: fields that it changed.
       questions: that it is for.
     """
     asked = self.num_samples // _NUM_REPLIES
+    known = {job.name for job in self.jobs}
     self.add_other(
       name,
       'dash_jax.traces',
@@ -144,7 +149,7 @@ class _Grid:
         f'--replies={_NUM_REPLIES}',
         f'--questions={asked}',
       ),
-      needs=(*self.needs, *(() if of == 'start' else (of,))),
+      needs=tuple(dict.fromkeys((*self.needs, *({of} & known)))),
       shared=shared,
       questions=questions,
     )
@@ -194,8 +199,8 @@ def make_grid(task: Task) -> jobs.Part:
   _add_baselines(grid, often)
   _add_filtered_grpo(grid, often)
   _add_sizes(grid)
-  _add_imitation(grid)
   _add_variants(grid)
+  _add_imitation(grid)
   _add_filters(grid)
   _add_rewards(grid)
   _add_parts(grid)
@@ -246,6 +251,11 @@ def _add_sizes(grid):
 
 def _add_imitation(grid):
   grid.add_traces('traces', 'dash', grid.common, (3,))
+  stronger = grid.task.stronger
+  grid.add_traces(
+    'traces_stronger', 'stronger' if stronger else 'long_kl_0',
+    grid.common | (stronger or _make_long(grid)), (3,),
+  )  # fmt: skip
   steps = grid.num_samples // grid.config.optim.sft_batch_size
   for suffix, share in (('', 1.0), ('_short', grid.task.sft_share)):
     num = max(round(share * steps), 1)
@@ -255,10 +265,11 @@ def _add_imitation(grid):
     )
     rows = num * grid.config.optim.sft_batch_size
     grid.add(f'sft_data{suffix}', fields, (3,), replies=rows)
-    grid.add(
-      f'sft_traces{suffix}', fields | algorithms.OF_TRACES, (3,),
-      needs=(*grid.needs, 'traces'), replies=rows,
-    )  # fmt: skip
+    for whose in ('traces', 'traces_stronger'):
+      grid.add(
+        f'sft_{whose}{suffix}', fields | algorithms.imitate(whose), (3,),
+        needs=(*grid.needs, whose), replies=rows,
+      )  # fmt: skip
   often = {'eval.every_samples': grid.num_samples // 4}
   grid.add(
     'rejection', often | {'loss': 'supervised', 'normalizer': 'token'}, (3,)
@@ -285,15 +296,18 @@ def _add_variants(grid):
   }.items():
     grid.add(name, fields, (5,))
   for name, kl_coef in {'long_kl_0': 0.0, 'long_kl_0.04': 0.04}.items():
-    fields = {
-      'num_samples': 5 * grid.num_samples,
-      'eval.every_samples': grid.num_samples,
-    }
-    grid.add(name, fields | {'kl_coef': kl_coef}, (5,))
+    grid.add(name, _make_long(grid) | {'kl_coef': kl_coef}, (5,))
   for steps in (0, 1, 2, 4):
     # As old as they may be, rows are corrected alike.
     fields = {'max_staleness': steps, 'importance_cap': 2.0}
     grid.add(f'stale_{steps}', fields, (8,))
+
+
+def _make_long(grid):
+  return {
+    'num_samples': 5 * grid.num_samples,
+    'eval.every_samples': grid.num_samples,
+  }
 
 
 def _add_filters(grid):
@@ -319,10 +333,14 @@ def _add_rewards(grid):
   grid.add_reward_model((7,))
   grid.add('reward_format', {'reward.format_weight': 0.1}, (7,))
   grid.add('reward_length', {'reward.length_weight': 0.1}, (7,))
-  grid.add(
-    'with_reward_model', algorithms.WITH_MODEL, (7,),
-    needs=(*grid.needs, 'reward_model'),
-  )  # fmt: skip
+  for name, fields in {
+    'with_reward_model': {},
+    'reward_model_alone': {'reward.weight': 0.0, 'reward.model_weight': 1.0},
+  }.items():
+    grid.add(
+      name, algorithms.WITH_MODEL | fields, (7,),
+      needs=(*grid.needs, 'reward_model'),
+    )  # fmt: skip
   for size in comparisons.GROUP_SIZES:
     if size != grid.config.algorithm.group_size:
       grid.add(f'group_{size}', {'group_size': size}, (7,))

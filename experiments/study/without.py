@@ -4,8 +4,9 @@
         --workdir=DIR [--config.section.field=value ..]
 
 The parts are not options of dash_jax: nobody wants a run without them. What a
-run samples and learns stays the same, but for the order in which floats are added.
-Filtering is an option, algorithm.filter.
+run samples and learns stays the same, but for the order in which floats are added
+and, without shared prompts in the sampler, for the noise. Filtering is an option,
+algorithm.filter.
 """
 
 import dataclasses
@@ -13,10 +14,10 @@ import dataclasses
 import numpy as np
 from absl import flags
 
-from dash_jax import commands
+from dash_jax import batches, commands
 from dash_jax import main as main_lib
 from dash_jax.learning import packing
-from dash_jax.sampling import ladder
+from dash_jax.sampling import calls, ladder, sampler
 
 
 def pad(config) -> None:
@@ -56,6 +57,47 @@ def part_groups(config) -> None:
   packing.fit, packing.make_room = fit_apart, make_room_apart
 
 
+class _Apart:
+  """A sampler that runs a prompt for each reply; see `sampler.Sampler`."""
+
+  def __init__(self, *args, num_prompts, group_size, **options):
+    self.group_size = group_size
+    self._sampler = _Sampler(
+      *args, num_prompts=num_prompts * group_size, group_size=1, **options
+    )
+    self.prepare = self._sampler.prepare
+
+  def stream(self, weights, prompts, key, decoding, **options):
+    Q, G = len(prompts.uids), self.group_size
+    each = batches.PromptBatch(
+      tokens=prompts.tokens.repeat(G, axis=0),
+      lengths=prompts.lengths.repeat(G),
+      # Replies to a question are to differ.
+      uids=prompts.uids.repeat(G) ^ np.tile(np.arange(G) << 20, Q).astype('i4'),
+    )
+    for rows, made in self._sampler.stream(
+      weights, each, key, decoding, **options
+    ):
+      yield (
+        rows,
+        calls.Completions(
+          **{
+            name: x.reshape(Q, G, *x.shape[2:])
+            for name, x in vars(made).items()
+          }
+        ),
+      )
+
+
+_Sampler = sampler.Sampler
+
+
+def part_prompts(config) -> None:
+  """Runs the prompt of every reply by itself."""
+  del config
+  sampler.Sampler = _Apart
+
+
 def keep_stopped(config) -> None:
   """Lets rows that have stopped cost as much as those that go on."""
   del config
@@ -70,7 +112,12 @@ def keep_stopped(config) -> None:
   ladder.make = make_wide
 
 
-PARTS = {'packing': pad, 'sharing': part_groups, 'stopping': keep_stopped}
+PARTS = {
+  'packing': pad,
+  'sharing': part_groups,
+  'sampled_sharing': part_prompts,
+  'stopping': keep_stopped,
+}
 
 
 def main(config, workdir):
