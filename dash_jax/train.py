@@ -24,7 +24,6 @@ from dash_jax import (
   feed,
   phases,
   profile,
-  report,
   sharding,
   steps,
   updates,
@@ -103,6 +102,9 @@ def train(config, workdir: str, profiled: str = '') -> bool:
       watch.mark('waiting for the last checkpoint')
       saved.wait()
   if finished and is_writer:
+    # Its matplotlib is a third of all that a command loads before it begins.
+    from dash_jax import report
+
     with _at_work(workdir):
       progress.print_summary(report.summarize(workdir))
       report.draw([workdir], pathlib.Path(workdir) / 'curves.png')

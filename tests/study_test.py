@@ -101,7 +101,7 @@ def make_curve(shares, *, every=6, step_s=1.0, first=0, **values):
 
 
 def test_time_to_accuracy_is_read_off_straight_lines():
-  """The first step, which compiles, counts as the median of the others. Accuracy
+  """The first step, which compiles, counts as the median of the next. Accuracy
   is reached behind a step, of those between two evaluations."""
   curve = make_curve([0.2, 0.4, 0.8, 0.7], every=2, first=7)
   assert curve.seconds() == 6
@@ -146,6 +146,8 @@ def test_falls_are_those_between_evaluations_that_both_have():
   seldom = make_curve([0.2, 0.6], every=6)
   assert comparisons._fall(often, seldom) == pytest.approx([0.0, 0.0])
   assert comparisons._fall(often) == pytest.approx([0.5])
+  recovers = make_curve([0.2, 0.9, 0.3, 0.8], every=2)
+  assert comparisons._worst_fall(recovers, often) == pytest.approx([0.6, 0.5])
 
 
 def find(claim, **runs):
@@ -188,6 +190,32 @@ def test_a_saving_is_judged_over_seeds():
   )
 
 
+def test_the_threshold_that_hurts_is_the_lowest_with_a_sure_loss():
+  def make(*shares):
+    return {
+      seed: curves.Curve([{'accuracy': share, 'staleness': 0.0}], [])
+      for seed, share in enumerate(shares)
+    }
+
+  runs = {
+    'unfiltered': make(0.5, 0.6, 0.7),
+    'dash': make(0.5, 0.6, 0.7),
+    'filter_0.8': make(0.4, 0.7, 0.6),  # lower, or by chance
+    'filter_1.2': make(0.4, 0.51, 0.6),
+    'filter_1.5': make(0.3, 0.4, 0.5),
+  }
+  assert not list(comparisons.find_threshold(runs, 'tiny'))
+  (found,) = comparisons.find_threshold(
+    runs | {'filter_2': make(0.1, 0.2, 0.3)}, 'tiny'
+  )
+  assert found.figure == '1.200'
+  none = dict.fromkeys(runs | {'filter_2': None}, runs['dash'])
+  (found,) = comparisons.find_threshold(none, 'tiny')
+  assert (found.figure, found.verdict) == (
+    'none', 'not decided: none of 0, 0.8, 1.2, 1.5, 2',
+  )  # fmt: skip
+
+
 def test_seeds_that_reach_no_accuracy_decide_nothing():
   rises, stays = make_curve([0.2, 0.6]), make_curve([0.2, 0.21])
   slow = make_curve([0.2, 0.6], step_s=9.0)
@@ -208,6 +236,7 @@ def test_seeds_that_reach_no_accuracy_decide_nothing():
     (-4.0, 1.0, 'not decided', 'not decided'),
     (-6.0, -2.0, 'not decided', 'not decided'),
     (-6.0, -4.0, 'does not hold here', 'does not hold here'),
+    (-2.0, -1.0, 'holds', 'holds'),
   ],
 )
 def test_no_difference_is_one_within_a_margin(low, high, near, not_below):
@@ -227,6 +256,14 @@ def test_a_difference_too_small_to_matter_is_none():
   assert found.verdict == 'does not hold here: within 3 of 0'
   interval = intervals.Interval(0, -1, 1, 3)
   assert findings.judge(interval, 'below') == 'not decided: interval spans 0'
+  # No smaller than the paper's.
+  assert findings.judge(interval, 'below', -0.5, 3.0) == (
+    'not decided: interval spans 0'
+  )
+  worse = intervals.Interval(-4, -6, -2, 3)
+  assert findings.judge(worse, 'not below', None, 3.0) == (
+    'not decided: a difference, and perhaps of less than 3'
+  )
   assert findings.judge(interval, '') == 'measured'
   small = intervals.Interval(1.0, 0.2, 1.8, 3)
   assert findings.judge(small, 'above', 20.0, 3.0) == (
@@ -249,6 +286,12 @@ def test_sizes_are_compared():
     row.claim: row for row in comparisons.find_sizes([lines] * 2, 'tiny')
   }
   last = found['Sampling is fastest in larger batches than learning']
+  assert last.found.mean == 2
+  # The largest that was tried is the fastest: the ratio may be larger.
+  assert last.metric.endswith('at least')
+  assert last.verdict == 'holds'
+  slower = lines[:-1] + [lines[2] | {'size': 64, 'sample_tokens_per_s': 1.0}]
+  *_, last = comparisons.find_sizes([slower + lines[-1:]] * 2, 'tiny')
   assert last.found.mean == 2
   assert last.verdict == 'holds, by less than in the paper'
   assert found['Fastest size of sampling, of up to 32'].found.mean == 32
@@ -391,6 +434,7 @@ def test_in_the_page_a_first_step_takes_the_medians_seconds(tmp_path):
   steps = [
     {'step': i, 'step_s': s} for i, s in enumerate((50.0, 1.0, 3.0, 2.0))
   ]
+  steps += [{'step': 4, 'step_s': 9.0}] * 9  # which learn from other rows
   read = workdirs.Run(tmp_path, {}, steps, [])
   even = tables._even_first_step(read)
   assert even.steps == [{'step': 0, 'step_s': 2.0}, *steps[1:]]
@@ -415,6 +459,24 @@ def test_a_job_that_fails_costs_those_that_need_it(tmp_path, capsys):
     'third.log',
   ]
   assert not (tmp_path / run.FINISHED_NAME).exists()
+
+
+def test_traces_are_not_those_of_a_start_whose_run_has_no_checkpoint(
+  tmp_path, capsys
+):
+  """As where a study goes on that had nothing to wait for it."""
+  traces = jobs.Job(
+    'traces', 'no_such_module', flags=('--workdir={folder}/dash',)
+  )
+  turns = run.list_turns([jobs.Part('tiny', (traces,))], [0])
+  folder = tmp_path / 'tiny' / 'seed_0'
+  (folder / 'dash').mkdir(parents=True)
+  assert run.run(turns, tmp_path) == 1
+  assert 'traces: needs the checkpoint of dash' in capsys.readouterr().out
+  assert not (folder / 'traces.log').exists()
+  (folder / 'dash' / 'checkpoints').mkdir()
+  assert run.run(turns, tmp_path) == 1
+  assert (folder / 'traces.log').exists()
 
 
 def make_part(**seconds):
@@ -540,8 +602,8 @@ def test_without_sharing_rows_have_prompts_of_their_own(whole):
 
 
 def sample_some(config, **settings):
-  """Returns completions of two prompts, three each, and which rows were handed
-  out."""
+  """Returns completions of two prompts, three each, which rows were handed out, and
+  the sampler."""
   model = llama.Llama(config)
   params = llama.init_params(config, jax.random.key(0), jnp.float32)
   sampled_by = sampler.Sampler(
@@ -558,20 +620,25 @@ def sample_some(config, **settings):
     sampled_by.prepare(params), prompts, jax.random.key(1), how
   )
   handed, made = zip(*stream, strict=True)
-  return made[-1], np.concatenate(handed).tolist()
+  return made[-1], np.concatenate(handed).tolist(), sampled_by
 
 
 def test_without_sampled_sharing_a_reply_runs_its_prompt(whole, mesh, tiny):
-  shared, _ = sample_some(tiny, temperature=0.0)
+  shared, _, _ = sample_some(tiny, temperature=0.0)
+  drawn_shared, _, one = sample_some(tiny, temperature=1.0)
   without.PARTS['sampled_sharing'](None)
-  apart, handed = sample_some(tiny, temperature=0.0)
+  apart, handed, several = sample_some(tiny, temperature=0.0)
   assert sorted(handed) == list(range(6))
   np.testing.assert_array_equal(apart.tokens, shared.tokens)
   np.testing.assert_allclose(apart.logprobs, shared.logprobs, atol=1e-5)
   # The two prompts' are not alike, and replies to one have noise of their own.
   assert (apart.tokens[0] != apart.tokens[1]).any()
-  drawn, _ = sample_some(tiny, temperature=1.0)
+  drawn, _, _ = sample_some(tiny, temperature=1.0)
   assert len(np.unique(drawn.tokens[0], axis=0)) == 3
+  assert (drawn.tokens != drawn_shared.tokens).any()
+  # As runs see it, where 'auto' has found how many rows fit.
+  assert several.batch_size == one.batch_size == 6
+  assert several.group_size == one.group_size == 3
 
 
 def test_without_stopping_a_batch_never_narrows(whole):

@@ -14,19 +14,15 @@ from experiments.study import findings, intervals, jobs
 NUM_SAMPLES = 10_240  # of the quickstart
 _SFT = {'name': 'sft', 'sft_steps': NUM_SAMPLES // 16}
 
-
-def imitate(traces: str) -> dict:
-  """Returns the fields of SFT on right replies that a job has sampled."""
-  return {
-    'data.source': 'jsonl',
-    'data.path': f'{{folder}}/{traces}/{{split}}.jsonl',
-    'data.solution_field': 'solution',
-    'data.num_train': 0,
-    # Replies may take more tokens when they are encoded again.
-    'data.too_long': 'drop',
-  }
-
-
+# Another policy's right replies, which its job of that name has sampled.
+OF_TRACES = {
+  'data.source': 'jsonl',
+  'data.path': '{folder}/traces/{split}.jsonl',
+  'data.solution_field': 'solution',
+  'data.num_train': 0,
+  # Replies may take more tokens when they are encoded again.
+  'data.too_long': 'drop',
+}
 WITH_MODEL = {
   'reward.model': 'hf:{folder}/reward_model',
   'reward.model_weight': 0.1,
@@ -93,7 +89,7 @@ ALGORITHMS = {
   'DPO of best and worst': {'loss': 'dpo', 'dpo_beta': 0.5},
   'rejection sampling': {'loss': 'supervised', 'normalizer': 'token'},
   "SFT on the data's solutions": _SFT,
-  'SFT on traces of the DASH run': _SFT | imitate('traces'),
+  'SFT on traces of the DASH run': _SFT | OF_TRACES,
   'format and length beside the verifier': {
     'reward.format_weight': 0.1,
     'reward.length_weight': 0.1,

@@ -2,7 +2,7 @@
 
 Seconds are those of optimizer steps alone. The first step compiles, which takes
 as long for a run of an hour as for one of a minute, so that it counts as the
-median of the others. Between two evaluations accuracy is a straight line.
+median of the next. Between two evaluations accuracy is a straight line.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from dash_jax.runs import metrics
 # _LEAST_GAIN is no gain to take a share of.
 _SHARE = 0.9
 _LEAST_GAIN = 0.03
+_NEXT = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +120,11 @@ class Curve:
 
 
 def count_first(seconds: Sequence[float]) -> float:
-  """Returns what the first of some steps counts as: the median of the others, or
-  its own seconds if it is alone."""
-  return float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
+  """Returns what the first of some steps counts as: the median of the next _NEXT,
+  which learn from about as many rows; or its own seconds if it is alone."""
+  return float(
+    np.median(seconds[1 : 1 + _NEXT] if len(seconds) > 1 else seconds)
+  )
 
 
 def read(workdir: str | os.PathLike) -> Curve:

@@ -36,7 +36,7 @@ class Finding:
     unit: such as '%', 'points', 'tokens/s'.
     paper: the paper's figure in words; '' if it has none.
     verdict: in words, of `judge`.
-    runs: names of the runs that are compared, the first with the second.
+    runs: names of the runs that are compared, the first with the others.
     is_main: whether it belongs in a short table.
   """
 
@@ -202,9 +202,11 @@ def judge(
       return 'holds'
     if high <= -margin or (expects == 'near' and low >= margin):
       return 'does not hold here'
+    if high < 0 or (expects == 'near' and low > 0):
+      return f'not decided: a difference, and perhaps of less than {margin:g}'
     return f'not decided: interval reaches beyond {margin:g}'
   if low <= 0 <= high:
-    if is_near:
+    if is_near and not (paper_value is not None and low <= paper_value <= high):
       return f'does not hold here: within {margin:g} of 0'
     return 'not decided: interval spans 0'
   if (low > 0) != (expects == 'above'):

@@ -46,6 +46,14 @@ class Job:
   is_short: bool = False
   seconds: float | None = None
 
+  @property
+  def asks(self) -> tuple[str, ...]:
+    """The runs whose newest checkpoint it reads."""
+    start = '--workdir={folder}/'
+    return tuple(
+      flag.removeprefix(start) for flag in self.flags if flag.startswith(start)
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -55,12 +63,17 @@ class Part:
   jobs: tuple[Job, ...]
 
 
+def name_fields(fields: dict) -> dict:
+  """Returns them by 'section.field'."""
+  return {
+    name if '.' in name else f'algorithm.{name}': value
+    for name, value in fields.items()
+  }
+
+
 def show_fields(fields: dict) -> list[str]:
   """Returns 'section.field=value' of each."""
-  return [
-    f'{name if "." in name else f"algorithm.{name}"}={value}'
-    for name, value in fields.items()
-  ]
+  return [f'{name}={value}' for name, value in name_fields(fields).items()]
 
 
 def find_folder(out: pathlib.Path, part: Part, seed: int) -> pathlib.Path:

@@ -28,6 +28,7 @@ from experiments.study import curves, findings, jobs
 
 FINISHED_NAME = 'finished.jsonl'
 _LOOK_S = 0.5  # between two looks at a job
+_KEPT = 'checkpoints'  # of a workdir
 _TAIL = 2_000  # characters of a failed job's log
 
 
@@ -175,6 +176,16 @@ def run(
       if missing:
         lost[turn.key] = f'needs {", ".join(missing)}'
         continue
+      folder = jobs.find_folder(out, turn.part, turn.seed)
+      gone = [
+        name for name in turn.job.asks if not (folder / name / _KEPT).exists()
+      ]
+      if gone:
+        lost[turn.key] = (
+          f'needs the checkpoint of {gone[0]}, which was deleted when nothing'
+          f' waited for it: delete its line of {FINISHED_NAME} and its folder'
+        )
+        continue
       code, seconds = _run_one(turn, out, changes, stop, line, record, left[i:])
       if stop.asked:
         line.say(
@@ -268,7 +279,7 @@ def _delete_checkpoints(turns, record, out):
     )
     if turn.key in record.rows and not is_waited_for:
       folder = jobs.find_folder(out, turn.part, seed) / name
-      shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+      shutil.rmtree(folder / _KEPT, ignore_errors=True)
 
 
 class _Stop:

@@ -14,7 +14,7 @@ import math
 from experiments.study import algorithms, comparisons, jobs
 
 _NUM_REPLIES = 4  # to a question, of traces
-_SHORT_STEPS = 4  # of runs whose seconds or gradients are compared, and no more
+_SHORT_STEPS = 3  # of runs whose gradients are compared, and no more
 _NEVER = 10**9
 
 
@@ -31,8 +31,6 @@ class Task:
     num_evals: of runs whose time to an accuracy is read off.
     sft_share: of a supervised run on as many rows as `dash` samples, the share
       that takes as long as `dash`.
-    stronger: fields of a model that is better from the start, whose replies are
-      imitated; without any it is `dash` with five times the budget.
     seconds: of each job by name, and of others by ''; {} where nobody knows.
   """
 
@@ -43,15 +41,15 @@ class Task:
   one_question: dict = dataclasses.field(default_factory=dict)
   num_evals: int = 10
   sft_share: float = 0.3
-  stronger: dict = dataclasses.field(default_factory=dict)
   seconds: dict = dataclasses.field(default_factory=dict)
 
   @property
   def settings(self):
-    """Its config, with the number of samples."""
+    """Its config, with what every run changes."""
     name = self.config.removesuffix('.py').replace('/', '.')
     config = importlib.import_module(name).get_config()
     config.algorithm.num_samples = self.num_samples
+    config.update_from_flattened_dict(jobs.name_fields(self.fields))
     return config
 
 
@@ -134,13 +132,11 @@ class _Grid:
 
     Args:
       name: of the job.
-      of: of the run; without one of that name, the weights that `shared` names
-        are asked.
+      of: of the run.
       shared: fields that it changed.
       questions: that it is for.
     """
     asked = self.num_samples // _NUM_REPLIES
-    known = {job.name for job in self.jobs}
     self.add_other(
       name,
       'dash_jax.traces',
@@ -149,7 +145,7 @@ class _Grid:
         f'--replies={_NUM_REPLIES}',
         f'--questions={asked}',
       ),
-      needs=tuple(dict.fromkeys((*self.needs, *({of} & known)))),
+      needs=(*self.needs, *(() if of == 'start' else (of,))),
       shared=shared,
       questions=questions,
     )
@@ -199,7 +195,7 @@ def make_grid(task: Task) -> jobs.Part:
   _add_baselines(grid, often)
   _add_filtered_grpo(grid, often)
   _add_sizes(grid)
-  _add_variants(grid)
+  _add_variants(grid, often)
   _add_imitation(grid)
   _add_filters(grid)
   _add_rewards(grid)
@@ -223,8 +219,8 @@ def _add_baselines(grid, often):
     grid: to add to.
     often: when to evaluate.
   """
-  grid.add('dash', often, (1, 3, 4, 5, 6, 7))
-  grid.add('unfiltered', often | {'filter': 'none'}, (1, 6))
+  grid.add('dash', often, (1, 3, 4, 5, 6, 7, 9))
+  grid.add('unfiltered', often | {'filter': 'none'}, (1, 6, 9))
   grid.add('grpo', often | grid.task.one_question | {'name': 'grpo'}, (1,))
 
 
@@ -250,12 +246,7 @@ def _add_sizes(grid):
 
 
 def _add_imitation(grid):
-  grid.add_traces('traces', 'dash', grid.common, (3,))
-  stronger = grid.task.stronger
-  grid.add_traces(
-    'traces_stronger', 'stronger' if stronger else 'long_kl_0',
-    grid.common | (stronger or _make_long(grid)), (3,),
-  )  # fmt: skip
+  grid.add_traces('traces', 'long_kl_0', grid.common | _make_long(grid), (3,))
   steps = grid.num_samples // grid.config.optim.sft_batch_size
   for suffix, share in (('', 1.0), ('_short', grid.task.sft_share)):
     num = max(round(share * steps), 1)
@@ -265,20 +256,18 @@ def _add_imitation(grid):
     )
     rows = num * grid.config.optim.sft_batch_size
     grid.add(f'sft_data{suffix}', fields, (3,), replies=rows)
-    for whose in ('traces', 'traces_stronger'):
-      grid.add(
-        f'sft_{whose}{suffix}', fields | algorithms.imitate(whose), (3,),
-        needs=(*grid.needs, whose), replies=rows,
-      )  # fmt: skip
+    grid.add(
+      f'sft_traces{suffix}', fields | algorithms.OF_TRACES, (3,),
+      needs=(*grid.needs, 'traces'), replies=rows,
+    )  # fmt: skip
   often = {'eval.every_samples': grid.num_samples // 4}
   grid.add(
     'rejection', often | {'loss': 'supervised', 'normalizer': 'token'}, (3,)
   )
 
 
-def _add_variants(grid):
+def _add_variants(grid, often):
   """PPO, KL and staleness."""
-  often = {'eval.every_samples': grid.num_samples // 4}
   grid.add('ppo_multi', often | {'num_epochs': 3}, (4,))
   num_questions = grid.config.algorithm.batch_size
   num_questions //= grid.config.algorithm.group_size
@@ -288,16 +277,11 @@ def _add_variants(grid):
     'kl_0.04': {'kl_coef': 0.04},
     'kl_0.1': {'kl_coef': 0.1},
     'kl_0.1_linear': {'kl_coef': 0.1, 'kl_schedule': 'linear'},
-    'kl_adaptive': {
-      'kl_coef': 0.04,
-      'kl_schedule': 'adaptive',
-      'kl_target': 0.05,
-    },
   }.items():
     grid.add(name, fields, (5,))
   for name, kl_coef in {'long_kl_0': 0.0, 'long_kl_0.04': 0.04}.items():
     grid.add(name, _make_long(grid) | {'kl_coef': kl_coef}, (5,))
-  for steps in (0, 1, 2, 4):
+  for steps in comparisons.STALENESS:
     # As old as they may be, rows are corrected alike.
     fields = {'max_staleness': steps, 'importance_cap': 2.0}
     grid.add(f'stale_{steps}', fields, (8,))
@@ -314,15 +298,19 @@ def _add_filters(grid):
   """Not whole groups: where rewards are 0 and 1, they are the threshold 0."""
   batch_size = grid.config.algorithm.batch_size
   rules = {
-    'dash': {},
-    'filter_0.6': {'filter_threshold': 0.6},
-    'filter_0.8': {'filter_threshold': 0.8},
-    'filter_1.2': {'filter_threshold': 1.2},
-    'filter_2': {'filter_threshold': 2.0},
+    name: {'filter_threshold': threshold} if threshold else {}
+    for name, threshold in comparisons.THRESHOLDS.items()
+  } | {
     'filter_largest': {'filter': 'largest', 'filter_rows': batch_size // 4},
     'filter_pods': {'filter': 'max_variance', 'filter_rows': batch_size // 2},
   }
-  short = _shorten(grid) | {'report_cosine': True}
+  num = _SHORT_STEPS * batch_size
+  short = {
+    'num_samples': num,
+    'eval.num_questions': 16,
+    'eval.every_samples': num,
+    'report_cosine': True,
+  }
   for name, fields in rules.items():
     if name != 'dash':
       grid.add(name, fields, (6,))
@@ -347,24 +335,12 @@ def _add_rewards(grid):
 
 
 def _add_parts(grid):
-  short = _shorten(grid)
-  grid.add('with_all', short, (9,), is_short=True)
-  grid.add('without_filtering', short | {'filter': 'none'}, (9,), is_short=True)
   for part in comparisons.PARTS:
     if part != 'filtering':
       grid.add(
-        f'without_{part}', short, (9,), is_short=True,
-        module=jobs.WITHOUT, flags=(f'--part={part}',),
+        f'without_{part}', {}, (9,), module=jobs.WITHOUT,
+        flags=(f'--part={part}',),
       )  # fmt: skip
-
-
-def _shorten(grid):
-  num = _SHORT_STEPS * grid.config.algorithm.batch_size
-  return {
-    'num_samples': num,
-    'eval.num_questions': 16,
-    'eval.every_samples': num,
-  }
 
 
 def make_algorithms(task: Task) -> jobs.Part:
@@ -385,17 +361,23 @@ _QUICKSTART = Task(
   'quickstart',
   'experiments/quickstart.py',
   num_samples=5_120,
-  fields={'eval.num_questions': 512, 'checkpoint.every_samples': _NEVER},
-  # An evaluation takes one second, and accuracy rises in the first steps.
-  num_evals=40,
+  fields={
+    'eval.num_questions': 512,
+    'checkpoint.every_samples': _NEVER,
+    # With the quickstart's rate, three times this, two steps reach the end, and
+    # all runs are alike behind them.
+    'optim.learning_rate': 3e-5,
+    'optim.grpo_learning_rate': 1e-5,
+  },
+  num_evals=20,  # one a step of `dash`
   seconds={
     '': 24,
     'start': 160,
     'exported': 6,
-    'dash': 43,
-    'unfiltered': 51,
-    'grpo': 92,
-    'grpo_filtered': 82,
+    'dash': 34,
+    'unfiltered': 42,
+    'grpo': 80,
+    'grpo_filtered': 70,
     'sizes': 60,
     'traces': 15,
     'sft_data': 48,
@@ -403,28 +385,28 @@ _QUICKSTART = Task(
     'sft_data_short': 21,
     'sft_traces_short': 21,
     'rejection': 32,
-    'ppo_multi': 37,
-    'ppo_mini': 45,
+    'ppo_multi': 50,
+    'ppo_mini': 58,
     'long_kl_0': 78,
     'long_kl_0.04': 93,
     'pairs': 15,
     'reward_model': 50,
     'with_reward_model': 50,
+    'reward_model_alone': 50,
+    'without_packing': 30,
+    'without_sharing': 45,
   }
-  | dict.fromkeys(('kl_0.04', 'kl_0.1', 'kl_0.1_linear', 'kl_adaptive'), 26)
-  | dict.fromkeys(('stale_0', 'stale_1', 'stale_2', 'stale_4'), 28)
-  | dict.fromkeys((f'cosine_{name}' for name in comparisons.FILTERS), 15)
-  | dict.fromkeys(
-    ('with_all', *(f'without_{p}' for p in comparisons.PARTS)), 13
-  ),
+  | dict.fromkeys(('kl_0.04', 'kl_0.1', 'kl_0.1_linear'), 26)
+  | dict.fromkeys((f'stale_{steps}' for steps in comparisons.STALENESS), 28)
+  | dict.fromkeys((f'cosine_{name}' for name in comparisons.FILTERS), 15),
 )
 _ADDITION = Task(
   'smollm2_addition',
   'experiments/smollm2_addition.py',
   num_samples=2_048,
   fields={'checkpoint.every_samples': _NEVER},
-  num_evals=4,
-  seconds={'dash': 126, 'unfiltered': 153, 'grpo': 228},
+  num_evals=8,  # one a step of `dash`
+  seconds={'dash': 150, 'unfiltered': 180, 'grpo': 255},
 )
 _LLAMA3_8B = Task(
   'llama3_8b_gsm8k',

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shlex
 from collections.abc import Sequence
 
 from dash_jax.reporting import page, workdirs
@@ -31,7 +32,7 @@ def list_jobs(title: str, turns: Sequence[run.Turn], record: run.Record) -> str:
     by_job.setdefault((turn.part.name, turn.job.name), []).append(turn)
   lines = [title, '']
   lines.append(
-    f'{"part":17} {"job":20} {"answers":10} {"replies":>9} {"seconds":>8}'
+    f'{"part":17} {"job":24} {"answers":10} {"replies":>9} {"seconds":>8}'
     f' {"done":>5}  changes'
   )
   for (part, name), some in by_job.items():
@@ -39,7 +40,7 @@ def list_jobs(title: str, turns: Sequence[run.Turn], record: run.Record) -> str:
     seconds = record.estimate(some[:1])
     done = sum(turn.key in record.rows for turn in some)
     lines.append(
-      f'{part:17} {name:20} {",".join(map(str, job.questions)):10}'
+      f'{part:17} {name:24} {",".join(map(str, job.questions)):10}'
       f' {job.replies or "":>9}'
       f' {"?" if seconds is None else round(seconds):>8}'
       f' {f"{done}/{len(some)}":>5}  {_show_changes(job)}'
@@ -168,7 +169,35 @@ def write_page(
             [_show(row) for row in rows],
           )
         )
+  sections.append(
+    page.Section(
+      'The runs and their commands', (), command, _list_commands(parts)
+    )
+  )
   return page.write(out, f'Study: {title}', sections, command)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Command:
+  """How a job is run by hand, as a row of the page."""
+
+  model_and_task: str
+  job: str
+  command_of_seed_0: str
+
+
+def _list_commands(parts):
+  """Returns the rows of every job; what is set behind the study's command is not
+  in them."""
+  return [
+    _Command(
+      part.name,
+      job.name,
+      shlex.join(['python', *jobs.make_command(job, 0, f'{part.name}/seed_0')]),
+    )
+    for part in parts
+    for job in part.jobs
+  ]
 
 
 def _make_lines(turns, out):
@@ -216,6 +245,7 @@ def find_all(
       row = findings.find(comparison, runs, part.name)
       if row:
         found.append(row)
+    found += comparisons.find_threshold(runs, part.name)
     found += _find_sizes(out, part, seeds)
   return sorted(found, key=lambda row: row.question)
 

@@ -65,6 +65,7 @@ class _Apart:
     self._sampler = _Sampler(
       *args, num_prompts=num_prompts * group_size, group_size=1, **options
     )
+    self.batch_size = self._sampler.batch_size
     self.prepare = self._sampler.prepare
 
   def stream(self, weights, prompts, key, decoding, **options):

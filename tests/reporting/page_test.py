@@ -262,12 +262,31 @@ def test_the_policy_lets_no_other_script_run(shown):
 
 def test_paper_has_the_figures_and_no_buttons(shown, tmp_path):
   shown.call('Emulation.setEmulatedMedia', media='print')
+  # A4 between its margins: what is wider would be shrunk until nobody can read it.
+  width = 680
+  shown.call(
+    'Emulation.setDeviceMetricsOverride',
+    width=width, height=1009, deviceScaleFactor=1, mobile=False,
+  )  # fmt: skip
   hidden = shown.run(
     "['nav', '#filters', '#next'].map(x => "
     'getComputedStyle(document.querySelector(x)).display)'
   )
+  cell = 'document.querySelector("tbody td").textContent'
+  before = shown.run(cell)
+  shown.run(f"{cell} = 'algorithm.filter_threshold='.repeat(9)")
+  widest = shown.run(
+    "Math.max(...[...document.querySelectorAll('table, img, .group')].map("
+    'x => x.getBoundingClientRect().right))'
+  )
+  figure = shown.run("document.querySelector('img').clientWidth")
+  shown.run(f'{cell} = {json.dumps(before)}')
+  shown.call('Emulation.clearDeviceMetricsOverride')
   shown.call('Emulation.setEmulatedMedia', media='')
   assert hidden == ['none'] * 3
+  assert widest <= width
+  # As it was drawn, 6.4 inches: its letters have the size that they were given.
+  assert figure >= 6.4 * 96
   shown.save('Page.printToPDF', tmp_path / 'page.pdf')
   assert (tmp_path / 'page.pdf').read_bytes().startswith(b'%PDF')
 
