@@ -53,7 +53,7 @@ def run(
       'A file with get_config(), such as experiments/quickstart.py.',
     )
   except flags.Error as error:  # reads the files of --flagfile already
-    _refuse(error)
+    refuse(error)
   _require('config', 'a file with get_config(), as experiments/quickstart.py')
   workdir = None
   if needs_workdir:
@@ -76,7 +76,7 @@ def run(
       raise  # nobody reads what is printed: no fault of the input
     except INPUT_ERRORS as error:
       logging.info('This was raised:', exc_info=error)
-      _refuse(error)
+      refuse(error)
     except FailedError as error:
       logging.info('This was raised:', exc_info=error)
       _end(error, FAILED)
@@ -101,11 +101,11 @@ def _parse(argv: list[str]) -> list[str]:
     _check_names(argv)
     return flags.FLAGS(argv)
   except (flags.Error, FileNotFoundError) as error:
-    _refuse(_join_lines(error))
+    refuse(_join_lines(error))
   except Exception as error:  # of the file, which may raise anything
     given = [arg for arg in argv if arg.lstrip('-').startswith('config=')]
     file = given[-1] if given else '--config'
-    _refuse(f'{file}: get_config() fails{_find_line(error, file)}: {error!r}')
+    refuse(f'{file}: get_config() fails{_find_line(error, file)}: {error!r}')
 
 
 def _join_lines(error) -> str:
@@ -150,7 +150,8 @@ def _check_names(argv):
       )
 
 
-def _refuse(error):
+def refuse(error: object):
+  """Ends the process, as one whose input is bad: says so in a line."""
   _end(error, BAD_INPUT)
 
 

@@ -20,11 +20,17 @@ network.
 
 import jax
 from absl import flags
-from lm_eval import evaluator, tasks, utils
-from lm_eval.api import model as harness_model
 
 from dash_jax import assemble, commands, evaluate, meshes
 from dash_jax.evaluating import texts
+
+try:
+  from lm_eval import evaluator, tasks, utils
+  from lm_eval.api import model as harness_model
+except ModuleNotFoundError as error:
+  if __name__ != '__main__':
+    raise
+  commands.refuse(f"{error}: pip install -e '.[harness]'")
 
 
 class HarnessModel(harness_model.LM):

@@ -210,6 +210,29 @@ def test_files_are_compared(build, whole, tmp_path, capsys):
     )
 
 
+def test_majorities_are_printed():
+  """Of four replies to each of two questions; the other table has one reply."""
+  zeros = np.zeros(2, int)
+  four = estimates.Table(
+    4, np.array([3, 2]), np.array([True, False]), zeros, zeros
+  )
+  one = estimates.Table(
+    1, np.array([0, 1]), np.array([False, True]), zeros, zeros
+  )
+  lines = evaluate._format(four, 7, 1.0).splitlines()
+  assert [line.split()[0] for line in lines[1:]] == [
+    'pass@1', 'pass@2', 'pass@4', 'maj@4',
+  ]  # fmt: skip
+  assert lines[0].startswith('step 7: accuracy 62.5%')
+  assert lines[-1].split()[1] == '50.0%'
+  compared = estimates.compare(four, one)
+  text = evaluate._format_comparison(compared, 'x.jsonl', has_votes=True)
+  assert 'pass@1 +12.5 points' in text
+  assert (
+    '1 questions gained and 1 lost by the majority of their replies' in text
+  )
+
+
 @pytest.mark.parametrize(
   ('change', 'flag', 'named'),
   [

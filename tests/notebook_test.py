@@ -1,7 +1,10 @@
 """The notebook's cells run from top to bottom and show what they promise."""
 
+import importlib.metadata
+import importlib.util
 import pathlib
 import re
+import subprocess
 
 import nbclient
 import nbformat
@@ -83,6 +86,39 @@ def test_parameters_replaced_here_are_the_notebooks():
     *names.findall(_PARAMETERS),
     'ACCELERATOR',
   }
+
+
+@pytest.mark.parametrize(
+  ('experiment', 'accelerator', 'extras'),
+  [
+    ('quickstart', '', set()),
+    ('smollm2_gsm8k', 'cuda', {'cuda', 'smollm2'}),
+    ('qwen2_5_1_5b_gsm8k', 'tpu', {'tpu', 'hub'}),
+    ('llama3_8b_gsm8k', 'cuda', {'cuda'}),
+  ],
+)
+def test_it_installs_what_the_experiment_needs(
+  monkeypatch, experiment, accelerator, extras
+):
+  """Where nothing is installed, from the copy that the notebook lies in."""
+  cells = {cell.id: cell for cell in _read().cells}
+  commands = []
+  monkeypatch.chdir(_PATH.parent)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  monkeypatch.setattr(
+    subprocess, 'run', lambda command, check: commands.append(command)
+  )
+  names = {'EXPERIMENT': experiment, 'ACCELERATOR': accelerator}
+  exec(cells['install'].source, names | {'REPOSITORY': ''})
+  ((*_, wanted),) = commands
+  found, source = wanted.removeprefix('dash_jax').split(' @ ')
+  assert set(filter(None, found.strip('[]').split(','))) == extras
+  assert source == _PATH.parents[1].as_uri()
+  known = importlib.metadata.metadata('dash_jax').get_all('Provides-Extra')
+  assert extras <= set(known)
+  assert (_PATH.parent / f'{experiment}.py').exists()
+  with pytest.raises(ValueError, match='set REPOSITORY above'):
+    exec(cells['install'].source, names | {'REPOSITORY': '/'})
 
 
 def test_accuracies_before_and_after(executed):

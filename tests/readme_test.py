@@ -20,7 +20,9 @@ def test_the_new_filtering_rule_of_the_readme(tmp_path):
       tmp_path / folder,
       ignore=shutil.ignore_patterns('__pycache__'),
     )
-  _apply(change, tmp_path)
+  subprocess.run(
+    ['git', 'apply', '-'], cwd=tmp_path, input=change, text=True, check=True
+  )
   done = subprocess.run(
     [sys.executable, '-m', 'pytest', '-o', 'addopts=', '-k', 'rare',
      'tests/learning/filtering_test.py'],
@@ -28,18 +30,3 @@ def test_the_new_filtering_rule_of_the_readme(tmp_path):
   )  # fmt: skip
   assert done.returncode == 0, done.stdout
   assert '1 passed' in done.stdout
-
-
-def _apply(change, root):
-  """Changes the files below root as a unified diff says."""
-  for part in re.split(r'^--- .*\n', change, flags=re.M)[1:]:
-    head, *hunks = re.split(r'^@@.*\n', part, flags=re.M)
-    path = root / head.removeprefix('+++ b/').strip()
-    text = path.read_text()
-    for hunk in hunks:
-      old, new = (
-        ''.join(re.findall(rf'^[ {sign}](.*\n)', hunk, re.M)) for sign in '-+'
-      )
-      assert text.count(old) == 1, (path, old)
-      text = text.replace(old, new)
-    path.write_text(text)

@@ -179,7 +179,10 @@ def test_decode_floor_counts_weights_once_and_the_live_cache():
   )
 
 
-def test_the_workload_that_comes_along_can_be_read():
-  path = pathlib.Path(step.__file__).parent / 'small.json'
+@pytest.mark.parametrize(
+  ('name', 'num_questions'), [('small', 16), ('w1', 8), ('w2', 8), ('w3', 4)]
+)
+def test_the_workloads_that_come_along_can_be_read(name, num_questions):
+  path = pathlib.Path(step.__file__).parent / f'{name}.json'
   workload = workloads.read(str(path))
-  assert (workload.name, workload.num_questions) == ('small', 16)
+  assert (workload.name, workload.num_questions) == (name, num_questions)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import runpy
 import sys
 import types
 
@@ -189,3 +190,13 @@ def test_requests_of_the_harness_are_prompts(monkeypatch):
   assert model.loglikelihood([request('a', 'bc')]) == [(-2, False)]
   assert model.loglikelihood_rolling([request('abc')]) == [-3]
   monkeypatch.delitem(sys.modules, 'dash_jax.harness')
+
+
+def test_the_harness_missing_is_one_line(monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, 'lm_eval', None)
+  monkeypatch.delitem(sys.modules, 'dash_jax.harness', raising=False)
+  with pytest.raises(SystemExit, match='2'):
+    runpy.run_module('dash_jax.harness', run_name='__main__')
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('dash_jax: ')
+  assert line.endswith("pip install -e '.[harness]'")
