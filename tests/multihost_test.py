@@ -189,9 +189,9 @@ def read_staleness(workdir):
 
 
 def go_on_alone(alone, workdir):
-  """One process, with other devices, comes to the end that the run would have come
+  """One process, with one device, comes to the end that the run would have come
   to."""
-  (process,) = start_job(workdir, 1, 2, 'mesh.fsdp=2')
+  (process,) = start_job(workdir, 1, 1)
   code, output = tiny_run.finish(process)
   assert code == 0, output
   for name in ('metrics.jsonl', 'evals.jsonl'):
