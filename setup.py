@@ -68,5 +68,6 @@ setuptools.setup(
     ],
     'tpu': ['jax[tpu]'],
     'cuda': ['jax[cuda13]'],
+    'cuda12': ['jax[cuda12]'],  # for drivers before 580
   },
 )

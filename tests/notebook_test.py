@@ -5,6 +5,7 @@ import importlib.util
 import pathlib
 import re
 import subprocess
+import types
 
 import nbclient
 import nbformat
@@ -92,7 +93,7 @@ def test_parameters_replaced_here_are_the_notebooks():
   ('experiment', 'accelerator', 'extras'),
   [
     ('quickstart', '', set()),
-    ('smollm2_gsm8k', 'cuda', {'cuda', 'smollm2'}),
+    ('smollm2_gsm8k', 'cuda12', {'cuda12', 'smollm2'}),
     ('qwen2_5_1_5b_gsm8k', 'tpu', {'tpu', 'hub'}),
     ('llama3_8b_gsm8k', 'cuda', {'cuda'}),
   ],
@@ -102,21 +103,27 @@ def test_it_installs_what_the_experiment_needs(
 ):
   """Where nothing is installed, from the copy that the notebook lies in."""
   cells = {cell.id: cell for cell in _read().cells}
-  commands = []
+  commands, sees = [], {'': 'cpu', 'tpu': 'tpu'}.get(accelerator, 'gpu')
+
+  def run(command, **options):
+    commands.append(command)
+    return types.SimpleNamespace(stdout=f'{sees}\n')
+
   monkeypatch.chdir(_PATH.parent)
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  monkeypatch.setattr(
-    subprocess, 'run', lambda command, check: commands.append(command)
-  )
+  monkeypatch.setattr(subprocess, 'run', run)
   names = {'EXPERIMENT': experiment, 'ACCELERATOR': accelerator}
   exec(cells['install'].source, names | {'REPOSITORY': ''})
-  ((*_, wanted),) = commands
+  (*_, wanted), _ = commands
   found, source = wanted.removeprefix('dash_jax').split(' @ ')
   assert set(filter(None, found.strip('[]').split(','))) == extras
   assert source == _PATH.parents[1].as_uri()
   known = importlib.metadata.metadata('dash_jax').get_all('Provides-Extra')
   assert extras <= set(known)
   assert (_PATH.parent / f'{experiment}.py').exists()
+  sees = 'other'
+  with pytest.raises(RuntimeError, match='jax runs on the other'):
+    exec(cells['install'].source, names | {'REPOSITORY': ''})
   with pytest.raises(ValueError, match='set REPOSITORY above'):
     exec(cells['install'].source, names | {'REPOSITORY': '/'})
 

@@ -45,13 +45,31 @@ def test_grpo_learns_from_one_whole_group_a_step(config, tmp_path):
   assert [(e['step'], e['phase']) for e in evals] == [(0, 'rl'), (4, 'rl')]
 
 
-def test_sft_alone_lowers_its_loss(config, tmp_path):
+def test_sft_alone_lowers_its_loss(config, tmp_path, monkeypatch):
   config.algorithm.name = 'sft'
   config.algorithm.sft_steps = 12
   config.optim.sft_learning_rate = 1e-2
+  config.log.wandb = 'mine'
+  told = []
+
+  class Board:
+    def __init__(self, project, workdir, fields):
+      assert (project, fields['log']['wandb']) == ('mine', 'mine')
+
+    def write(self, values, step):
+      told.append((step, sorted(values)[0]))
+
+    def close(self):
+      told.append('closed')
+
+  monkeypatch.setattr(train.wandb_board, 'require', lambda: None)
+  monkeypatch.setattr(train.wandb_board, 'Board', Board)
   assert train.train(config, str(tmp_path))
   steps = read(tmp_path, 'metrics.jsonl')
   assert [row['phase'] for row in steps] == ['sft'] * 12
+  assert told[0] == (1, 'sft/clip_fraction')
+  assert told[-1] == 'closed'
+  assert len(told) == 12 + 1 + 1  # and the evaluation
   losses = [row['loss'] for row in steps]
   # A random model of 304 ids begins near log(304) = 5.7 for each token.
   assert losses[0] == pytest.approx(np.log(304), abs=1.0)

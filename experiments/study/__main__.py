@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
   jsonl.replace(args.out / 'findings.md', text)
   jsonl.replace(args.out / 'findings.json', rows)
   print(text)
-  print(tables.write_page(title, command, parts, args.out, seeds))
+  print(tables.write_page(title, command, parts, args.out, seeds, changes))
   return code
 
 

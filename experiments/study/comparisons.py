@@ -11,6 +11,7 @@ from, over the whole run.
 """
 
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ QUESTIONS = {
 }
 
 GROUP_SIZES = (2, 4, 8, 16, 32)
-STALENESS = (0, 1, 2, 3, 4)
+STALENESS = (0, 1, 2, 4)
 
 # What is removed, one at a time, and what it acts on.
 PARTS = {
@@ -198,9 +199,6 @@ def _time_against_grpo():
     {'step_s': 83, 'sample_s': 87, 'learn_s': 63}, is_main=True,
   )  # fmt: skip
   yield from _saves(
-    1, 'dash', 'grpo_filtered', ('DASH', f'{grpo}, filtered'), {}
-  )
-  yield from _saves(
     1, 'unfiltered', 'grpo', ('GRPO of the same batch', grpo), {'step_s': 82}
   )
   yield from _saves(
@@ -323,7 +321,7 @@ def _kl_term():
   )  # fmt: skip
 
 
-# Of eight replies with rewards 0 and 1 advantages are 0.35, 0.54, 0.72, 0.93, 1.21,
+# Of eight replies with rewards 0 and 1 advantages are 0.35, 0.54, 0.72, 0.94, 1.21,
 # 1.62, 2.47 in size: each threshold drops others than that before.
 THRESHOLDS = {
   'dash': 0.0,
@@ -347,26 +345,32 @@ def _learns_of(name):
 def find_threshold(
   runs: findings.Runs, part: str
 ) -> Iterator[findings.Finding]:
-  """Yields the lowest of THRESHOLDS with which a policy surely learns slower.
+  """Yields the lowest of THRESHOLDS above 0 from which on a policy surely learns
+  slower.
 
   Args:
     runs: the finished ones of a part of the study.
     part: its name.
   """
   rows = {
-    threshold: findings.find(_learns_of(name), runs, part)
+    threshold: row
     for name, threshold in THRESHOLDS.items()
+    if threshold and (row := findings.find(_learns_of(name), runs, part))
   }
-  if not all(rows.values()):
+  if not rows:
     return
-  hurts = [at for at, row in rows.items() if (row.found.high or 0) < 0]
-  tried = ', '.join(f'{at:g}' for at in THRESHOLDS.values())
+  hurts = list(
+    itertools.takewhile(
+      lambda at: (rows[at].found.high or 0) < 0, reversed(rows)
+    )
+  )
+  tried = ', '.join(f'{at:g}' for at in rows)
   yield findings.Finding(
-    6, part, 'The lowest threshold that makes learning slower', 'threshold',
-    intervals.Interval(min(hurts), None, None, rows[0].found.num_seeds)
+    6, part, 'The lowest threshold from which on learning is slower', 'threshold',
+    intervals.Interval(hurts[-1], None, None, rows[hurts[-1]].found.num_seeds)
     if hurts
     else None,
-    '', '', f'of {tried}: the interval is below 0'
+    '', '', f'of {tried}: the intervals are below 0'
     if hurts
     else f'not decided: none of {tried}',
     ('unfiltered', *THRESHOLDS), True,
@@ -439,11 +443,6 @@ def _staleness():
       8, f'With rows of up to {title} before the policy', f'stale_{steps}',
       'stale_0', is_main=steps == 4,
     )  # fmt: skip
-    yield findings.Comparison(
-      8, f'Rows of up to {title} before save time where sampling and learning take'
-      ' turns', 'seconds saved', (f'stale_{steps}', 'stale_0'), _seconds, 'saving',
-      '%', 100.0, 'above',
-    )  # fmt: skip
 
 
 def _removed():
@@ -493,7 +492,7 @@ def find_sizes(
     'sample': ('sampling', 'of keys and values'),
     'learn': ('learning', 'beside weights and optimizer'),
   }
-  best = {}
+  best, largest = {}, {}
   for side, (name, whose) in names.items():
     key = f'{side}_tokens_per_s'
     sized = [
@@ -507,9 +506,9 @@ def find_sizes(
       ):
         values = [rows[size][f'{side}_{what}'] * scale for rows in sized]
         yield make(f'{size} rows of {name}', f'{name}, {unit}', values, unit)
-    largest = max(size for rows in sized for size in rows)
+    largest[side] = max(size for rows in sized for size in rows)
     yield make(
-      f'Fastest size of {name}, of up to {largest}', 'rows', best[side], 'rows',
+      f'Fastest size of {name}, of up to {largest[side]}', 'rows', best[side], 'rows',
       intervals.of_factors,
     )  # fmt: skip
     yield make(
@@ -523,7 +522,7 @@ def find_sizes(
     'sizes', [100 * _share_won(rows) for rows in measured], '%',
   )  # fmt: skip
   # Where the largest is the fastest, a still larger one may be faster.
-  is_known = max(best['sample']) < largest
+  is_known = max(best['sample']) < largest['sample']
   yield make(
     'Sampling is fastest in larger batches than learning',
     f'log2 of the ratio of the fastest sizes{"" if is_known else ", at least"}',

@@ -57,7 +57,9 @@ def measure(config, workdir: pathlib.Path) -> list[dict]:
   params = weights.load_params(config, parts.model)
   state = learner.init_state(params, phase.optimizer)
   B, G = phase.rows_per_step, phase.group_size
-  num_sizes = (B // G).bit_length()
+  # A device holds no part of a group.
+  least = G * sharding.num_batch_shards(jax.sharding.get_mesh())
+  num_sizes = (B // least).bit_length()
   found = [{'size': B >> i} for i in reversed(range(num_sizes))]
   asked, rows = parts.train_questions[: B // G], None
   for row in found:

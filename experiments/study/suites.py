@@ -145,22 +145,20 @@ class _Grid:
         f'--replies={_NUM_REPLIES}',
         f'--questions={asked}',
       ),
-      needs=(*self.needs, *(() if of == 'start' else (of,))),
+      needs=tuple(dict.fromkeys((*self.needs, of))),
       shared=shared,
       questions=questions,
     )
 
   def add_reward_model(self, questions):
     """Adds a reward model, of pairs that the start has sampled."""
-    shared = self.common
-    if self.needs:
-      # As it was made: the supervised phase is behind its checkpoint.
-      shared = {
-        name: value
-        for name, value in self.common.items()
-        if name not in ('sft_steps', 'model.weights')
-        and not name.startswith('data.tokenizer')
-      } | self.start
+    # As it was made: the supervised phase is behind its checkpoint.
+    shared = {
+      name: value
+      for name, value in self.common.items()
+      if name not in ('sft_steps', 'model.weights')
+      and not name.startswith('data.tokenizer')
+    } | self.start
     self.add_traces('pairs', 'start', shared, questions)
     self.add_other(
       'reward_model',
@@ -171,7 +169,9 @@ class _Grid:
         '--epochs=4',
       ),
       needs=(*self.needs, 'pairs'),
-      shared=shared | {'optim.sft_learning_rate': 3e-4},
+      # It begins with weights that know much, and has few pairs.
+      shared=shared
+      | {'optim.sft_learning_rate': 0.3 * self.config.optim.sft_learning_rate},
       questions=questions,
     )
 
@@ -193,10 +193,9 @@ def make_grid(task: Task) -> jobs.Part:
   grid = _make_grid(task)
   often = {'eval.every_samples': grid.num_samples // task.num_evals}
   _add_baselines(grid, often)
-  _add_filtered_grpo(grid, often)
   _add_sizes(grid)
   _add_variants(grid, often)
-  _add_imitation(grid)
+  _add_imitation(grid, often)
   _add_filters(grid)
   _add_rewards(grid)
   _add_parts(grid)
@@ -224,28 +223,13 @@ def _add_baselines(grid, often):
   grid.add('grpo', often | grid.task.one_question | {'name': 'grpo'}, (1,))
 
 
-def _add_filtered_grpo(grid, often):
-  algorithm, optim = grid.config.algorithm, grid.config.optim
-  grid.add(
-    'grpo_filtered',
-    often
-    | grid.task.one_question
-    | {
-      'batch_size': algorithm.group_size,
-      'optim.minibatch_size': algorithm.group_size,
-      'optim.learning_rate': optim.grpo_learning_rate,
-    },
-    (1,),
-  )
-
-
 def _add_sizes(grid):
   grid.add_other(
     'sizes', 'experiments.study.sizes', (), grid.needs, grid.common, (2,)
   )
 
 
-def _add_imitation(grid):
+def _add_imitation(grid, often):
   grid.add_traces('traces', 'long_kl_0', grid.common | _make_long(grid), (3,))
   steps = grid.num_samples // grid.config.optim.sft_batch_size
   for suffix, share in (('', 1.0), ('_short', grid.task.sft_share)):
@@ -260,7 +244,6 @@ def _add_imitation(grid):
       f'sft_traces{suffix}', fields | algorithms.OF_TRACES, (3,),
       needs=(*grid.needs, 'traces'), replies=rows,
     )  # fmt: skip
-  often = {'eval.every_samples': grid.num_samples // 4}
   grid.add(
     'rejection', often | {'loss': 'supervised', 'normalizer': 'token'}, (3,)
   )
@@ -296,10 +279,15 @@ def _make_long(grid):
 
 def _add_filters(grid):
   """Not whole groups: where rewards are 0 and 1, they are the threshold 0."""
-  batch_size = grid.config.algorithm.batch_size
+  batch_size, G = (
+    grid.config.algorithm.batch_size,
+    grid.config.algorithm.group_size,
+  )
   rules = {
     name: {'filter_threshold': threshold} if threshold else {}
     for name, threshold in comparisons.THRESHOLDS.items()
+    # As large as the advantage of one right reply alone, but for an epsilon.
+    if threshold < (G - 1) / math.sqrt(G) - 1e-3
   } | {
     'filter_largest': {'filter': 'largest', 'filter_rows': batch_size // 4},
     'filter_pods': {'filter': 'max_variance', 'filter_rows': batch_size // 2},
@@ -377,14 +365,13 @@ _QUICKSTART = Task(
     'dash': 34,
     'unfiltered': 42,
     'grpo': 80,
-    'grpo_filtered': 70,
     'sizes': 60,
     'traces': 15,
     'sft_data': 48,
     'sft_traces': 48,
     'sft_data_short': 21,
     'sft_traces_short': 21,
-    'rejection': 32,
+    'rejection': 45,
     'ppo_multi': 50,
     'ppo_mini': 58,
     'long_kl_0': 78,

@@ -134,6 +134,7 @@ def write_page(
   parts: Sequence[jobs.Part],
   out: pathlib.Path,
   seeds: Sequence[int],
+  changes: Sequence[str] = (),
 ) -> pathlib.Path:
   """Writes a page of a study's findings and runs, a section for each question and
   part, and returns its path.
@@ -144,6 +145,7 @@ def write_page(
     parts: of the suite.
     out: the study's folder.
     seeds: that count.
+    changes: as `jobs.make_command`'s.
   """
   found, record = find_all(parts, out, seeds), run.Record(out)
   main = [_show(row) for row in found if row.is_main]
@@ -171,7 +173,10 @@ def write_page(
         )
   sections.append(
     page.Section(
-      'The runs and their commands', (), command, _list_commands(parts)
+      f'The runs and their commands, of seed {seeds[0]}',
+      (),
+      command,
+      _list_commands(parts, out, seeds[0], changes),
     )
   )
   return page.write(out, f'Study: {title}', sections, command)
@@ -183,21 +188,18 @@ class _Command:
 
   model_and_task: str
   job: str
-  command_of_seed_0: str
+  command: str
 
 
-def _list_commands(parts):
-  """Returns the rows of every job; what is set behind the study's command is not
-  in them."""
-  return [
-    _Command(
-      part.name,
-      job.name,
-      shlex.join(['python', *jobs.make_command(job, 0, f'{part.name}/seed_0')]),
-    )
-    for part in parts
-    for job in part.jobs
-  ]
+def _list_commands(parts, out, seed, changes):
+  """Returns the rows of every job."""
+  rows = []
+  for part in parts:
+    folder = jobs.find_folder(out, part, seed)
+    for job in part.jobs:
+      words = jobs.make_command(job, seed, folder, changes)
+      rows.append(_Command(part.name, job.name, shlex.join(['python', *words])))
+  return rows
 
 
 def _make_lines(turns, out):

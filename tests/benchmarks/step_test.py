@@ -186,3 +186,5 @@ def test_the_workloads_that_come_along_can_be_read(name, num_questions):
   path = pathlib.Path(step.__file__).parent / f'{name}.json'
   workload = workloads.read(str(path))
   assert (workload.name, workload.num_questions) == (name, num_questions)
+  # What the sides of others read beside.
+  assert set(tiny_workload.WORKLOAD) <= set(json.loads(path.read_text()))

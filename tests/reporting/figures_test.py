@@ -1,6 +1,11 @@
 """Figures can be told apart, and say what is what."""
 
-from dash_jax.reporting import figures
+import pathlib
+
+import numpy as np
+import pytest
+
+from dash_jax.reporting import figures, workdirs
 
 
 def test_labels_are_what_differs():
@@ -19,6 +24,60 @@ def test_the_first_lines_differ_without_their_colours():
   shapes = [(style['linestyle'], style['marker']) for style in styles]
   assert len(set(shapes)) == 20
   assert len({style['color'] for style in styles[:6]}) == 6
+
+
+def test_each_figure_shows_its_own_numbers(monkeypatch):
+  """Two steps of 8 replies and 2 s, evaluated before and behind; a run without a
+  KL term has no curve of it."""
+  drawn = {}
+  draw = figures._draw_curves
+
+  def keep(name, title, x_label, y_label, curves, *rest, **options):
+    drawn[name] = x_label, y_label, curves
+    return draw(name, title, x_label, y_label, curves, *rest, **options)
+
+  monkeypatch.setattr(figures, '_draw_curves', keep)
+  values = {'reward_mean': 0.5, 'completion_len_mean': 9.0, 'entropy': 1.5}
+  steps = [
+    {
+      'step': step, 'phase': 'rl', 'step_s': 2.0, 'sample_s': 1.0,
+      'reward_s': 0.5, 'learn_s': 0.5, 'sampled_rows': 8, 'kept_rows': 2,
+      'sampled_tokens': 80, 'kl': kl,
+    }
+    | values
+    for step, kl in ((1, 0.0), (2, 0.25))
+  ]  # fmt: skip
+  evals = [
+    {
+      'step': step, 'phase': 'rl', 'split': 'test', 'accuracy': share,
+      'accuracy_low': share, 'accuracy_high': share, 'eval_s': 3.0,
+    }
+    for step, share in ((0, 0.2), (2, 0.6))
+  ]  # fmt: skip
+  without = [row | {'kl': 0.0} for row in steps]
+  lines = [
+    workdirs.Line(name, (workdirs.Run(pathlib.Path(name), {}, rows, evals),))
+    for name, rows in (('with', steps), ('without', without))
+  ]
+  assert len(figures.draw(lines)) == 8
+  for name, x_label, x in (
+    ('accuracy_time', 'seconds', [0, 4]), ('accuracy_samples', 'replies', [0, 16])
+  ):  # fmt: skip
+    shown, _, (curve, _) = drawn[name]
+    assert shown.startswith(x_label)
+    np.testing.assert_allclose(curve.x, x)
+    np.testing.assert_allclose(curve.mean, [0.2, 0.6])
+  for name, y_label, y in (
+    ('reward', 'mean reward', 0.5), ('length', 'tokens', 9.0),
+    ('kept', 'share', 0.25), ('entropy', 'nats', 1.5),
+  ):  # fmt: skip
+    shown, labelled, (curve, _) = drawn[name]
+    assert shown == 'replies sampled'
+    assert labelled.startswith(y_label)
+    assert curve.mean == pytest.approx(y)
+  _, _, (curve, none) = drawn['kl']
+  assert curve.mean.max() > 0
+  assert not len(none.x)
 
 
 def test_no_line_has_no_figure():

@@ -29,6 +29,8 @@ def test_terminal_shows_a_bar_with_live_values(monkeypatch):
   last = text.strip().splitlines()[-1]
   assert last.startswith('DASH ━')
   assert f'42/80 {_SHOWN}' in last
+  # The time left, which nobody knows yet.
+  assert last.endswith('--:--')
 
 
 def test_a_file_gets_about_ten_plain_lines():
