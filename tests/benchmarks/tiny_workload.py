@@ -48,8 +48,6 @@ WORKLOAD = {
   'num_prompts': 3,
   'num_generations': 4,
   'eos_ids': [0, 1, 2, 3, 4, 5],
-  'steps': 10,
-  'warmup': 2,
 }
 
 
