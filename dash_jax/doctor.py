@@ -65,10 +65,8 @@ def diagnose(workdir: str | os.PathLike) -> Diagnosis:
   workdir = pathlib.Path(workdir)
   config = read_config(workdir)
   notes, problems = _check_files(workdir)
-  rows, evals = (
-    _read(metrics.read, workdir / name, problems)
-    for name in (metrics.METRICS_NAME, metrics.EVALS_NAME)
-  )
+  rows = _read(_read_steps, workdir / metrics.METRICS_NAME, problems)
+  evals = _read(metrics.read, workdir / metrics.EVALS_NAME, problems)
   problems += find_gaps([row['step'] for row in rows])
   torn = checkpoint.find_torn(workdir)
   problems += filter(None, torn.values())
@@ -157,6 +155,12 @@ def _read(read, path, problems):
       f'{error}: the run cannot go on with it; cut the file off before this line'
     )
     return []
+
+
+def _read_steps(path):
+  rows = metrics.read(path)
+  metrics.check_keys(path, rows, health.STEP_KEYS)
+  return rows
 
 
 def _check_files(workdir):

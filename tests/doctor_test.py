@@ -257,6 +257,13 @@ def lose_a_key(workdir):
   path.write_text(path.read_text().replace('"accuracy"', '"accvracy"'))
 
 
+def lose_a_metric(workdir):
+  path = workdir / 'metrics.jsonl'
+  rows = jsonl.read(path)
+  del rows[3]['sampled_rows']
+  jsonl.write(path, rows)
+
+
 @pytest.mark.parametrize(
   ('damage', 'named'),
   [
@@ -266,6 +273,7 @@ def lose_a_key(workdir):
     (end_in_nan, 'of step 10, the last, is not finite'),
     (spoil_sizes, 'sizes.json: not JSON'),
     (lose_a_key, 'evals.jsonl:1: no accuracy, which'),
+    (lose_a_metric, 'metrics.jsonl:4: no sampled_rows, which'),
   ],
 )
 def test_damage_is_named(mesh, damaged, damage, named):

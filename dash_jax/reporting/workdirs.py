@@ -123,12 +123,7 @@ def read(workdir: str | os.PathLike) -> Run:
   steps = metrics.read(path)
   if not steps:
     raise ValueError(f'{path}: no step yet; wait for the first')
-  for number, row in enumerate(steps, start=1):
-    missing = [key for key in _STEP_KEYS[row['phase']] if key not in row]
-    if missing:
-      raise ValueError(
-        f'{path}:{number}: no {missing[0]}, which dash_jax writes'
-      )
+  metrics.check_keys(path, steps, _STEP_KEYS)
   path = workdir / metrics.EVALS_NAME
   evals = metrics.read(path) if path.exists() else []
   path = workdir / checkpoint.CONFIG_NAME

@@ -22,6 +22,22 @@ import ml_collections
 from dash_jax import config as config_lib
 from dash_jax.runs import checkpoint
 
+# What every step has to tell.
+_ALWAYS = ('step_s', 'loss', 'grad_norm', 'compiles', 'trained_tokens')
+STEP_KEYS = {
+  'sft': _ALWAYS,
+  'rl': (
+    *_ALWAYS,
+    'sampled_rows',
+    'kept_rows',
+    'masked_rows',
+    'zero_signal_fraction',
+    'truncated_fraction',
+    'reward_timeouts',
+    'reward_errors',
+  ),
+}
+
 # Steps that a check looks at, an odd number, so that a median is one of them;
 # more where a step has few groups, as the baseline's one: a few groups may agree
 # by chance.

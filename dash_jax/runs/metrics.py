@@ -18,6 +18,7 @@ Numbers that are not finite are the strings 'nan', 'inf' and '-inf' in the files
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 import tensorboardX
 from absl import logging
@@ -203,6 +204,27 @@ def read(path: str | os.PathLike) -> list[dict]:
       run's; the message names it.
   """
   return [read_numbers(row) for row in _read_rows(path)]
+
+
+def check_keys(
+  path: str | os.PathLike, rows: Sequence[dict], keys: dict[str, Sequence[str]]
+) -> None:
+  """Refuses lines of a metrics.jsonl that lack what is read of them.
+
+  Args:
+    path: of the file.
+    rows: of it, as `read` returns them.
+    keys: by phase.
+
+  Raises:
+    ValueError: names the line and the key.
+  """
+  for number, row in enumerate(rows, start=1):
+    missing = [key for key in keys[row['phase']] if key not in row]
+    if missing:
+      raise ValueError(
+        f'{path}:{number}: no {missing[0]}, which dash_jax writes'
+      )
 
 
 def read_numbers(row: dict) -> dict:
