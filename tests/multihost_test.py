@@ -127,7 +127,7 @@ def test_a_run_of_two_goes_on_alone_when_one_is_killed(alone, tmp_path):
     r' \w+.*step \d\. The same command',
     output,
   ), output
-  go_on_alone(alone, tmp_path)
+  go_on_alone(alone, tmp_path, num_devices=2)
 
 
 def test_a_run_of_two_goes_on_alone_when_one_is_asked_to_stop(alone, tmp_path):
@@ -188,10 +188,10 @@ def read_staleness(workdir):
   return [row.get('staleness') for row in rows]
 
 
-def go_on_alone(alone, workdir):
-  """One process, with one device, comes to the end that the run would have come
+def go_on_alone(alone, workdir, num_devices=1):
+  """One process, with other devices, comes to the end that the run would have come
   to."""
-  (process,) = start_job(workdir, 1, 1)
+  (process,) = start_job(workdir, 1, num_devices, f'mesh.fsdp={num_devices}')
   code, output = tiny_run.finish(process)
   assert code == 0, output
   for name in ('metrics.jsonl', 'evals.jsonl'):

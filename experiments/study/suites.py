@@ -61,6 +61,7 @@ class _Grid:
     self.jobs = []
     algorithm = self.config.algorithm
     self.num_samples = algorithm.num_samples
+    self.often = {'eval.every_samples': self.num_samples // task.num_evals}
     self.common = {
       'num_samples': self.num_samples,
       # Nothing is shown but curves: a checkpoint to go on from is enough.
@@ -191,11 +192,10 @@ def _make_grid(task):
 def make_grid(task: Task) -> jobs.Part:
   """Returns every run of the study on a task."""
   grid = _make_grid(task)
-  often = {'eval.every_samples': grid.num_samples // task.num_evals}
-  _add_baselines(grid, often)
+  _add_baselines(grid)
   _add_sizes(grid)
-  _add_variants(grid, often)
-  _add_imitation(grid, often)
+  _add_variants(grid)
+  _add_imitation(grid)
   _add_filters(grid)
   _add_rewards(grid)
   _add_parts(grid)
@@ -205,19 +205,13 @@ def make_grid(task: Task) -> jobs.Part:
 def make_baselines(task: Task) -> jobs.Part:
   """Returns the runs that compare DASH with GRPO, and no more."""
   grid = _make_grid(task)
-  _add_baselines(
-    grid, {'eval.every_samples': grid.num_samples // task.num_evals}
-  )
+  _add_baselines(grid)
   return jobs.Part(task.name, tuple(grid.jobs))
 
 
-def _add_baselines(grid, often):
-  """Adds DASH and GRPO, of a question a step and of the same batch.
-
-  Args:
-    grid: to add to.
-    often: when to evaluate.
-  """
+def _add_baselines(grid):
+  """Adds DASH and GRPO, of a question a step and of the same batch."""
+  often = grid.often
   grid.add('dash', often, (1, 3, 4, 5, 6, 7, 9))
   grid.add('unfiltered', often | {'filter': 'none'}, (1, 6, 9))
   grid.add('grpo', often | grid.task.one_question | {'name': 'grpo'}, (1,))
@@ -229,7 +223,7 @@ def _add_sizes(grid):
   )
 
 
-def _add_imitation(grid, often):
+def _add_imitation(grid):
   grid.add_traces('traces', 'long_kl_0', grid.common | _make_long(grid), (3,))
   steps = grid.num_samples // grid.config.optim.sft_batch_size
   for suffix, share in (('', 1.0), ('_short', grid.task.sft_share)):
@@ -245,17 +239,19 @@ def _add_imitation(grid, often):
       needs=(*grid.needs, 'traces'), replies=rows,
     )  # fmt: skip
   grid.add(
-    'rejection', often | {'loss': 'supervised', 'normalizer': 'token'}, (3,)
+    'rejection',
+    grid.often | {'loss': 'supervised', 'normalizer': 'token'},
+    (3,),
   )
 
 
-def _add_variants(grid, often):
+def _add_variants(grid):
   """PPO, KL and staleness."""
-  grid.add('ppo_multi', often | {'num_epochs': 3}, (4,))
+  grid.add('ppo_multi', grid.often | {'num_epochs': 3}, (4,))
   num_questions = grid.config.algorithm.batch_size
   num_questions //= grid.config.algorithm.group_size
   num_updates = math.gcd(32, num_questions)
-  grid.add('ppo_mini', often | {'num_updates': num_updates}, (4,))
+  grid.add('ppo_mini', grid.often | {'num_updates': num_updates}, (4,))
   for name, fields in {
     'kl_0.04': {'kl_coef': 0.04},
     'kl_0.1': {'kl_coef': 0.1},
