@@ -501,7 +501,7 @@ def test_traces_are_not_those_of_a_start_whose_run_has_no_checkpoint(
   assert run.run(turns, tmp_path) == 1
   assert 'traces: needs the checkpoint of dash' in capsys.readouterr().out
   assert not (folder / 'traces.log').exists()
-  (folder / 'dash' / 'checkpoints').mkdir()
+  (folder / 'dash' / 'checkpoints' / '8').mkdir(parents=True)
   assert run.run(turns, tmp_path) == 1
   assert (folder / 'traces.log').exists()
 

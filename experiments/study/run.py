@@ -28,7 +28,6 @@ from experiments.study import curves, findings, jobs
 
 FINISHED_NAME = 'finished.jsonl'
 _LOOK_S = 0.5  # between two looks at a job
-_KEPT = 'checkpoints'  # of a workdir
 _TAIL = 2_000  # characters of a failed job's log
 
 
@@ -178,7 +177,9 @@ def run(
         continue
       folder = jobs.find_folder(out, turn.part, turn.seed)
       gone = [
-        name for name in turn.job.asks if not (folder / name / _KEPT).exists()
+        name
+        for name in turn.job.asks
+        if not checkpoint.list_committed(folder / name)
       ]
       if gone:
         lost[turn.key] = (
@@ -279,7 +280,7 @@ def _delete_checkpoints(turns, record, out):
     )
     if turn.key in record.rows and not is_waited_for:
       folder = jobs.find_folder(out, turn.part, seed) / name
-      shutil.rmtree(folder / _KEPT, ignore_errors=True)
+      shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
 
 
 class _Stop:
