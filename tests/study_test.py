@@ -311,7 +311,7 @@ def test_sizes_are_compared():
 def test_every_job_can_start(suite, monkeypatch):
   """Fields are a config's and pass its check, names differ, and what a job needs
   comes before it."""
-  _, make_parts = suites.SUITES[suite]
+  make_parts = suites.SUITES[suite].make_parts
   for part in make_parts():
     done = set()
     for job in part.jobs:
@@ -333,7 +333,7 @@ def test_every_job_can_start(suite, monkeypatch):
 
 def test_the_cpu_suite_answers_every_question():
   """By runs that are there, and in each claim's runs all are known."""
-  _, make_parts = suites.SUITES['cpu']
+  make_parts = suites.SUITES['cpu'].make_parts
   quickstart, addition = make_parts()
   names = {job.name for job in quickstart.jobs}
   for comparison in comparisons.COMPARISONS:
@@ -346,16 +346,14 @@ def test_the_cpu_suite_answers_every_question():
 
 def test_the_cpu_suite_takes_at_most_two_hours(tmp_path):
   """On two cores, and some minutes are left."""
-  _, make_parts = suites.SUITES['cpu']
+  make_parts = suites.SUITES['cpu'].make_parts
   turns = run.list_turns(make_parts(), [0, 1, 2])
   assert run.Record(tmp_path).estimate(turns) < 2 * 3600 - 180
 
 
 def test_no_threshold_drops_every_row():
   """The largest advantage of four replies is 1.5."""
-  parts = {
-    name: make_parts()[0] for name, (_, make_parts) in suites.SUITES.items()
-  }
+  parts = {name: suite.make_parts()[0] for name, suite in suites.SUITES.items()}
   for suite, most in (('cpu', 2.0), ('llama3_8b', 1.2)):
     names = {job.name for job in parts[suite].jobs}
     thresholds = comparisons.THRESHOLDS.items()
@@ -557,7 +555,7 @@ def test_the_command_lists_and_refuses(tmp_path, capsys):
   options = ['--suite=cpu', f'--out={tmp_path}', '--seeds=0,1']
   assert study.main([*options, '--list']) == 0
   output = capsys.readouterr().out
-  _, make_parts = suites.SUITES['cpu']
+  make_parts = suites.SUITES['cpu'].make_parts
   num = len(run.list_turns(make_parts(), [0, 1]))
   assert f'{num} jobs, {num} of them to go.' in output
   assert not list(tmp_path.iterdir())

@@ -40,16 +40,16 @@ def main(argv: list[str] | None = None) -> int:
   for change in changes:
     if not change.startswith('--config.') or '=' not in change:
       parser.error(f'{change}: write --config.section.field=value')
-  title, make_parts = suites.SUITES[args.suite]
-  parts = make_parts()
+  suite = suites.SUITES[args.suite]
+  parts = suite.make_parts()
   try:
     seeds = _read_seeds(args.seeds)
     only = [name for name in args.only.split(',') if name]
     turns = run.list_turns(parts, seeds, only)
     if args.list:
-      print(tables.list_jobs(title, turns, run.Record(args.out)))
+      print(tables.list_jobs(suite.title, turns, run.Record(args.out)))
       return 0
-    code = run.run(turns, args.out, changes)
+    code = run.run(turns, args.out, changes, suite.at_once)
   except ValueError as error:
     parser.error(str(error))
   options = sys.argv[1:] if argv is None else argv
@@ -58,7 +58,9 @@ def main(argv: list[str] | None = None) -> int:
   jsonl.replace(args.out / 'findings.md', text)
   jsonl.replace(args.out / 'findings.json', rows)
   print(text)
-  print(tables.write_page(title, command, parts, args.out, seeds, changes))
+  print(
+    tables.write_page(suite.title, command, parts, args.out, seeds, changes)
+  )
   return code
 
 

@@ -1,9 +1,11 @@
-"""Runs the jobs of a study, one after another, each in a process of its own.
+"""Runs the jobs of a study, each in a process of its own.
 
   1. `list_turns` puts them in order: all of the first seed, then of the next, so
      that what there is early is whole.
   2. `run` skips those that OUT/finished.jsonl has, and writes a line there behind
-     each that ends well. What they print is in OUT/PART/seed_0/NAME.log.
+     each that ends well. What they print is in OUT/PART/seed_0/NAME.log. Jobs
+     that are at work at once have equal numbers of the cores, and no other's:
+     small models leave a second core idle for half the time.
   3. A job that fails costs those that need it, and no others. Ctrl-C and SIGTERM
      are passed on: a run stops after a checkpoint, and the same command goes on
      from there.
@@ -12,6 +14,7 @@ Checkpoints that no other job needs are deleted once a run is finished: a study
 keeps its curves and samples.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -145,6 +148,7 @@ def run(
   turns: Sequence[Turn],
   out: pathlib.Path,
   changes: Sequence[str] = (),
+  at_once: int = 1,
 ) -> int:
   """Runs what is not finished; returns an exit code: 0, 1 where a job failed,
   75 where a signal asked for the end.
@@ -153,12 +157,14 @@ def run(
     turns: of `list_turns`.
     out: the study's folder.
     changes: as `jobs.make_command`'s.
+    at_once: jobs at work, but no more than there are cores.
 
   Raises:
     ValueError: what is finished is another study.
   """
   out.mkdir(parents=True, exist_ok=True)
-  record, line, stop = Record(out), _Line(), _Stop()
+  works = []
+  record, line, stop = Record(out), _Line(), _Stop(works)
   commands = {
     turn.key: shlex.join(
       jobs.make_command(turn.job, turn.seed, '{folder}', changes)
@@ -166,39 +172,39 @@ def run(
     for turn in turns
   }
   left = [turn for turn in turns if not record.has(turn, commands[turn.key])]
+  free = _split_cores(at_once)
   lost = {}  # failed, or without what it needs
   with stop:
-    for i, turn in enumerate(left):
-      missing = [
-        name for name in turn.job.needs if (*turn.key[:2], name) in lost
-      ]
-      if missing:
-        lost[turn.key] = f'needs {", ".join(missing)}'
-        continue
-      folder = jobs.find_folder(out, turn.part, turn.seed)
-      gone = [
-        name
-        for name in turn.job.asks
-        if not checkpoint.list_committed(folder / name)
-      ]
-      if gone:
-        lost[turn.key] = (
-          f'needs the checkpoint of {gone[0]}, which was deleted when nothing'
-          f' waited for it: delete its line of {FINISHED_NAME} and its folder'
-        )
-        continue
-      code, seconds = _run_one(turn, out, changes, stop, line, record, left[i:])
-      if stop.asked:
-        line.say(
-          f'Stopped in {turn.title}. The same command goes on from there.'
-        )
-        return checkpoint.STOPPED
-      if code:
-        lost[turn.key] = f'ended with {code}'
-        line.say(f'{turn.title} ended with {code}:\n{_read_tail(turn, out)}')
-        continue
-      record.add(turn, commands[turn.key], seconds)
-      _delete_checkpoints(turns, record, out)
+    while left or works:
+      while free and not stop.asked:
+        turn = _take_next(left, works, lost, out)
+        if turn is None:
+          break
+        works.append(_Work(turn, out, changes, free.pop(0)))
+        if stop.asked:  # while it began
+          works[-1].process.terminate()
+        seconds = record.estimate([*(work.turn for work in works), *left])
+        line.expect(seconds and seconds / (len(free) + len(works)))
+      if not works:
+        break
+      line.show([work.turn.title for work in works], len(works) + len(left))
+      time.sleep(_LOOK_S)
+      for work in [w for w in works if w.process.poll() is not None]:
+        works.remove(work)
+        free.append(work.cores)
+        turn, code = work.turn, work.process.returncode
+        if not code:
+          record.add(turn, commands[turn.key], time.monotonic() - work.start)
+          _delete_checkpoints(turns, record, out)
+        elif stop.asked:
+          line.say(
+            f'Stopped in {turn.title}. The same command goes on from there.'
+          )
+        else:
+          lost[turn.key] = f'ended with {code}'
+          line.say(f'{turn.title} ended with {code}:\n{_read_tail(turn, out)}')
+  if stop.asked:
+    return checkpoint.STOPPED
   for key, why in lost.items():
     line.say(f'{" ".join(map(str, key))}: {why}')
   return int(bool(lost))
@@ -222,37 +228,84 @@ def find_workdir(out: pathlib.Path, turn: Turn) -> pathlib.Path | None:
   return folder if (folder / metrics.METRICS_NAME).exists() else None
 
 
-def _run_one(turn, out, changes, stop, line, record, left):
-  """Returns a job's exit code and seconds."""
-  folder = jobs.find_folder(out, turn.part, turn.seed)
-  folder.mkdir(parents=True, exist_ok=True)
-  if turn.job.module not in jobs.RESUMING:
-    shutil.rmtree(folder / turn.job.name, ignore_errors=True)
-  expected = record.estimate(left)
-  title = f'{len(left)} to go: {turn.title}'
-  start = time.monotonic()
-  with open(folder / f'{turn.job.name}.log', 'ab') as log:
-    process = subprocess.Popen(
-      [
-        sys.executable,
-        *jobs.make_command(turn.job, turn.seed, folder, changes),
-      ],
-      stdin=subprocess.DEVNULL,
-      stdout=log,
-      stderr=subprocess.STDOUT,
-      env=_share_programs(out) | os.environ,
-      # A terminal's Ctrl-C reaches it from here, and so once.
-      start_new_session=True,
+def _take_next(left, works, lost, out):
+  """Takes the first turn of a list that waits for none, None where all do; moves
+  those that will never have what they need to `lost`."""
+  for turn in list(left):
+    part, seed, _ = turn.key
+    needs = [(part, seed, name) for name in turn.job.needs]
+    missing = [name for *_, name in filter(lost.get, needs)]
+    if missing:
+      left.remove(turn)
+      lost[turn.key] = f'needs {", ".join(missing)}'
+      continue
+    waits_for = {t.key for t in (*left, *(work.turn for work in works))}
+    if waits_for.intersection(needs):
+      continue
+    left.remove(turn)
+    folder = jobs.find_folder(out, turn.part, seed)
+    gone = [
+      name
+      for name in turn.job.asks
+      if not checkpoint.list_committed(folder / name)
+    ]
+    if not gone:
+      return turn
+    lost[turn.key] = (
+      f'needs the checkpoint of {gone[0]}, which was deleted when nothing'
+      f' waited for it: delete its line of {FINISHED_NAME} and its folder'
     )
-    stop.process = process
-    if stop.asked:  # while it began
-      process.terminate()
-    while process.poll() is None:
-      seconds = time.monotonic() - start
-      line.show(title, seconds, expected)
-      time.sleep(_LOOK_S)
-    stop.process = None
-  return process.returncode, time.monotonic() - start
+  return None
+
+
+def _split_cores(num):
+  """Returns the cores of each of so many jobs; None is all of them."""
+  if num == 1 or not hasattr(os, 'sched_getaffinity'):
+    return [None]
+  cores = sorted(os.sched_getaffinity(0))
+  num = min(num, len(cores))
+  each = len(cores) // num
+  return [cores[i * each : (i + 1) * each] for i in range(num)]
+
+
+@contextlib.contextmanager
+def _on_cores(cores):
+  """What is started inside has these cores, from its first instruction on."""
+  if cores is None:
+    yield
+    return
+  before = os.sched_getaffinity(0)
+  os.sched_setaffinity(0, cores)
+  try:
+    yield
+  finally:
+    os.sched_setaffinity(0, before)
+
+
+class _Work:
+  """A job at work."""
+
+  def __init__(self, turn, out, changes, cores):
+    folder = jobs.find_folder(out, turn.part, turn.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    if turn.job.module not in jobs.RESUMING:
+      shutil.rmtree(folder / turn.job.name, ignore_errors=True)
+    self.turn, self.cores = turn, cores
+    self.start = time.monotonic()
+    log_path = folder / f'{turn.job.name}.log'
+    with open(log_path, 'ab') as log, _on_cores(cores):
+      self.process = subprocess.Popen(
+        [
+          sys.executable,
+          *jobs.make_command(turn.job, turn.seed, folder, changes),
+        ],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=_share_programs(out) | os.environ,
+        # A terminal's Ctrl-C reaches it from here, and so once.
+        start_new_session=True,
+      )
 
 
 def _share_programs(out):
@@ -284,11 +337,11 @@ def _delete_checkpoints(turns, record, out):
 
 
 class _Stop:
-  """Passes SIGTERM and Ctrl-C on to the job at work; a context."""
+  """Passes SIGTERM and Ctrl-C on to the jobs at work; a context."""
 
-  def __init__(self):
+  def __init__(self, works):
     self.asked = False
-    self.process = None
+    self._works = works
 
   def __enter__(self):
     numbers = signal.SIGTERM, signal.SIGINT
@@ -302,32 +355,32 @@ class _Stop:
   def _pass_on(self, number, frame):
     del number, frame
     self.asked = True
-    if self.process:
-      self.process.terminate()
+    for work in self._works:
+      work.process.terminate()
 
 
 class _Line:
-  """One line of progress, which changes on a terminal; elsewhere one a job."""
+  """One line of progress, which changes on a terminal; elsewhere one whenever a
+  job begins or ends."""
 
   def __init__(self):
     self._is_terminal = sys.stdout.isatty()
     self._shown = None
+    self._since = self._expected = None
 
-  def show(self, title: str, seconds: float, expected: float | None) -> None:
-    """Shows a job at work.
+  def expect(self, seconds: float | None) -> None:
+    """Sets what all that is left takes from now on, if anybody knows."""
+    self._since, self._expected = time.monotonic(), seconds
 
-    Args:
-      title: of the job.
-      seconds: that it has taken.
-      expected: that it and all others take, if anybody knows.
-    """
+  def show(self, titles: Sequence[str], num_left: int) -> None:
+    """Shows the jobs at work, and how many are not finished, with these."""
+    title = f'{num_left} to go: {", ".join(titles)}'
     if not self._is_terminal and title == self._shown:
       return
     text = title
-    if self._is_terminal:  # elsewhere it is told once, at the start
-      text += f', {show_seconds(seconds)} gone'
-    if expected is not None:
-      text += f', {show_seconds(max(expected - seconds, 0))} left in all'
+    if self._expected is not None:
+      left = self._expected - (time.monotonic() - self._since)
+      text += f', {show_seconds(max(left, 0))} left in all'
     if self._is_terminal:
       print(f'\r\x1b[K{text}', end='', flush=True)
     else:

@@ -10,6 +10,7 @@ first time takes; run.py goes by what jobs have really taken.
 import dataclasses
 import importlib
 import math
+from collections.abc import Callable
 
 from experiments.study import algorithms, comparisons, jobs
 
@@ -399,13 +400,29 @@ _LLAMA3_8B = Task(
   one_question={'mesh.fsdp': 1, 'mesh.tensor': -1},
 )
 
-# Of each the title, and what makes its parts.
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+  """What one command runs.
+
+  Attributes:
+    title: of its page.
+    make_parts: returns its parts.
+    at_once: jobs at work.
+  """
+
+  title: str
+  make_parts: Callable[[], tuple[jobs.Part, ...]]
+  at_once: int = 1
+
+
 SUITES = {
-  'cpu': (
+  'cpu': Suite(
     'quickstart, and SmolLM2-135M on addition: two CPU cores',
     lambda: (make_grid(_QUICKSTART), make_baselines(_ADDITION)),
+    at_once=2,
   ),
-  'smollm2': (
+  'smollm2': Suite(
     'SmolLM2-135M on GSM8K: one GPU',
     lambda: (
       make_grid(
@@ -415,7 +432,7 @@ SUITES = {
       ),
     ),
   ),
-  'qwen2_5_1_5b': (
+  'qwen2_5_1_5b': Suite(
     "Qwen2.5 1.5B, the paper's family, on GSM8K: one GPU of 80 GB",
     lambda: (
       make_grid(
@@ -427,11 +444,11 @@ SUITES = {
       ),
     ),
   ),
-  'llama3_8b': (
+  'llama3_8b': Suite(
     'Llama-3 8B on GSM8K: 8 GPUs of 80 GB, or 4 chips of a TPU v5p',
     lambda: (make_grid(_LLAMA3_8B),),
   ),
-  'algorithms': (
+  'algorithms': Suite(
     'every algorithm on the quickstart, from one start: two CPU cores',
     lambda: (
       make_algorithms(
