@@ -24,6 +24,7 @@ def main(config, workdir, profile: str = ''):
     jax.set_mesh(meshes.connect(config)),
     watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
   ):
+    memory.keep_heap()
     finished = train.train(config, workdir, profile)
   if finished:
     return 0

@@ -6,11 +6,13 @@ Runs that are not about learning are of tiny_run.py's model.
 import html as html_lib
 import json
 import math
+import os
 import pathlib
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -43,6 +45,11 @@ from experiments.study import (
 )
 
 _FOLDER = pathlib.Path(__file__).parent
+
+needs_two_cores = pytest.mark.skipif(
+  len(getattr(os, 'sched_getaffinity', lambda _: ())(0)) < 2,
+  reason='one core has one job',
+)
 
 
 def test_means_have_students_interval():
@@ -483,6 +490,63 @@ def test_a_job_that_fails_costs_those_that_need_it(tmp_path, capsys):
     'first.log',
     'third.log',
   ]
+  assert not (tmp_path / run.FINISHED_NAME).exists()
+
+
+def make_waiting(first, second):
+  """Returns two jobs that wait for files of these names, and one after both."""
+  return jobs.Part(
+    'tiny',
+    (
+      jobs.Job('first', 'study_job', flags=(f'--other={first}',)),
+      jobs.Job('second', 'study_job', flags=(f'--other={second}',)),
+      jobs.Job('third', 'study_job', needs=('first', 'second')),
+    ),
+  )
+
+
+@needs_two_cores
+def test_two_jobs_at_once_have_cores_of_their_own(
+  tmp_path, monkeypatch, capsys
+):
+  """Each ends only if the other has begun; a third waits for both."""
+  monkeypatch.setenv('PYTHONPATH', str(_FOLDER))
+  before = os.sched_getaffinity(0)
+  turns = run.list_turns([make_waiting('second', 'first')], [0])
+  assert run.run(turns, tmp_path, at_once=2) == 0
+  assert os.sched_getaffinity(0) == before
+  folder = tmp_path / 'tiny' / 'seed_0'
+  first, second = (
+    set(json.loads((folder / name).read_text())) for name in ('first', 'second')
+  )
+  assert not first & second
+  assert len(first) == len(second) == len(before) // 2
+  assert (
+    '3 to go: tiny seed 0 first, tiny seed 0 second' in capsys.readouterr().out
+  )
+  *both, last = [row['job'] for row in jsonl.read(tmp_path / run.FINISHED_NAME)]
+  assert set(both) == {'first', 'second'}
+  assert last == 'third'
+
+
+@needs_two_cores
+def test_a_signal_stops_both_jobs(tmp_path, monkeypatch, capsys):
+  """Neither is finished, and the third does not begin."""
+  monkeypatch.setenv('PYTHONPATH', str(_FOLDER))
+  turns = run.list_turns([make_waiting('never', 'never')], [0])
+  folder = tmp_path / 'tiny' / 'seed_0'
+
+  def stop_when_both_are_at_work():
+    while not all((folder / name).exists() for name in ('first', 'second')):
+      time.sleep(0.02)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  threading.Thread(target=stop_when_both_are_at_work, daemon=True).start()
+  assert run.run(turns, tmp_path, at_once=2) == 75
+  output = capsys.readouterr().out
+  for name in ('first', 'second'):
+    assert f'Stopped in tiny seed 0 {name}.' in output
+  assert not (folder / 'third').exists()
   assert not (tmp_path / run.FINISHED_NAME).exists()
 
 

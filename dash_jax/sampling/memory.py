@@ -15,7 +15,10 @@ _LIMITS = (
   '/sys/fs/cgroup/memory/memory.limit_in_bytes',
 )
 
-_M_ARENA_MAX = -8  # of malloc.h
+# Of malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+_M_ARENA_MAX = -8
 
 
 def share_heap() -> None:
@@ -28,6 +31,19 @@ def share_heap() -> None:
   """
   if change := getattr(ctypes.CDLL(None), 'mallopt', None):
     change(_M_ARENA_MAX, 1)
+
+
+def keep_heap() -> None:
+  """Has arrays on CPU leave their memory to the next ones; nothing on other
+  devices, whose hosts hold large arrays for moments only.
+
+  glibc gives what a large one had back to the system, and each step pays anew
+  for pages that it had: a seventh of a learner's time, where they are dear.
+  """
+  change = getattr(ctypes.CDLL(None), 'mallopt', None)
+  if change and jax.default_backend() == 'cpu':
+    change(_M_MMAP_MAX, 0)
+    change(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def find_room() -> float:
