@@ -353,9 +353,29 @@ def test_the_cpu_suite_answers_every_question():
 
 def test_the_cpu_suite_takes_at_most_two_hours(tmp_path):
   """On two cores, and some minutes are left."""
-  make_parts = suites.SUITES['cpu'].make_parts
-  turns = run.list_turns(make_parts(), [0, 1, 2])
-  assert run.Record(tmp_path).estimate(turns) < 2 * 3600 - 180
+  suite = suites.SUITES['cpu']
+  turns = run.list_turns(suite.make_parts(), [0, 1, 2])
+  assert run.Record(tmp_path).estimate(turns, suite.at_once) < 2 * 3600 - 180
+
+
+def test_what_claims_time_has_the_machine_to_itself():
+  """Runs whose seconds a comparison takes."""
+  measures = {
+    comparisons._seconds,
+    comparisons._seconds_to_equal,
+    comparisons._accuracy_in_time_of,
+  }
+  timed = {
+    name
+    for comparison in comparisons.COMPARISONS
+    if getattr(comparison.measure, 'func', comparison.measure) in measures
+    for name in comparison.runs
+  }
+  assert {'dash', 'grpo', 'ppo_mini', 'without_packing'} < timed
+  for part in suites.SUITES['cpu'].make_parts():
+    names = {job.name for job in part.jobs}
+    found = {job.name for job in part.jobs if job.is_timed}
+    assert found == (timed | {'sizes'}) & names
 
 
 def test_no_threshold_drops_every_row():
@@ -418,8 +438,9 @@ def test_a_study_that_was_stopped_goes_on(tmp_path, monkeypatch):
     [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True
   )
   finished = tmp_path / run.FINISHED_NAME
+  second = tmp_path / 'tiny' / 'seed_3' / 'grpo.log'
   end = time.monotonic() + 600
-  while not finished.exists() and time.monotonic() < end:
+  while not second.exists() and time.monotonic() < end:
     assert study.poll() is None
     time.sleep(0.05)
   study.send_signal(signal.SIGTERM)
@@ -494,10 +515,12 @@ def test_a_job_that_fails_costs_those_that_need_it(tmp_path, capsys):
 
 
 def make_waiting(first, second):
-  """Returns two jobs that wait for files of these names, and one after both."""
+  """Returns two jobs that wait for files of these names, one that is timed, and
+  one after both."""
   return jobs.Part(
     'tiny',
     (
+      jobs.Job('timed', 'study_job', is_timed=True),
       jobs.Job('first', 'study_job', flags=(f'--other={first}',)),
       jobs.Job('second', 'study_job', flags=(f'--other={second}',)),
       jobs.Job('third', 'study_job', needs=('first', 'second')),
@@ -509,45 +532,77 @@ def make_waiting(first, second):
 def test_two_jobs_at_once_have_cores_of_their_own(
   tmp_path, monkeypatch, capsys
 ):
-  """Each ends only if the other has begun; a third waits for both."""
+  """Each ends only if the other has begun; a third waits for both, and one that
+  is timed for all of them, and has all cores."""
   monkeypatch.setenv('PYTHONPATH', str(_FOLDER))
   before = os.sched_getaffinity(0)
   turns = run.list_turns([make_waiting('second', 'first')], [0])
   assert run.run(turns, tmp_path, at_once=2) == 0
   assert os.sched_getaffinity(0) == before
   folder = tmp_path / 'tiny' / 'seed_0'
-  first, second = (
-    set(json.loads((folder / name).read_text())) for name in ('first', 'second')
+  first, second, timed = (
+    set(json.loads((folder / name).read_text()))
+    for name in ('first', 'second', 'timed')
   )
+  assert timed == before
   assert not first & second
   assert len(first) == len(second) == len(before) // 2
   assert (
-    '3 to go: tiny seed 0 first, tiny seed 0 second' in capsys.readouterr().out
+    '4 to go: tiny seed 0 first, tiny seed 0 second' in capsys.readouterr().out
   )
-  *both, last = [row['job'] for row in jsonl.read(tmp_path / run.FINISHED_NAME)]
-  assert set(both) == {'first', 'second'}
-  assert last == 'third'
+  done = [row['job'] for row in jsonl.read(tmp_path / run.FINISHED_NAME)]
+  assert set(done[:2]) == {'first', 'second'}
+  assert done[2:] == ['third', 'timed']
 
 
 @needs_two_cores
 def test_a_signal_stops_both_jobs(tmp_path, monkeypatch, capsys):
-  """Neither is finished, and the third does not begin."""
+  """Neither is finished, and no other begins."""
   monkeypatch.setenv('PYTHONPATH', str(_FOLDER))
   turns = run.list_turns([make_waiting('never', 'never')], [0])
   folder = tmp_path / 'tiny' / 'seed_0'
 
   def stop_when_both_are_at_work():
-    while not all((folder / name).exists() for name in ('first', 'second')):
-      time.sleep(0.02)
+    wait_for_files(folder / 'first', folder / 'second')
     os.kill(os.getpid(), signal.SIGTERM)
 
-  threading.Thread(target=stop_when_both_are_at_work, daemon=True).start()
+  threading.Thread(target=stop_when_both_are_at_work).start()
   assert run.run(turns, tmp_path, at_once=2) == 75
   output = capsys.readouterr().out
-  for name in ('first', 'second'):
-    assert f'Stopped in tiny seed 0 {name}.' in output
-  assert not (folder / 'third').exists()
+  assert 'Stopped. The same command goes on from there.' in output
+  assert not {'third', 'timed'} & {path.name for path in folder.iterdir()}
   assert not (tmp_path / run.FINISHED_NAME).exists()
+
+
+@needs_two_cores
+def test_no_job_outlives_a_study_that_fails(tmp_path, monkeypatch):
+  """As where there is no room for the line of another that has ended."""
+  monkeypatch.setenv('PYTHONPATH', str(_FOLDER))
+  folder = tmp_path / 'tiny' / 'seed_0'
+  started = []
+  popen = subprocess.Popen
+
+  def start(*args, **kwargs):
+    started.append(popen(*args, **kwargs))
+    return started[-1]
+
+  def fail(*args):
+    raise OSError('no room')
+
+  monkeypatch.setattr(subprocess, 'Popen', start)
+  monkeypatch.setattr(run.Record, 'add', fail)
+  turns = run.list_turns([make_waiting('never', 'second')], [0])
+  with pytest.raises(OSError, match='no room'):
+    run.run(turns, tmp_path, at_once=2)
+  assert not (folder / 'third').exists()
+  assert [process.poll() for process in started] == [-signal.SIGTERM, 0]
+
+
+def wait_for_files(*paths):
+  end = time.monotonic() + 60
+  while not all(path.exists() for path in paths):
+    assert time.monotonic() < end
+    time.sleep(0.02)
 
 
 def test_traces_are_not_those_of_a_start_whose_run_has_no_checkpoint(

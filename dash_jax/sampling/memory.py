@@ -35,15 +35,16 @@ def share_heap() -> None:
 
 def keep_heap() -> None:
   """Has arrays on CPU leave their memory to the next ones; nothing on other
-  devices, whose hosts hold large arrays for moments only.
+  devices, whose arrays are not in the host's memory.
 
   glibc gives what a large one had back to the system, and each step pays anew
-  for pages that it had: a seventh of a learner's time, where they are dear.
+  for pages that it had: a seventh of a learner's time, where they are dear. Now a
+  process keeps the most that it ever held.
   """
   change = getattr(ctypes.CDLL(None), 'mallopt', None)
   if change and jax.default_backend() == 'cpu':
     change(_M_MMAP_MAX, 0)
-    change(_M_TRIM_THRESHOLD, 2**31 - 1)
+    change(_M_TRIM_THRESHOLD, -1)  # never
 
 
 def find_room() -> float:

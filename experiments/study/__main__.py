@@ -47,7 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     only = [name for name in args.only.split(',') if name]
     turns = run.list_turns(parts, seeds, only)
     if args.list:
-      print(tables.list_jobs(suite.title, turns, run.Record(args.out)))
+      print(
+        tables.list_jobs(
+          suite.title, turns, run.Record(args.out), suite.at_once
+        )
+      )
       return 0
     code = run.run(turns, args.out, changes, suite.at_once)
   except ValueError as error:

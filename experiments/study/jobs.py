@@ -31,6 +31,7 @@ class Job:
     questions: of comparisons.QUESTIONS that it helps to answer.
     replies: that it samples to learn from, or rows that it imitates.
     is_short: of so few steps that it has no curve.
+    is_timed: a claim is about its seconds, so that nothing runs beside it.
     seconds: on the suite's hardware; None where nobody has measured it.
   """
 
@@ -44,6 +45,7 @@ class Job:
   questions: tuple[int, ...] = ()
   replies: int = 0
   is_short: bool = False
+  is_timed: bool = False
   seconds: float | None = None
 
   @property

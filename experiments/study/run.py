@@ -3,9 +3,10 @@
   1. `list_turns` puts them in order: all of the first seed, then of the next, so
      that what there is early is whole.
   2. `run` skips those that OUT/finished.jsonl has, and writes a line there behind
-     each that ends well. What they print is in OUT/PART/seed_0/NAME.log. Jobs
-     that are at work at once have equal numbers of the cores, and no other's:
-     small models leave a second core idle for half the time.
+     each that ends well. What they print is in OUT/PART/seed_0/NAME.log. A job
+     whose seconds a claim is about has the machine to itself. Of others several
+     are at work at once, each on cores of its own, of which small models do not
+     fill many.
   3. A job that fails costs those that need it, and no others. Ctrl-C and SIGTERM
      are passed on: a run stops after a checkpoint, and the same command goes on
      from there.
@@ -32,6 +33,8 @@ from experiments.study import curves, findings, jobs
 FINISHED_NAME = 'finished.jsonl'
 _LOOK_S = 0.5  # between two looks at a job
 _TAIL = 2_000  # characters of a failed job's log
+# Of a job that was asked to end.
+_STOPPED = (checkpoint.STOPPED, -signal.SIGTERM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +57,8 @@ class Turn:
 def list_turns(
   parts: Sequence[jobs.Part], seeds: Iterable[int], only: Sequence[str] = ()
 ) -> list[Turn]:
-  """Returns the turns in order.
+  """Returns the turns in order: of each seed those that may share the machine
+  come before those that are timed, which need no wait for cores.
 
   Args:
     parts: of the suite.
@@ -70,12 +74,14 @@ def list_turns(
       raise ValueError(f'no job is named {name!r}: take {", ".join(known)}')
   turns = []
   for seed in seeds:
+    of_seed = []
     for part in parts:
       chosen = set(only or known)
       for job in reversed(part.jobs):  # what is needed comes before
         if job.name in chosen:
           chosen.update(job.needs)
-      turns += [Turn(part, seed, j) for j in part.jobs if j.name in chosen]
+      of_seed += [Turn(part, seed, j) for j in part.jobs if j.name in chosen]
+    turns += sorted(of_seed, key=lambda turn: turn.job.is_timed)
   return turns
 
 
@@ -117,10 +123,15 @@ class Record:
     }
     jsonl.write(self._path, list(self.rows.values()))
 
-  def estimate(self, turns: Sequence[Turn]) -> float | None:
+  def estimate(self, turns: Sequence[Turn], at_once: int = 1) -> float | None:
     """Returns the seconds that some turns will take: as those of other seeds did,
     or as is known of them, at the pace of what is finished; None if nobody
-    knows."""
+    knows.
+
+    Args:
+      turns: which.
+      at_once: how many are at work, of those that are not timed.
+    """
     taken = {}
     for (part, _, job), row in self.rows.items():
       taken.setdefault((part, job), []).append(row['seconds'])
@@ -136,11 +147,12 @@ class Record:
     for turn in turns:
       key = turn.part.name, turn.job.name
       if key in taken:
-        total += sum(taken[key]) / len(taken[key])
+        seconds = sum(taken[key]) / len(taken[key])
       elif turn.job.seconds is None:
         return None
       else:
-        total += pace * turn.job.seconds
+        seconds = pace * turn.job.seconds
+      total += seconds if turn.job.is_timed else seconds / at_once
     return total
 
 
@@ -157,7 +169,8 @@ def run(
     turns: of `list_turns`.
     out: the study's folder.
     changes: as `jobs.make_command`'s.
-    at_once: jobs at work, but no more than there are cores.
+    at_once: jobs at work, of those that are not timed, but no more than there
+      are cores; 1 where a system does not let a process choose its cores.
 
   Raises:
     ValueError: what is finished is another study.
@@ -172,41 +185,40 @@ def run(
     for turn in turns
   }
   left = [turn for turn in turns if not record.has(turn, commands[turn.key])]
-  free = _split_cores(at_once)
+  slots = split_cores(at_once)
   lost = {}  # failed, or without what it needs
   with stop:
-    while left or works:
-      while free and not stop.asked:
+    while True:
+      while len(works) < len(slots) and not stop.asked:
         turn = _take_next(left, works, lost, out)
         if turn is None:
           break
-        works.append(_Work(turn, out, changes, free.pop(0)))
+        taken = [work.cores for work in works]
+        cores = None
+        if not turn.job.is_timed:
+          cores = next(some for some in slots if some not in taken)
+        works.append(_Work(turn, out, changes, cores))
         if stop.asked:  # while it began
           works[-1].process.terminate()
-        seconds = record.estimate([*(work.turn for work in works), *left])
-        line.expect(seconds and seconds / (len(free) + len(works)))
+        line.expect(_estimate_rest(record, works, left, len(slots)))
       if not works:
         break
       line.show([work.turn.title for work in works], len(works) + len(left))
       time.sleep(_LOOK_S)
       for work in [w for w in works if w.process.poll() is not None]:
         works.remove(work)
-        free.append(work.cores)
         turn, code = work.turn, work.process.returncode
         if not code:
-          record.add(turn, commands[turn.key], time.monotonic() - work.start)
+          record.add(turn, commands[turn.key], work.seconds)
           _delete_checkpoints(turns, record, out)
-        elif stop.asked:
-          line.say(
-            f'Stopped in {turn.title}. The same command goes on from there.'
-          )
-        else:
+        elif not (stop.asked and code in _STOPPED):
           lost[turn.key] = f'ended with {code}'
           line.say(f'{turn.title} ended with {code}:\n{_read_tail(turn, out)}')
-  if stop.asked:
-    return checkpoint.STOPPED
   for key, why in lost.items():
     line.say(f'{" ".join(map(str, key))}: {why}')
+  if stop.asked:
+    line.say('Stopped. The same command goes on from there.')
+    return checkpoint.STOPPED
   return int(bool(lost))
 
 
@@ -228,20 +240,37 @@ def find_workdir(out: pathlib.Path, turn: Turn) -> pathlib.Path | None:
   return folder if (folder / metrics.METRICS_NAME).exists() else None
 
 
+def split_cores(num: int) -> list[list[int] | None]:
+  """Returns the cores of each of so many jobs, None for all of them; of fewer jobs
+  where there are fewer cores. Those that share a core's threads are not told
+  apart."""
+  if num == 1 or not hasattr(os, 'sched_getaffinity'):
+    return [None]
+  cores = sorted(os.sched_getaffinity(0))
+  num = min(num, len(cores))
+  each = len(cores) // num
+  return [cores[i * each : (i + 1) * each] for i in range(num)]
+
+
 def _take_next(left, works, lost, out):
   """Takes the first turn of a list that waits for none, None where all do; moves
-  those that will never have what they need to `lost`."""
+  those that will never have what they need to `lost`. One that is timed waits
+  for those at work, and others for it."""
+  if any(work.turn.job.is_timed for work in works):
+    return None
+  unfinished = {turn.key for turn in (*left, *(work.turn for work in works))}
   for turn in list(left):
     part, seed, _ = turn.key
     needs = [(part, seed, name) for name in turn.job.needs]
-    missing = [name for *_, name in filter(lost.get, needs)]
+    missing = [name for part, seed, name in needs if (part, seed, name) in lost]
     if missing:
       left.remove(turn)
       lost[turn.key] = f'needs {", ".join(missing)}'
       continue
-    waits_for = {t.key for t in (*left, *(work.turn for work in works))}
-    if waits_for.intersection(needs):
+    if unfinished.intersection(needs):
       continue
+    if turn.job.is_timed and works:
+      return None
     left.remove(turn)
     folder = jobs.find_folder(out, turn.part, seed)
     gone = [
@@ -258,14 +287,16 @@ def _take_next(left, works, lost, out):
   return None
 
 
-def _split_cores(num):
-  """Returns the cores of each of so many jobs; None is all of them."""
-  if num == 1 or not hasattr(os, 'sched_getaffinity'):
-    return [None]
-  cores = sorted(os.sched_getaffinity(0))
-  num = min(num, len(cores))
-  each = len(cores) // num
-  return [cores[i * each : (i + 1) * each] for i in range(num)]
+def _estimate_rest(record, works, left, at_once):
+  """Returns the seconds until all is finished, None if nobody knows."""
+  rest = record.estimate(left, at_once)
+  current = [record.estimate([work.turn]) for work in works]
+  if rest is None or None in current:
+    return None
+  return rest + max(
+    max(seconds - work.seconds, 0)
+    for seconds, work in zip(current, works, strict=True)
+  )
 
 
 @contextlib.contextmanager
@@ -283,7 +314,7 @@ def _on_cores(cores):
 
 
 class _Work:
-  """A job at work."""
+  """A job at work; on all cores where `cores` is None."""
 
   def __init__(self, turn, out, changes, cores):
     folder = jobs.find_folder(out, turn.part, turn.seed)
@@ -291,7 +322,7 @@ class _Work:
     if turn.job.module not in jobs.RESUMING:
       shutil.rmtree(folder / turn.job.name, ignore_errors=True)
     self.turn, self.cores = turn, cores
-    self.start = time.monotonic()
+    self._start = time.monotonic()
     log_path = folder / f'{turn.job.name}.log'
     with open(log_path, 'ab') as log, _on_cores(cores):
       self.process = subprocess.Popen(
@@ -306,6 +337,10 @@ class _Work:
         # A terminal's Ctrl-C reaches it from here, and so once.
         start_new_session=True,
       )
+
+  @property
+  def seconds(self) -> float:
+    return time.monotonic() - self._start
 
 
 def _share_programs(out):
@@ -337,7 +372,8 @@ def _delete_checkpoints(turns, record, out):
 
 
 class _Stop:
-  """Passes SIGTERM and Ctrl-C on to the jobs at work; a context."""
+  """Passes SIGTERM and Ctrl-C on to the jobs at work; a context, which none of
+  them outlives."""
 
   def __init__(self, works):
     self.asked = False
@@ -349,6 +385,9 @@ class _Stop:
     return self
 
   def __exit__(self, *exc_info):
+    for work in self._works:  # none, but for an error
+      work.process.terminate()
+      work.process.wait()
     for number, before in self._before.items():
       signal.signal(number, before)
 
@@ -382,7 +421,8 @@ class _Line:
       left = self._expected - (time.monotonic() - self._since)
       text += f', {show_seconds(max(left, 0))} left in all'
     if self._is_terminal:
-      print(f'\r\x1b[K{text}', end='', flush=True)
+      width = shutil.get_terminal_size().columns - 1
+      print(f'\r\x1b[K{text[:width]}', end='', flush=True)
     else:
       print(text, flush=True)
     self._shown = title

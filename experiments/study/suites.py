@@ -114,7 +114,9 @@ class _Grid:
       )
     )
 
-  def add_other(self, name, module, flags, needs, shared=None, questions=()):
+  def add_other(
+    self, name, module, flags, needs, shared=None, questions=(), **rest
+  ):
     """Adds a command that is no run, with a config if it shares fields."""
     self.jobs.append(
       jobs.Job(
@@ -126,6 +128,7 @@ class _Grid:
         needs=needs,
         questions=tuple(questions),
         seconds=self._find_seconds(name),
+        **rest,
       )
     )
 
@@ -212,16 +215,19 @@ def make_baselines(task: Task) -> jobs.Part:
 
 def _add_baselines(grid):
   """Adds DASH and GRPO, of a question a step and of the same batch."""
-  often = grid.often
-  grid.add('dash', often, (1, 3, 4, 5, 6, 7, 9))
-  grid.add('unfiltered', often | {'filter': 'none'}, (1, 6, 9))
-  grid.add('grpo', often | grid.task.one_question | {'name': 'grpo'}, (1,))
+  for name, fields, questions in (
+    ('dash', {}, (1, 3, 4, 5, 6, 7, 9)),
+    ('unfiltered', {'filter': 'none'}, (1, 6, 9)),
+    ('grpo', grid.task.one_question | {'name': 'grpo'}, (1,)),
+  ):
+    grid.add(name, grid.often | fields, questions, is_timed=True)
 
 
 def _add_sizes(grid):
   grid.add_other(
-    'sizes', 'experiments.study.sizes', (), grid.needs, grid.common, (2,)
-  )
+    'sizes', 'experiments.study.sizes', (), grid.needs, grid.common, (2,),
+    is_timed=True,
+  )  # fmt: skip
 
 
 def _add_imitation(grid):
@@ -233,26 +239,32 @@ def _add_imitation(grid):
     fields['optim.sft_warmup_steps'] = min(
       grid.config.optim.sft_warmup_steps, num // 4
     )
-    rows = num * grid.config.optim.sft_batch_size
-    grid.add(f'sft_data{suffix}', fields, (3,), replies=rows)
+    rest = {
+      'replies': num * grid.config.optim.sft_batch_size,
+      'is_timed': suffix == '_short',
+    }
+    grid.add(f'sft_data{suffix}', fields, (3,), **rest)
     grid.add(
       f'sft_traces{suffix}', fields | algorithms.OF_TRACES, (3,),
-      needs=(*grid.needs, 'traces'), replies=rows,
+      needs=(*grid.needs, 'traces'), **rest,
     )  # fmt: skip
   grid.add(
     'rejection',
     grid.often | {'loss': 'supervised', 'normalizer': 'token'},
     (3,),
+    is_timed=True,
   )
 
 
 def _add_variants(grid):
   """PPO, KL and staleness."""
-  grid.add('ppo_multi', grid.often | {'num_epochs': 3}, (4,))
+  grid.add('ppo_multi', grid.often | {'num_epochs': 3}, (4,), is_timed=True)
   num_questions = grid.config.algorithm.batch_size
   num_questions //= grid.config.algorithm.group_size
   num_updates = math.gcd(32, num_questions)
-  grid.add('ppo_mini', grid.often | {'num_updates': num_updates}, (4,))
+  grid.add(
+    'ppo_mini', grid.often | {'num_updates': num_updates}, (4,), is_timed=True
+  )
   for name, fields in {
     'kl_0.04': {'kl_coef': 0.04},
     'kl_0.1': {'kl_coef': 0.1},
@@ -298,7 +310,7 @@ def _add_filters(grid):
   }
   for name, fields in rules.items():
     if name != 'dash':
-      grid.add(name, fields, (6,))
+      grid.add(name, fields, (6,), is_timed=True)
     grid.add(f'cosine_{name}', short | fields, (6,), is_short=True)
 
 
@@ -324,7 +336,7 @@ def _add_parts(grid):
     if part != 'filtering':
       grid.add(
         f'without_{part}', {}, (9,), module=jobs.WITHOUT,
-        flags=(f'--part={part}',),
+        flags=(f'--part={part}',), is_timed=True,
       )  # fmt: skip
 
 
@@ -408,7 +420,7 @@ class Suite:
   Attributes:
     title: of its page.
     make_parts: returns its parts.
-    at_once: jobs at work.
+    at_once: jobs at work, of those that are not timed.
   """
 
   title: str

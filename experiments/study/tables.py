@@ -19,13 +19,19 @@ from experiments.study import (
 )
 
 
-def list_jobs(title: str, turns: Sequence[run.Turn], record: run.Record) -> str:
+def list_jobs(
+  title: str,
+  turns: Sequence[run.Turn],
+  record: run.Record,
+  at_once: int = 1,
+) -> str:
   """Returns a line for each job, and what all of them cost.
 
   Args:
     title: of the suite.
     turns: of `run.list_turns`.
     record: what is finished.
+    at_once: as `run.run`'s.
   """
   by_job = {}
   for turn in turns:
@@ -46,7 +52,8 @@ def list_jobs(title: str, turns: Sequence[run.Turn], record: run.Record) -> str:
       f' {f"{done}/{len(some)}":>5}  {_show_changes(job)}'
     )
   left = [turn for turn in turns if turn.key not in record.rows]
-  whole, rest = record.estimate(turns), record.estimate(left)
+  num = len(run.split_cores(at_once))
+  whole, rest = record.estimate(turns, num), record.estimate(left, num)
   lines += ['', f'{len(turns)} jobs, {len(left)} of them to go.']
   lines.append(
     'Nobody has measured what they take.'
