@@ -53,6 +53,7 @@ def test_a_policy_is_rewarded_by_tests_of_its_code(tmp_path, monkeypatch):
   config.algorithm.update(
     batch_size=16, group_size=4, num_samples=32, sft_steps=30
   )
+  config.optim.sft_batch_size = 8
   config.optim.sft_learning_rate = 1e-2
   config.optim.minibatch_size = 4
   config.eval.num_questions = 4

@@ -22,6 +22,7 @@ from dash_jax.runs import checkpoint, jsonl, watch
 # last.
 OPTIONS = (
   'algorithm.sft_steps=1',
+  'optim.sft_batch_size=4',
   'algorithm.num_samples=96',
   'algorithm.max_staleness=1',
   'algorithm.importance_cap=2.0',
@@ -127,7 +128,7 @@ def test_a_run_of_two_goes_on_alone_when_one_is_killed(alone, tmp_path):
     r' \w+.*step \d\. The same command',
     output,
   ), output
-  go_on_alone(alone, tmp_path, num_devices=2)
+  go_on_alone(alone, tmp_path, 8, 'data=2', 'fsdp=2', 'tensor=2')
 
 
 def test_a_run_of_two_goes_on_alone_when_one_is_asked_to_stop(alone, tmp_path):
@@ -188,10 +189,11 @@ def read_staleness(workdir):
   return [row.get('staleness') for row in rows]
 
 
-def go_on_alone(alone, workdir, num_devices=1):
+def go_on_alone(alone, workdir, num_devices=1, *mesh):
   """One process, with other devices, comes to the end that the run would have come
   to."""
-  (process,) = start_job(workdir, 1, num_devices, f'mesh.fsdp={num_devices}')
+  options = [f'mesh.{option}' for option in mesh]
+  (process,) = start_job(workdir, 1, num_devices, *options)
   code, output = tiny_run.finish(process)
   assert code == 0, output
   for name in ('metrics.jsonl', 'evals.jsonl'):

@@ -24,12 +24,12 @@ FLAGS = [
   '--config.algorithm.sft_steps=2',
   '--config.optim.sft_warmup_steps=0',
   '--config.optim.warmup_steps=0',
-  '--config.algorithm.num_samples=32',
-  '--config.algorithm.batch_size=16',
+  '--config.algorithm.num_samples=16',
+  '--config.algorithm.batch_size=8',
   '--config.optim.minibatch_size=8',
-  '--config.optim.sft_batch_size=16',
-  '--config.eval.num_questions=16',
-  '--config.log.rollouts_every_samples=16',
+  '--config.optim.sft_batch_size=2',
+  '--config.eval.num_questions=8',
+  '--config.log.rollouts_every_samples=8',
 ]
 REPOSITORY = ACCELERATOR = ''
 """
@@ -131,7 +131,7 @@ def test_it_installs_what_the_experiment_needs(
 def test_accuracies_before_and_after(executed):
   """Both evaluations judge the step they claim: none, and the last of four."""
   _, cells = executed
-  wanted = r'(.*): accuracy [\d.]+% .* on 16 questions'
+  wanted = r'(.*): accuracy [\d.]+% .* on 8 questions'
   before = re.search(wanted, _text(cells['before']))
   after = re.search(wanted, _text(cells['after']))
   assert before[1] == 'the weights that the run starts from'
@@ -164,5 +164,5 @@ def test_tables_hold_the_runs_rows(executed):
   lines = (folder / 'runs/notebook/evals.jsonl').read_text().splitlines()
   assert evals.count('<tr>') == 1 + len(lines) == 3
   (rollouts,) = _shown(cells['rollouts'], 'text/html')
-  assert rollouts.count('<tr>') == 1 + 16
+  assert rollouts.count('<tr>') == 1 + 8
   assert 'step_000004.jsonl' in _text(cells['rollouts'])

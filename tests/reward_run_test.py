@@ -195,6 +195,7 @@ def test_a_reward_model_learns_pairs_and_is_read_back(run, workdir, tmp_path):
   """From the run's newest weights; questions that it has not seen are judged, and
   the folder gives the scores that it was judged by."""
   config = run.copy_and_resolve_references()
+  config.optim.sft_batch_size = 8
   config.optim.sft_learning_rate = 1e-2
   out = tmp_path / 'out'
   right, num = reward_model.make(

@@ -40,7 +40,7 @@ def get_config():
   config.algorithm.num_samples = 128
   config.algorithm.sft_steps = 2
   config.optim.minibatch_size = 4
-  config.optim.sft_batch_size = 8
+  config.optim.sft_batch_size = 2
   config.optim.sft_warmup_steps = 0
   config.eval.num_questions = 6
   config.eval.every_samples = 64

@@ -48,6 +48,7 @@ def test_grpo_learns_from_one_whole_group_a_step(config, tmp_path):
 def test_sft_alone_lowers_its_loss(config, tmp_path, monkeypatch):
   config.algorithm.name = 'sft'
   config.algorithm.sft_steps = 12
+  config.optim.sft_batch_size = 8
   config.optim.sft_learning_rate = 1e-2
   config.log.wandb = 'mine'
   told = []
@@ -240,7 +241,7 @@ def test_a_refused_start_leaves_nothing_that_a_corrected_one_would_use(
 @pytest.mark.parametrize(
   ('changes', 'named'),
   [
-    ({'data__num_train': 7}, r'optim\.sft_batch_size asks 8 .* only 7'),
+    ({'data__num_train': 1}, r'optim\.sft_batch_size asks 2 .* only 1'),
     (
       {'data__num_train': 7, 'algorithm__sft_steps': 0},
       r'algorithm\.batch_size=32 in groups of 4 asks 8 .* only 7',

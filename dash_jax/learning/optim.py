@@ -10,6 +10,7 @@
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +66,7 @@ def make_schedule(config: OptimConfig) -> optax.Schedule:
   return optax.join_schedules([rise, after], [config.warmup_steps])
 
 
+@functools.cache  # equal ones are one, and so are the programs they are part of
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
   """Returns the optimizer.
 

@@ -40,6 +40,10 @@ CONTEXTS = ['1 + 2 =', '30 + 12 =', '9 + 9 + 9 =', '4']
 def make(monkeypatch, tmp_path):
   """Returns what makes a policy on a mesh, within its context."""
 
+  # Of four contexts, so that both come in several calls.
+  monkeypatch.setattr(texts, '_MOST_AT_ONCE', 3)
+  monkeypatch.setattr(texts, '_TOKENS_AT_ONCE', 2 * 64)
+
   @contextlib.contextmanager
   def make_policy(shape=(1, 1, 1)):
     config = tiny_run.borrow(monkeypatch)

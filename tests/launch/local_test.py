@@ -15,9 +15,8 @@ from dash_jax.runs import jsonl
 
 _SCRIPT = pathlib.Path(__file__).parents[2] / 'launch' / 'local.py'
 _OPTIONS = (
-  'mesh.fsdp=4', 'algorithm.sft_steps=0', 'algorithm.num_samples=64',
+  'algorithm.sft_steps=0', 'algorithm.num_samples=64', 'optim.sft_batch_size=4',
 )  # fmt: skip
-_DEVICES = '--xla_force_host_platform_device_count='
 
 # Writes its process id to a file, and what it hears; a second signal ends it.
 _LISTENER = """
@@ -66,13 +65,15 @@ def _is_alive(process_id):
   )
 
 
-def test_four_processes_train_as_one_with_four_devices(tmp_path):
-  """The same metrics as one process, whose shares four processes keep."""
+def test_four_processes_train_as_one(tmp_path):
+  """The same metrics as one process of one device, whose rows four processes
+  share."""
   alone, together = tmp_path / 'alone', tmp_path / 'together'
-  one = tiny_run.start(alone, *_OPTIONS, XLA_FLAGS=_DEVICES + '4')
+  one = tiny_run.start(alone, *_OPTIONS)
   four = tiny_run.start(
     together,
     *_OPTIONS,
+    'mesh.fsdp=4',
     'mesh.multi_host=True',
     launcher=[_SCRIPT, '--processes=4', '--', sys.executable],
   )
