@@ -241,7 +241,10 @@ def test_a_refused_start_leaves_nothing_that_a_corrected_one_would_use(
 @pytest.mark.parametrize(
   ('changes', 'named'),
   [
-    ({'data__num_train': 1}, r'optim\.sft_batch_size asks 2 .* only 1'),
+    (
+      {'data__num_train': 7, 'optim__sft_batch_size': 8},
+      r'optim\.sft_batch_size asks 8 .* only 7',
+    ),
     (
       {'data__num_train': 7, 'algorithm__sft_steps': 0},
       r'algorithm\.batch_size=32 in groups of 4 asks 8 .* only 7',

@@ -29,8 +29,7 @@ def share_heap() -> None:
   most that was ever taken from it: as work goes from thread to thread, a process
   grows for thousands of steps. Other allocators are left as they are.
   """
-  if change := getattr(ctypes.CDLL(None), 'mallopt', None):
-    change(_M_ARENA_MAX, 1)
+  _set_malloc(_M_ARENA_MAX, 1)
 
 
 def keep_heap() -> None:
@@ -41,10 +40,15 @@ def keep_heap() -> None:
   for pages that it had: a seventh of a learner's time, where they are dear. Now a
   process keeps the most that it ever held.
   """
-  change = getattr(ctypes.CDLL(None), 'mallopt', None)
-  if change and jax.default_backend() == 'cpu':
-    change(_M_MMAP_MAX, 0)
-    change(_M_TRIM_THRESHOLD, -1)  # never
+  if jax.default_backend() == 'cpu':
+    _set_malloc(_M_MMAP_MAX, 0)
+    _set_malloc(_M_TRIM_THRESHOLD, -1)  # never
+
+
+def _set_malloc(name, value):
+  """Sets a number of the host's allocator, if it has such."""
+  if change := getattr(ctypes.CDLL(None), 'mallopt', None):
+    change(name, value)
 
 
 def find_room() -> float:

@@ -470,6 +470,17 @@ COMPARISONS = (
 )
 
 
+_TAKES_SECONDS = (_seconds, _seconds_to_equal, _accuracy_in_time_of)
+
+# The jobs whose seconds a claim is about.
+TIMED = frozenset(
+  name
+  for comparison in COMPARISONS
+  if getattr(comparison.measure, 'func', comparison.measure) in _TAKES_SECONDS
+  for name in comparison.runs
+) | {'sizes'}
+
+
 def find_sizes(
   measured: Sequence[Sequence[dict]], part: str
 ) -> Iterator[findings.Finding]:

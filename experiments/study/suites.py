@@ -114,9 +114,7 @@ class _Grid:
       )
     )
 
-  def add_other(
-    self, name, module, flags, needs, shared=None, questions=(), **rest
-  ):
+  def add_other(self, name, module, flags, needs, shared=None, questions=()):
     """Adds a command that is no run, with a config if it shares fields."""
     self.jobs.append(
       jobs.Job(
@@ -128,7 +126,6 @@ class _Grid:
         needs=needs,
         questions=tuple(questions),
         seconds=self._find_seconds(name),
-        **rest,
       )
     )
 
@@ -203,31 +200,37 @@ def make_grid(task: Task) -> jobs.Part:
   _add_filters(grid)
   _add_rewards(grid)
   _add_parts(grid)
-  return jobs.Part(task.name, tuple(grid.jobs))
+  return _make_part(grid)
 
 
 def make_baselines(task: Task) -> jobs.Part:
   """Returns the runs that compare DASH with GRPO, and no more."""
   grid = _make_grid(task)
   _add_baselines(grid)
-  return jobs.Part(task.name, tuple(grid.jobs))
+  return _make_part(grid)
+
+
+def _make_part(grid):
+  """Returns its jobs; those whose seconds claims are about are timed."""
+  found = (
+    dataclasses.replace(job, is_timed=job.name in comparisons.TIMED)
+    for job in grid.jobs
+  )
+  return jobs.Part(grid.task.name, tuple(found))
 
 
 def _add_baselines(grid):
   """Adds DASH and GRPO, of a question a step and of the same batch."""
-  for name, fields, questions in (
-    ('dash', {}, (1, 3, 4, 5, 6, 7, 9)),
-    ('unfiltered', {'filter': 'none'}, (1, 6, 9)),
-    ('grpo', grid.task.one_question | {'name': 'grpo'}, (1,)),
-  ):
-    grid.add(name, grid.often | fields, questions, is_timed=True)
+  often = grid.often
+  grid.add('dash', often, (1, 3, 4, 5, 6, 7, 9))
+  grid.add('unfiltered', often | {'filter': 'none'}, (1, 6, 9))
+  grid.add('grpo', often | grid.task.one_question | {'name': 'grpo'}, (1,))
 
 
 def _add_sizes(grid):
   grid.add_other(
-    'sizes', 'experiments.study.sizes', (), grid.needs, grid.common, (2,),
-    is_timed=True,
-  )  # fmt: skip
+    'sizes', 'experiments.study.sizes', (), grid.needs, grid.common, (2,)
+  )
 
 
 def _add_imitation(grid):
@@ -239,32 +242,26 @@ def _add_imitation(grid):
     fields['optim.sft_warmup_steps'] = min(
       grid.config.optim.sft_warmup_steps, num // 4
     )
-    rest = {
-      'replies': num * grid.config.optim.sft_batch_size,
-      'is_timed': suffix == '_short',
-    }
-    grid.add(f'sft_data{suffix}', fields, (3,), **rest)
+    rows = num * grid.config.optim.sft_batch_size
+    grid.add(f'sft_data{suffix}', fields, (3,), replies=rows)
     grid.add(
       f'sft_traces{suffix}', fields | algorithms.OF_TRACES, (3,),
-      needs=(*grid.needs, 'traces'), **rest,
+      needs=(*grid.needs, 'traces'), replies=rows,
     )  # fmt: skip
   grid.add(
     'rejection',
     grid.often | {'loss': 'supervised', 'normalizer': 'token'},
     (3,),
-    is_timed=True,
   )
 
 
 def _add_variants(grid):
   """PPO, KL and staleness."""
-  grid.add('ppo_multi', grid.often | {'num_epochs': 3}, (4,), is_timed=True)
+  grid.add('ppo_multi', grid.often | {'num_epochs': 3}, (4,))
   num_questions = grid.config.algorithm.batch_size
   num_questions //= grid.config.algorithm.group_size
   num_updates = math.gcd(32, num_questions)
-  grid.add(
-    'ppo_mini', grid.often | {'num_updates': num_updates}, (4,), is_timed=True
-  )
+  grid.add('ppo_mini', grid.often | {'num_updates': num_updates}, (4,))
   for name, fields in {
     'kl_0.04': {'kl_coef': 0.04},
     'kl_0.1': {'kl_coef': 0.1},
@@ -310,7 +307,7 @@ def _add_filters(grid):
   }
   for name, fields in rules.items():
     if name != 'dash':
-      grid.add(name, fields, (6,), is_timed=True)
+      grid.add(name, fields, (6,))
     grid.add(f'cosine_{name}', short | fields, (6,), is_short=True)
 
 
@@ -336,7 +333,7 @@ def _add_parts(grid):
     if part != 'filtering':
       grid.add(
         f'without_{part}', {}, (9,), module=jobs.WITHOUT,
-        flags=(f'--part={part}',), is_timed=True,
+        flags=(f'--part={part}',),
       )  # fmt: skip
 
 
