@@ -27,7 +27,7 @@ import ml_collections
 
 from dash_jax import commands, updates
 from dash_jax import config as config_lib
-from dash_jax.runs import alarms, checkpoint, health, metrics, sizes
+from dash_jax.runs import alarms, checkpoint, health, metrics, ownership, sizes
 
 SICK = 1
 
@@ -111,10 +111,10 @@ def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
     FileNotFoundError: there is none.
     ValueError: it is not one.
   """
-  path = workdir / checkpoint.CONFIG_NAME
+  path = workdir / ownership.CONFIG_NAME
   if not path.is_file():
     raise FileNotFoundError(
-      f'{workdir} holds no {checkpoint.CONFIG_NAME}: give the --workdir of a run'
+      f'{workdir} holds no {ownership.CONFIG_NAME}: give the --workdir of a run'
       ' that has begun'
     )
   try:

@@ -37,11 +37,11 @@ from dash_jax import assemble, checks, commands, meshes, sharding, weights
 from dash_jax.evaluating import estimates, replies
 from dash_jax.model import llama
 from dash_jax.rewards import workers
-from dash_jax.runs import checkpoint, jsonl, watch
+from dash_jax.runs import jsonl, ownership, signals, watch
 
 
 def evaluate(
-  parts: assemble.Parts, params: dict, stop: checkpoint.Stop | None = None
+  parts: assemble.Parts, params: dict, stop: signals.Stop | None = None
 ) -> dict:
   """Returns accuracy on the test questions, as evals.jsonl has it.
 
@@ -55,14 +55,14 @@ def evaluate(
   reward_errors, eval_s.
 
   Raises:
-    checkpoint.Stopped: as asked, in each process.
+    signals.Stopped: as asked, in each process.
   """
   start = time.perf_counter()
   asked = parts.test_questions
   prepared = parts.eval_sampler.prepare(params)
   check = stop.check if stop else None
   sums = None
-  with contextlib.suppress(checkpoint.Stopped):
+  with contextlib.suppress(signals.Stopped):
     sums = parts.on_sampler(functools.partial(_begin, parts, prepared, check))()
   if stop:
     stop.check_all()
@@ -121,7 +121,7 @@ def main(config, workdir):
   if given.questions:
     checks.check_file('--questions', given.questions)
   check_flags(config, given.num_samples, given.out, given.against)
-  differing = checkpoint.compare_config(workdir, config.to_dict())
+  differing = ownership.compare_config(workdir, config.to_dict())
   if differing:
     print('Judged with other fields than the run has:', *differing, sep='\n')
   with (

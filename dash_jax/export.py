@@ -27,7 +27,7 @@ import numpy as np
 from dash_jax import checks, sharding, tokenizing, weights
 from dash_jax.data import tokenizer
 from dash_jax.model import fields, hf, hf_write, llama, lora, peft
-from dash_jax.runs import checkpoint
+from dash_jax.runs import ownership
 
 _TEMPLATE_NAME = 'chat_template.jinja'
 # What a Hugging Face folder may hold of its tokenizer.
@@ -141,7 +141,7 @@ def _run(config, params) -> np.ndarray:
 
 
 def _read_config(workdir):
-  path = workdir / checkpoint.CONFIG_NAME
+  path = workdir / ownership.CONFIG_NAME
   if not path.exists():
     raise FileNotFoundError(f'--workdir={workdir}: there is no {path.name}')
   said = fields.read_json(path)

@@ -26,7 +26,7 @@ from dash_jax import config as config_lib
 from dash_jax.data import questions
 from dash_jax.model import lora
 from dash_jax.rewards import workers
-from dash_jax.runs import checkpoint, watch
+from dash_jax.runs import signals, watch
 
 _FIRST = 'first'  # what a checkpoint has beside the rows ahead
 
@@ -43,7 +43,7 @@ class Feed:
     parts: assemble.Parts,
     phase: phases.Phase,
     step: int,
-    stop: checkpoint.Stop,
+    stop: signals.Stop,
     kept: dict,
   ):
     """
@@ -81,7 +81,7 @@ class Feed:
       step: its number; each is taken once.
 
     Raises:
-      checkpoint.Stopped: as asked, in each process. What is ahead of its step is
+      signals.Stopped: as asked, in each process. What is ahead of its step is
         never given up: no later weights would sample the same.
     """
     found = self._wait(state, step)
@@ -103,7 +103,7 @@ class Feed:
       self._ask(state, step)
       return self._waiting.popleft()()
     found = None
-    with contextlib.suppress(checkpoint.Stopped):
+    with contextlib.suppress(signals.Stopped):
       self._ask(state, step)
       found = self._waiting.popleft()()
     self._stop.check_all()

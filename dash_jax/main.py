@@ -13,7 +13,7 @@ import jax
 from absl import flags
 
 from dash_jax import commands, meshes, train
-from dash_jax.runs import checkpoint, watch
+from dash_jax.runs import signals, watch
 from dash_jax.sampling import memory
 
 
@@ -29,7 +29,7 @@ def main(config, workdir, profile: str = ''):
   if finished:
     return 0
   print('Stopped after a checkpoint. The same command goes on from there.')
-  return checkpoint.STOPPED
+  return signals.STOPPED
 
 
 def _main(config, workdir):

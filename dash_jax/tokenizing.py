@@ -18,7 +18,7 @@ import numpy as np
 from dash_jax import batches, checks, sharding, weights
 from dash_jax.data import chat, pieces, prompts, tokenizer
 from dash_jax.model import gguf, hub
-from dash_jax.runs import checkpoint, watch
+from dash_jax.runs import ownership, watch
 
 TOKENIZER_NAME = 'tokenizer.model'
 
@@ -92,7 +92,7 @@ def load_tokenizer(
   path = folder / TOKENIZER_NAME
   # One that a refused start left behind may be of other texts. Nobody looks for
   # one that process 0 is yet to train: NFS remembers for a while what is not there.
-  if checkpoint.has_begun(folder) and path.exists():
+  if ownership.has_begun(folder) and path.exists():
     return tokenizer.load('sentencepiece', str(path))
   return None
 

@@ -37,8 +37,10 @@ from dash_jax.runs import (
   checkpoint,
   compiles,
   metrics,
+  ownership,
   progress,
   rollouts,
+  signals,
   wandb_board,
   watch,
 )
@@ -63,7 +65,7 @@ def train(config, workdir: str, profiled: str = '') -> bool:
     RuntimeError: anything of this kind that happens once the run goes on.
   """
   is_writer = jax.process_index() == 0
-  checkpoint.check_config(workdir, config.to_dict())
+  ownership.check_config(workdir, config.to_dict())
   if config.log.wandb:
     wandb_board.require()
   parts = assemble.build(config, workdir)
@@ -72,8 +74,8 @@ def train(config, workdir: str, profiled: str = '') -> bool:
   with (
     parts.pool,
     # In a folder that several machines share, this is up to its file system.
-    checkpoint.hold(workdir) if is_writer else contextlib.nullcontext(),
-    checkpoint.Stop() as stop,
+    ownership.hold(workdir) if is_writer else contextlib.nullcontext(),
+    signals.Stop() as stop,
     checkpoint.Checkpoints(workdir, keep=config.checkpoint.keep) as saved,
     progress.Progress(shown=is_writer) as bars,
     contextlib.ExitStack() as closing,
@@ -87,7 +89,7 @@ def train(config, workdir: str, profiled: str = '') -> bool:
     _compile(parts, plan)
     log = alarmed = None
     if is_writer:
-      checkpoint.save_config(workdir, config.to_dict())
+      ownership.save_config(workdir, config.to_dict())
       board = None
       if project := config.log.wandb:
         board = wandb_board.Board(project, workdir, config.to_dict())
@@ -181,7 +183,7 @@ class _Run:
         if phase.first_step <= self._step < phase.last_step:
           self._go_through(phase)
       self._evaluate(self._plan[-1].name)
-    except checkpoint.Stopped:
+    except signals.Stopped:
       self._save()
       return False
     return True

@@ -12,7 +12,14 @@ import pytest
 import tiny_run
 
 from dash_jax import assemble, checks, commands, train, updates
-from dash_jax.runs import alarms, checkpoint, health, jsonl, rollouts
+from dash_jax.runs import (
+  alarms,
+  checkpoint,
+  health,
+  jsonl,
+  ownership,
+  rollouts,
+)
 
 NUM_STEPS = 4
 
@@ -102,7 +109,7 @@ def test_a_signal_gives_up_what_is_sampled_and_it_is_sampled_again(
 
 def test_one_run_at_a_time_has_a_workdir(config, whole, tmp_path):
   with (
-    checkpoint.hold(tmp_path),
+    ownership.hold(tmp_path),
     pytest.raises(ValueError, match='another process is at work in it'),
   ):
     run(config, tmp_path)

@@ -16,7 +16,7 @@ import tiny_run
 
 from dash_jax import commands
 from dash_jax.model import hf_write, llama, tensors
-from dash_jax.runs import checkpoint, jsonl, watch
+from dash_jax.runs import jsonl, signals, watch
 
 # One supervised step and three of RL, with checkpoints behind the first and the
 # last.
@@ -139,7 +139,7 @@ def test_a_run_of_two_goes_on_alone_when_one_is_asked_to_stop(alone, tmp_path):
   pair[1].terminate()
   for process in pair:
     code, output = tiny_run.finish(process)
-    assert code == checkpoint.STOPPED, output
+    assert code == signals.STOPPED, output
   (sums,) = tmp_path.glob('checkpoints/[23]/checksums/metadata')
   assert 'rows.0.' in sums.read_text()
   go_on_alone(alone, tmp_path)

@@ -18,7 +18,7 @@ from dash_jax import (
 )
 from dash_jax.learning import learner, packing, reference
 from dash_jax.rewards import workers
-from dash_jax.runs import checkpoint
+from dash_jax.runs import signals
 from dash_jax.sampling import memory, sampler
 
 C = 6
@@ -69,7 +69,7 @@ def test_weights_and_advantages_follow_the_config(
   parts = assemble.build(config, str(tmp_path))
   with parts.pool:
     phase, state, room = make_ready(parts, config)
-    fed = feed.Feed(parts, phase, 0, checkpoint.Stop(), {})
+    fed = feed.Feed(parts, phase, 0, signals.Stop(), {})
     _, metrics = steps.take_step(
       parts, phase, room, fed, state, 0, write_rollouts=False
     )
@@ -219,7 +219,7 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
     phase, state, room = make_ready(parts, config)
     if name == 'kl_in_reward':
       state.reference['embed'] *= 1.5
-    fed = feed.Feed(parts, phase, 2, checkpoint.Stop(), {})
+    fed = feed.Feed(parts, phase, 2, signals.Stop(), {})
     state, metrics = steps.take_step(
       parts, phase, room, fed, state, 2, write_rollouts=False
     )

@@ -641,6 +641,7 @@ def test_time_left_goes_by_what_was_measured(tmp_path):
   assert record.estimate(turns) == 220
   record.add(turns[0], 'command', 20.0)
   assert record.estimate(turns[1:]) == 200 + 20 + 200
+  assert record.estimate(turns[1:2]) == 200
   assert run.Record(tmp_path).rows == record.rows
   unknown = run.list_turns([make_part(dash=None)], [0, 1])
   assert record.estimate(unknown) == 40

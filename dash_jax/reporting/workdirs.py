@@ -23,7 +23,7 @@ from scipy import special
 
 from dash_jax import config as config_lib
 from dash_jax.model import fields
-from dash_jax.runs import checkpoint, metrics
+from dash_jax.runs import metrics, ownership
 
 # Means of so many steps are told, and drawn, but for runs of so many steps that
 # a share of them is more.
@@ -126,7 +126,7 @@ def read(workdir: str | os.PathLike) -> Run:
   metrics.check_keys(path, steps, _STEP_KEYS)
   path = workdir / metrics.EVALS_NAME
   evals = metrics.read(path) if path.exists() else []
-  path = workdir / checkpoint.CONFIG_NAME
+  path = workdir / ownership.CONFIG_NAME
   config = fields.read_json(path) if path.exists() else {}
   return Run(workdir, config, steps, evals)
 

@@ -1,28 +1,21 @@
-"""Stopping and going on: checkpoints, the run's configuration, signals.
+"""Checkpoints: what a run goes on from.
 
-The life of a checkpoint:
-  1. `save` copies the arrays off the devices and returns; Orbax writes them
-     behind the next steps to checkpoints/<step>, and commits them last. A
-     process that is killed in between leaves the checkpoint before it.
-  2. It holds the state, the rows that are sampled ahead of it, and a checksum of
-     each array. All else that a run goes on from is a function of the seed and
-     the number of the step.
-  3. `restore` reads the newest step that is whole onto the mesh of now, which need
-     not be the mesh of then. One that is not is named and set aside.
-     `restore_params` reads the weights alone, and disturbs no run that is going
-     on.
-
-A workdir belongs to one configuration: `check_config` refuses another one, and
-so keeps a run from going on with other hyper-parameters unseen.
+1. `save` copies the arrays off the devices and returns; Orbax writes them
+   behind the next steps to checkpoints/<step>, and commits them last. A
+   process that is killed in between leaves the checkpoint before it.
+2. It holds the state, the rows that are sampled ahead of it, and a checksum of
+   each array. All else that a run goes on from is a function of the seed and
+   the number of the step.
+3. `restore` reads the newest step that is whole onto the mesh of now, which need
+   not be the mesh of then. One that is not is named and set aside.
+   `restore_params` reads the weights alone, and disturbs no run that is going
+   on.
 """
 
 import contextlib
-import fcntl
-import json
 import os
 import pathlib
 import shutil
-import signal
 from collections.abc import Callable
 
 import jax
@@ -33,26 +26,11 @@ from orbax.checkpoint import checkpoint_managers
 from orbax.checkpoint._src.serialization import tensorstore_utils
 
 from dash_jax import batches, sharding
-from dash_jax.model import fields
-from dash_jax.runs import checksums, jsonl
+from dash_jax.runs import checksums
 
-CONFIG_NAME = 'config.json'
-STOPPED = 75  # BSD's EX_TEMPFAIL: call again
-INTERRUPTED = 130  # as a shell has it: 128 and the signal's number
 TORN_NAME = 'torn_checkpoints'
-LOCK_NAME = 'lock'
 
-_SHOW_CURSOR = b'\x1b[?25h'  # which progress bars hide
 _ROWS, _SUMS = 'rows', 'checksums'  # items beside those of the state
-
-# A workdir may go on with other values of these: of what it keeps and looks at, of
-# what its machine has room for, where sums change by rounding alone, and of
-# limits that the clock sets.
-MAY_CHANGE = (
-  'log.', 'eval.', 'checkpoint.', 'mesh.', 'optim.nonfinite',
-  'optim.minibatch_size', 'sampling.batch_size', 'model.remat',
-  'reward.num_workers', 'reward.timeout_s',
-)  # fmt: skip
 
 # How many bytes TensorStore has written, which Orbax asks at each save for a line of
 # its log. TensorStore (0.1.86) frees no value of the JSON that it answers in: without
@@ -390,141 +368,6 @@ def _torn(path, error):
   return TornError(f'{path} is torn: {type(error).__name__}: {reason}')
 
 
-@contextlib.contextmanager
-def hold(workdir: str | os.PathLike):
-  """Keeps other runs out of a workdir, for as long as this process lives at most.
-
-  Raises:
-    ValueError: another process is at work there.
-  """
-  path = pathlib.Path(workdir) / LOCK_NAME
-  with open(path, 'w', encoding='utf-8') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(
-        f'--workdir={str(workdir)!r}: another process is at work in it, and holds'
-        f' {path}; stop it first, or take another workdir'
-      ) from None
-    yield
-
-
-def save_config(workdir: str | os.PathLike, config: dict) -> None:
-  """Writes config.json, which states what the run does from now on.
-
-  Comes after `check_config`, and so replaces fields that may differ only.
-
-  Raises:
-    TypeError: a value cannot be written as JSON.
-  """
-  text = json.dumps(config, indent=2, sort_keys=True)
-  jsonl.replace(pathlib.Path(workdir) / CONFIG_NAME, text + '\n')
-
-
-def has_begun(workdir: str | os.PathLike) -> bool:
-  """Returns whether a run has written its config.json."""
-  return (pathlib.Path(workdir) / CONFIG_NAME).exists()
-
-
-def compare_config(workdir: str | os.PathLike, config: dict) -> list[str]:
-  """Returns a line for each field that differs from the run's config.json.
-
-  Args:
-    workdir: the run's folder; a new one differs in nothing.
-    config: nested dicts of what JSON can hold; fields in MAY_CHANGE may differ.
-
-  Raises:
-    ValueError: its config.json is damaged.
-  """
-  if not has_begun(workdir):
-    return []
-  path = pathlib.Path(workdir) / CONFIG_NAME
-  stored = _flatten(fields.read_json(path))
-  # Through JSON, so that a tuple equals the list that it was written as.
-  now = _flatten(json.loads(json.dumps(config)))
-  return [
-    f'  {name}: {_show(stored, name)} there, {_show(now, name)} now'
-    for name in sorted(stored.keys() | now.keys())
-    if _show(stored, name) != _show(now, name)
-    and not name.startswith(MAY_CHANGE)
-  ]
-
-
-def check_config(workdir: str | os.PathLike, config: dict) -> None:
-  """Checks that `workdir` is new or belongs to `config`.
-
-  Raises:
-    ValueError: fields differ; the message names each with both values.
-  """
-  differing = compare_config(workdir, config)
-  if differing:
-    raise ValueError(
-      f'{pathlib.Path(workdir) / CONFIG_NAME} belongs to a run with another'
-      ' configuration (go on with that one, or use a new workdir):\n'
-      + '\n'.join(differing)
-    )
-
-
-class Stopped(Exception):
-  """A signal has asked the run to stop; the state is as it was."""
-
-
-class Stop:
-  """Turns SIGTERM and Ctrl-C into a request to stop where no work is lost; a
-  context. Until `begin`, when there is nothing to lose, they end the process at
-  once with STOPPED; a second Ctrl-C always ends it at once.
-
-  Each process sees its own signals only.
-  """
-
-  def __init__(self):
-    self._has_begun = False
-    self._requested = False
-    self._interrupted = False
-    self._previous = {}
-
-  def __enter__(self):
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._previous[number] = signal.signal(number, self._receive)
-    return self
-
-  def __exit__(self, *exc_info):
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def begin(self) -> None:
-    """Says that there is work now which a stop must save."""
-    self._has_begun = True
-
-  def check(self) -> None:
-    """Raises Stopped if this process is asked to stop."""
-    if self._requested:
-      raise Stopped
-
-  def check_all(self) -> None:
-    """Raises Stopped in each process if any is asked to stop; all must call it."""
-    if sharding.max_over_hosts({'stop': self._requested})['stop']:
-      raise Stopped
-
-  def _receive(self, number, frame):
-    del frame
-    if number == signal.SIGINT and self._interrupted:
-      _end(INTERRUPTED)
-    if not self._has_begun:
-      os.write(2, b'\nStopped: the run had not gone on yet.\n')
-      _end(STOPPED)
-    self._requested = True
-    self._interrupted |= number == signal.SIGINT
-    # Not print: a handler may run inside another write to the same stream.
-    os.write(2, b'\nStopping with a checkpoint. Ctrl-C twice stops at once.\n')
-
-
-def _end(code):
-  if os.isatty(2):
-    os.write(2, _SHOW_CURSOR)
-  os._exit(code)
-
-
 def _describe(tree):
   """Returns e.g. {'params.embed': 'bfloat16[8, 4]'} for a tree of arrays."""
   # Orbax's metadata has None for an empty optimizer state, which is no leaf.
@@ -535,17 +378,3 @@ def _describe(tree):
     )
     for path, leaf in leaves
   }
-
-
-def _flatten(config, prefix=''):
-  flat = {}
-  for key, value in config.items():
-    if isinstance(value, dict) and value:
-      flat |= _flatten(value, f'{prefix}{key}.')
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
-def _show(flat, name):
-  return json.dumps(flat[name]) if name in flat else 'absent'

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import ml_collections
 
 from dash_jax import config as config_lib
-from dash_jax.runs import checkpoint
+from dash_jax.runs import ownership
 
 # What every step has to tell.
 _ALWAYS = ('step_s', 'loss', 'grad_norm', 'compiles', 'trained_tokens')
@@ -197,7 +197,7 @@ def say_where(advice: str) -> str:
     for section, name in re.findall(r'\b([a-z]+)\.([a-z_]+)', advice)
     if section in known
     and name in known[section]
-    and not f'{section}.{name}'.startswith(checkpoint.MAY_CHANGE)
+    and not f'{section}.{name}'.startswith(ownership.MAY_CHANGE)
   )
   if not fixed:
     return advice

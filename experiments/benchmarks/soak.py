@@ -29,7 +29,7 @@ import numpy as np
 from scipy import stats
 
 from dash_jax import doctor
-from dash_jax.runs import checkpoint, metrics
+from dash_jax.runs import metrics, ownership
 from experiments.benchmarks import soak_run
 
 # Python gives what was needed to compile back some 60 steps later. Until about here
@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--kills', type=int, default=8)
   parser.add_argument('--seed', type=int, default=0)
   args = parser.parse_args(argv)
-  if checkpoint.has_begun(args.workdir):
+  if ownership.has_begun(args.workdir):
     parser.error(f'--workdir={args.workdir} holds a run: name a new folder')
   most = max(args.steps // 4 - 1, 0)
   if not 0 <= args.kills <= most:

@@ -27,14 +27,14 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 
-from dash_jax.runs import checkpoint, jsonl, metrics
+from dash_jax.runs import checkpoint, jsonl, metrics, signals
 from experiments.study import curves, findings, jobs
 
 FINISHED_NAME = 'finished.jsonl'
 _LOOK_S = 0.5  # between two looks at a job
 _TAIL = 2_000  # characters of a failed job's log
 # Of a job that was asked to end.
-_STOPPED = (checkpoint.STOPPED, -signal.SIGTERM)
+_STOPPED = (signals.STOPPED, -signal.SIGTERM)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +135,11 @@ class Record:
     taken = {}
     for (part, _, job), row in self.rows.items():
       taken.setdefault((part, job), []).append(row['seconds'])
+    parts = {turn.part.name: turn.part for turn in turns}
     known = {
-      (turn.part.name, turn.job.name): turn.job.seconds for turn in turns
+      (name, job.name): job.seconds
+      for name, part in parts.items()
+      for job in part.jobs
     }
     of_both = [key for key in taken if known.get(key)]
     pace = 1.0
@@ -218,7 +221,7 @@ def run(
     line.say(f'{" ".join(map(str, key))}: {why}')
   if stop.asked:
     line.say('Stopped. The same command goes on from there.')
-    return checkpoint.STOPPED
+    return signals.STOPPED
   return int(bool(lost))
 
 

@@ -34,7 +34,7 @@ from dash_jax.data import gsm8k, questions, tokenizer
 from dash_jax.model import gguf, hf, hub, meta, pth
 from dash_jax.planning import devices
 from dash_jax.rewards import selftest
-from dash_jax.runs import checkpoint, completions, metrics
+from dash_jax.runs import checkpoint, completions, metrics, ownership
 
 ROW = b'{"question": "a", "answer": "b"}\n'
 ARCHITECTURE = {
@@ -151,7 +151,7 @@ def endless_gguf():
 
 def go_on_in(config__json):
   workdir = folder('run', config__json=config__json)
-  return checkpoint.check_config(workdir, config_lib.default().to_dict())
+  return ownership.check_config(workdir, config_lib.default().to_dict())
 
 
 def export_to(out='out', **files):

@@ -18,7 +18,6 @@ import pytest
 import tensorstore
 
 from dash_jax import batches
-from dash_jax import config as config_lib
 from dash_jax.runs import checkpoint
 
 
@@ -339,99 +338,3 @@ def test_kill_during_a_save_leaves_the_step_before(tmp_path):
     # What the killed save left behind does not stand in the way.
     checkpoints.save(2, state)
   assert sorted(p.name for p in folder.iterdir()) == ['1', '2']
-
-
-def test_config_of_another_run_is_refused(tmp_path):
-  """Every differing field is named with both values; the rest may differ."""
-  config = {
-    'seed': 0,
-    'optim': {'learning_rate': 1e-5, 'betas': (0.9, 0.99)},
-    'log': {'every': 1},
-    'model': {'name': 'tiny'},
-  }
-  checkpoint.check_config(tmp_path, config)  # a new workdir suits any config
-  checkpoint.save_config(tmp_path, config)
-  checkpoint.check_config(tmp_path, config)
-  config['log']['every'] = 5
-  checkpoint.check_config(tmp_path, config)
-  config['optim']['learning_rate'] = 1e-6
-  config['algorithm'] = {'kl_coef': 0.0}
-  del config['model']
-  with pytest.raises(ValueError, match='another configuration') as error:
-    checkpoint.check_config(tmp_path, config)
-  assert str(error.value).splitlines()[1:] == [
-    '  algorithm.kl_coef: absent there, 0.0 now',
-    '  model.name: "tiny" there, absent now',
-    '  optim.learning_rate: 1e-05 there, 1e-06 now',
-  ]
-
-
-def test_what_a_run_computes_from_may_not_change(tmp_path):
-  """Of the sections that say what it computes, only these fields may."""
-  config = config_lib.default().to_dict()
-  checkpoint.save_config(tmp_path, config)
-  kept = {'log', 'eval', 'checkpoint', 'mesh'}
-  for section in config.keys() - kept - {'seed'}:
-    config[section] = dict.fromkeys(config[section], 'another')
-  lines = checkpoint.compare_config(tmp_path, config)
-  refused = {line.split(':')[0].strip() for line in lines}
-  assert {
-    f'{section}.{name}'
-    for section in config.keys() - kept - {'seed'}
-    for name in config[section]
-  } - refused == {
-    'optim.nonfinite', 'optim.minibatch_size', 'sampling.batch_size',
-    'model.remat', 'reward.num_workers', 'reward.timeout_s',
-  }  # fmt: skip
-
-
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
-def test_one_signal_asks_for_a_stop(number):
-  """Where there is something to save; and old handlers come back."""
-  before = signal.getsignal(number)
-  with checkpoint.Stop() as stop:
-    stop.begin()
-    for check in (stop.check, stop.check_all):
-      check()
-    os.kill(os.getpid(), number)
-    for check in (stop.check, stop.check_all):
-      with pytest.raises(checkpoint.Stopped):
-        check()
-  assert signal.getsignal(number) is before
-
-
-IMPATIENT = """
-import concurrent.futures, os, signal, sys, time
-from dash_jax.runs import checkpoint
-
-# Python would wait for this thread before it ends.
-concurrent.futures.ThreadPoolExecutor().submit(time.sleep, 600)
-with checkpoint.Stop() as stop:
-  if sys.argv[1:]:
-    stop.begin()
-    for number in signal.SIGTERM, signal.SIGINT:
-      os.kill(os.getpid(), number)
-    print('asked', flush=True)
-  os.kill(os.getpid(), signal.SIGINT)
-  print('goes on', flush=True)
-"""
-
-
-@pytest.mark.parametrize(
-  ('arguments', 'code', 'said'),
-  [
-    # Somebody who presses Ctrl-C twice does not want to wait.
-    (['begun'], checkpoint.INTERRUPTED, 'asked\n'),
-    ([], checkpoint.STOPPED, ''),
-  ],
-)
-def test_a_second_interrupt_or_one_before_any_work_ends_at_once(
-  arguments, code, said
-):
-  done = subprocess.run(
-    [sys.executable, '-c', IMPATIENT, *arguments],
-    stdout=subprocess.PIPE,
-    text=True,
-    timeout=60,
-  )
-  assert (done.returncode, done.stdout) == (code, said)
