@@ -106,6 +106,9 @@ def test_every_promised_number_is_written(runs):
     assert row.keys() == EVAL_KEYS | more
     assert row['num_questions'] == 6
     assert row['accuracy_low'] <= row['accuracy'] <= row['accuracy_high']
+  readme = (tiny_run.FOLDER.parent / 'README.md').read_text()
+  for key in {key for row in (*steps, *evals) for key in row}:
+    assert f'`{key}`' in readme, key
 
 
 def test_nothing_compiles_after_the_first_step_of_a_phase(runs):
