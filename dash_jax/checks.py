@@ -654,6 +654,13 @@ def check_mesh(
   }
   if config.algorithm.name == 'dash' and run.minibatch_size != AUTO:
     rows['optim.minibatch_size'] = run.minibatch_size
+  if config.algorithm.name == 'grpo':
+    _require(
+      run.minibatch_size >= num_shards,
+      f'algorithm.group_size={run.minibatch_size}: fewer rows than the'
+      f' {num_shards} shards that learn (mesh.data * mesh.fsdp): take at least'
+      f' {num_shards}, or give devices to mesh.tensor',
+    )
   for field, value in rows.items():
     _require(
       value % num_shards == 0,

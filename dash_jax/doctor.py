@@ -14,7 +14,6 @@ Exit codes: 0 nothing is wrong; 1 something is; 2 there is no run to look at.
 import argparse
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import statistics
@@ -23,7 +22,6 @@ import time
 from collections.abc import Sequence
 
 import jax
-import ml_collections
 
 from dash_jax import commands, updates
 from dash_jax import config as config_lib
@@ -63,7 +61,7 @@ def diagnose(workdir: str | os.PathLike) -> Diagnosis:
     ValueError: its config.json is not one.
   """
   workdir = pathlib.Path(workdir)
-  config = read_config(workdir)
+  config = ownership.read_config(workdir)
   notes, problems = _check_files(workdir)
   rows = _read(_read_steps, workdir / metrics.METRICS_NAME, problems)
   evals = _read(metrics.read, workdir / metrics.EVALS_NAME, problems)
@@ -102,37 +100,6 @@ def on_cpu():
   mesh = jax.make_mesh((1,), ('data',), devices=jax.devices()[:1])
   with jax.set_mesh(mesh):
     yield
-
-
-def read_config(workdir: pathlib.Path) -> ml_collections.ConfigDict:
-  """Returns a run's config, with defaults where it is of an older version.
-
-  Raises:
-    FileNotFoundError: there is none.
-    ValueError: it is not one.
-  """
-  path = workdir / ownership.CONFIG_NAME
-  if not path.is_file():
-    raise FileNotFoundError(
-      f'{workdir} holds no {ownership.CONFIG_NAME}: give the --workdir of a run'
-      ' that has begun'
-    )
-  try:
-    stored = json.loads(path.read_text(encoding='utf-8'))
-    known = config_lib.default().to_dict()
-    return ml_collections.ConfigDict(
-      {
-        name: known[name] | stored.get(name, {})
-        if isinstance(known[name], dict)
-        else stored.get(name, known[name])
-        for name in known
-      }
-    )
-  except (ValueError, TypeError, AttributeError) as error:
-    raise ValueError(
-      f'{path} is not the config of a run ({error}): restore it, or take a new'
-      ' workdir'
-    ) from error
 
 
 def find_gaps(steps: Sequence[int]) -> list[str]:

@@ -141,15 +141,11 @@ def _run(config, params) -> np.ndarray:
 
 
 def _read_config(workdir):
-  path = workdir / ownership.CONFIG_NAME
-  if not path.exists():
-    raise FileNotFoundError(f'--workdir={workdir}: there is no {path.name}')
-  said = fields.read_json(path)
+  config = ownership.read_config(workdir)
   try:
-    config = ml_collections.ConfigDict(said)
     checks.check(config)
   except ValueError as error:
-    raise ValueError(f'{path}: not the config of a run: {error}') from error
+    raise ValueError(f'{workdir / ownership.CONFIG_NAME}: {error}') from error
   return config
 
 

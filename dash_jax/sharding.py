@@ -244,6 +244,9 @@ def put_rows(tree, *, axis: int = 0):
 
   Returns:
     The same tree of jax.Arrays, dimension `axis` times the process count long.
+
+  Raises:
+    ValueError: rows do not divide over this process's shards.
   """
   mesh = jax.sharding.get_mesh()
   shards = local_shards()
@@ -252,7 +255,11 @@ def put_rows(tree, *, axis: int = 0):
     x = np.asarray(x)
     axes = [None] * x.ndim
     axes[axis] = 'batch'
-    size = x.shape[axis] // len(shards)  # rows a shard
+    size, rest = divmod(x.shape[axis], len(shards))  # rows a shard
+    if rest:
+      raise ValueError(
+        f'{x.shape[axis]} rows do not divide over {len(shards)} shards'
+      )
     shape = list(x.shape)
     shape[axis] = size * num_batch_shards(mesh)
 
@@ -309,20 +316,27 @@ def local_rows(tree):
 
 
 def host_share(items: Sequence) -> Sequence:
-  """Returns this process's equal share of `items`, which are a multiple of the
-  processes."""
-  size = len(items) // jax.process_count()
+  """Returns this process's equal share of `items`.
+
+  Raises:
+    ValueError: they are no multiple of the processes.
+  """
+  size, rest = divmod(len(items), jax.process_count())
+  if rest:
+    raise ValueError(
+      f'{len(items)} items do not divide over {jax.process_count()} processes'
+    )
   return items[jax.process_index() * size :][:size]
 
 
 def sum_over_hosts(values: dict[str, float]) -> dict[str, float]:
   """Returns the sum of each value over all processes; all must call it."""
-  return _gather_hosts(values, np.sum)
+  return _reduce_over_hosts(values, np.sum)
 
 
 def max_over_hosts(values: dict[str, float]) -> dict[str, float]:
   """Returns the maximum of each value over all processes."""
-  return _gather_hosts(values, np.max)
+  return _reduce_over_hosts(values, np.max)
 
 
 def wait_for_all() -> None:
@@ -346,8 +360,10 @@ def _replicate(x):
   return jax.sharding.reshard(x, PartitionSpec())
 
 
-def _gather_hosts(values, reduce):
+def _reduce_over_hosts(values, reduce):
   if jax.process_count() == 1:
     return values
-  stacked = gather_hosts(np.array(list(values.values()), np.float32))
+  # As bits, since jax would round them to float32.
+  bits = np.array(list(values.values()), np.float64).view(np.int32)
+  stacked = np.ascontiguousarray(gather_hosts(bits)).view(np.float64)
   return dict(zip(values, reduce(stacked, axis=0).tolist(), strict=True))

@@ -159,7 +159,7 @@ def learn(
       more = {'gradient_cosine': learner.compare_gradients(ours, full)}
     state, values = learner.update(
       state, minibatches, *arguments, **program,
-      optimizer=phase.optimizer, is_last=i + 1 == phase.updates,
+      optimizer=phase.optimizer, change=i, is_last=i + 1 == phase.updates,
     )  # fmt: skip
     values = jax.device_get(values)
     if not np.isfinite(values['loss'] + values['grad_norm']):
@@ -216,7 +216,7 @@ def average(taken: list[dict]) -> dict[str, float]:
     weights = None
     if name in _OF_TOKENS:
       weights = np.divide(tokens, some)
-    elif name == 'gradient_cosine':
+    elif name in ('gradient_cosine', 'grad_norm'):
       weights = np.sign(tokens) / max(np.sign(tokens).sum(), 1)
     found = np.array([values[name] for values in taken])
     means[name] = float(found.mean() if weights is None else weights @ found)

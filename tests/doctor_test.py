@@ -291,8 +291,8 @@ def test_exit_codes(run, damaged, tmp_path, capsys):
   assert 'reward.style' in capsys.readouterr().out
   (damaged / 'config.json').write_text('[]')
   for folder, named in (
-    (tmp_path, 'no config.json'),
-    (damaged, 'not the config of a run'),
+    (tmp_path, 'config.json is not there'),
+    (damaged, 'not a JSON object'),
   ):
     with pytest.raises(SystemExit) as ended:
       doctor.main([str(folder)])

@@ -120,7 +120,7 @@ def test_bad_folders_are_named(workdir, tmp_path, capsys):
   (tmp_path / 'empty').mkdir()
   for folders, message in (
     ((workdir, tmp_path / 'full'), 'must be a new or an empty folder'),
-    ((tmp_path / 'empty', tmp_path / 'out'), 'there is no config.json'),
+    ((tmp_path / 'empty', tmp_path / 'out'), 'config.json is not there'),
   ):
     with pytest.raises(SystemExit, match='2'):
       export.main([f'--workdir={folders[0]}', f'--out={folders[1]}'])
@@ -128,7 +128,7 @@ def test_bad_folders_are_named(workdir, tmp_path, capsys):
   for text, message in (
     ('{', 'config.json: not JSON'),
     ('[1]', 'config.json: not a JSON object'),
-    ('{"x": 1}', 'config.json: not the config of a run'),
+    ('{"x": 1}', 'config.json is not the config of a run'),
   ):
     (tmp_path / 'empty' / 'config.json').write_text(text)
     with pytest.raises(SystemExit, match='2'):

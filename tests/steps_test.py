@@ -277,13 +277,15 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
 
 def test_a_change_without_rows_says_nothing_of_tokens():
   taken = [
-    {'tokens': 3.0, 'kl': 0.5, 'loss': 1.0, 'gradient_cosine': 0.5},
-    {'tokens': 0.0, 'kl': 0.0, 'loss': 0.0, 'gradient_cosine': 0.0},
-    {'tokens': 1.0, 'kl': 0.1, 'loss': 2.0, 'gradient_cosine': 0.7},
+    {'tokens': 3.0, 'kl': 0.5, 'loss': 1.0, 'grad_norm': 3.0},
+    {'tokens': 0.0, 'kl': 0.0, 'loss': 0.0, 'grad_norm': 0.0},
+    {'tokens': 1.0, 'kl': 0.1, 'loss': 2.0, 'grad_norm': 2.0},
   ]
+  for values, cosine in zip(taken, (0.5, 0.0, 0.7), strict=True):
+    values['gradient_cosine'] = cosine
   found = updates.average(taken)
   assert found == pytest.approx(
-    {'kl': 0.4, 'loss': 1.0, 'gradient_cosine': 0.6}
+    {'kl': 0.4, 'loss': 1.0, 'grad_norm': 2.5, 'gradient_cosine': 0.6}
   )
   nothing = updates.average([{'tokens': 0.0, 'kl': 0.0, 'loss': 0.0}])
   assert nothing == {'kl': 0.0, 'loss': 0.0}

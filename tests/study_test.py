@@ -467,20 +467,26 @@ def test_a_study_that_was_stopped_goes_on(tmp_path, monkeypatch):
     'dash': [3],
     'grpo': [3],
   }
-  text, rows = tables.make('cpu', 'study', [make_tiny()], tmp_path, [3])
+  parts = [make_tiny()]
+  found = tables.find_all(parts, tmp_path, [3])
+  text, rows = tables.make('cpu', 'study', parts, tmp_path, [3], found)
   assert '### 1. DASH against GRPO' in text
   assert any(
     row['claim'] == 'DASH ends no less accurate than GRPO a question a step'
     and row['verdict'] == 'not decided: one seed has no interval'
     for row in json.loads(rows)
   )
-  page = tables.write_page('Tiny', 'study', [make_tiny()], tmp_path, [3])
+  page = tables.write_page('Tiny', 'study', parts, tmp_path, [3], found)
   html = page.read_text(encoding='utf-8')
   assert '1. DASH against GRPO: time to equal accuracy (tiny)' in html
   # What a finished run was really started with.
   row = jsonl.read(finished)[-1]
   words = shlex.split(row['command'].replace('{folder}', str(folder)))
   assert shlex.join(words) in html_lib.unescape(html)
+  # Runs of the same names that are for no question answer none.
+  others = [dataclasses.replace(job, questions=()) for job in parts[0].jobs]
+  part = dataclasses.replace(parts[0], jobs=tuple(others))
+  assert tables.find_all([part], tmp_path, [3]) == []
 
 
 def test_in_the_page_a_first_step_takes_the_medians_seconds(tmp_path):

@@ -76,25 +76,23 @@ def completion_logprobs(
   params: dict,
   rollouts: batches.Rollouts,
   decoding: decoding_lib.Decoding,
-  dropout_key: jax.Array | None = None,
   *,
   keep: np.ndarray | None = None,
 ) -> np.ndarray:
   """Returns f32[Q, G, C], log-probabilities of the completions' tokens as the
-  learner computes them; 0 behind a row's end.
+  learner computes them, without dropout; 0 behind a row's end.
 
   Args:
     model: the architecture.
     params: its weights.
     rollouts: NumPy; this process's share.
     decoding: the distribution the rows were sampled from.
-    dropout_key: noise of the adapters' dropout; None drops nothing.
     keep: bool[Q, G], rows to compute; others get 0. None is all.
   """
   if keep is None:
     keep = np.ones(rollouts.lengths.shape, bool)
   return _read_rows(
-    lambda m: _logprobs(model, params, m, decoding, dropout_key), rollouts, keep
+    lambda m: _logprobs(model, params, m, decoding), rollouts, keep
   )
 
 
@@ -124,13 +122,13 @@ def _read_rows(read, rollouts, keep):
   return packing.unpack(found, laid_out.lines, rollouts)
 
 
-def minibatch_logprobs(model, params, minibatch, decoding, dropout_key=None):
-  """Returns f32[b, T], log-probabilities of completion tokens; other slots hold
-  arbitrary finite values. It is not differentiated."""
-  x, head = _read(model, params, minibatch, dropout_key)
+def minibatch_logprobs(model, params, minibatch, decoding):
+  """Returns f32[b, T], log-probabilities of completion tokens, without dropout;
+  other slots hold arbitrary finite values. It is not differentiated."""
+  x, head = _read(model, params, minibatch)
 
   def find(x, values):
-    logits = layers.unembed(model.config, head, x, dropout_key)
+    logits = layers.unembed(model.config, head, x)
     return decoding_lib.token_logprobs(
       logits, values['tokens'], values['slots'], decoding
     )
@@ -145,11 +143,11 @@ _logprobs = jax.jit(minibatch_logprobs, static_argnums=0)
 
 @functools.partial(jax.jit, static_argnums=0)
 def _values(model, params, minibatch):
-  x, head = _read(model, params, minibatch, None)
+  x, head = _read(model, params, minibatch)
   return layers.read_score(head, x)
 
 
-def _read(model, params, minibatch, dropout_key):
+def _read(model, params, minibatch, dropout_key=None):
   """Returns what predicts each slot, and the weights of the last projection."""
   apply = functools.partial(model.apply, {'params': params})
   x = apply(minibatch.lines, dropout_key, method=llama.Llama.read_lines)
@@ -208,6 +206,9 @@ def minibatch_loss(
     'weight': minibatch.weight,
     'returns': minibatch.returns,
   }
+  if dropout_key is not None:
+    slots = jnp.arange(minibatch.slots.shape[1])
+    values['place'] = jnp.broadcast_to(slots, minibatch.slots.shape)
   if objective.kl_coef:
     values['ref'] = minibatch_logprobs(
       model, lora.join(ref_params, frozen), minibatch, decoding
@@ -227,6 +228,8 @@ def _sum_losses(config, objective, x, weights, values, shared):
   """Returns the loss of some slots and sums for the metrics."""
   decoding, dropout_key, kl_scale = shared
   mask = values['mask']
+  if dropout_key is not None:  # of these slots
+    dropout_key = jax.random.fold_in(dropout_key, values['place'].max())
   logits = layers.unembed(config, weights, x, dropout_key)
   logprobs = decoding_lib.token_logprobs(
     logits, values['tokens'], values['slots'], decoding
@@ -284,6 +287,7 @@ def update(
   model: llama.Llama,
   optimizer: optax.GradientTransformation,
   objective: losses.Objective,
+  change: int = 0,
   is_last: bool = True,
 ) -> tuple[batches.TrainState, dict]:
   """Changes the weights once.
@@ -295,6 +299,7 @@ def update(
     dropout_key: noise of the run, needed if adapters have dropout; a step uses
       of it what belongs to its number.
     model, optimizer, objective: parts of the programs.
+    change: the number of the change in its step.
     is_last: whether the step ends with it, and the state's number goes up.
 
   Returns:
@@ -305,7 +310,9 @@ def update(
   totals = sum_gradients(
     state, minibatches, decoding, dropout_key, model=model, objective=objective
   )
-  return _apply(state, totals, is_last, optimizer=optimizer)
+  return _apply(
+    state, totals, np.int32(change), np.bool_(is_last), optimizer=optimizer
+  )
 
 
 def sum_gradients(
@@ -405,7 +412,9 @@ def lower_apply(
   Args: as `update`'s; shapes and layouts do.
   """
   totals = jax.eval_shape(_zeros, state.params)
-  return _apply.lower(state, totals, np.bool_(True), optimizer=optimizer)
+  return _apply.lower(
+    state, totals, np.int32(0), np.bool_(True), optimizer=optimizer
+  )
 
 
 @jax.jit
@@ -466,6 +475,7 @@ def follow_gradient(
   loss: jax.Array,
   grads: dict,
   optimizer: optax.GradientTransformation,
+  change: jax.Array | int = 0,
   is_last: jax.Array | bool = True,
 ) -> batches.TrainState:
   """Returns the state after one change of its weights; where the loss or the
@@ -476,17 +486,19 @@ def follow_gradient(
     loss: f32[].
     grads: as `state.params`.
     optimizer: of these.
+    change: its number in the step, i32[]: each rounds by noise of its own.
     is_last: whether the step ends with it, and the state's number goes up.
   """
   key = jax.random.fold_in(jax.random.key(1), state.step)
+  key = jax.random.fold_in(key, change)
 
-  def change(params, opt_state):
+  def follow(params, opt_state):
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optim.add_updates(params, updates, key), opt_state
 
   params, opt_state = jax.lax.cond(
     jnp.isfinite(loss + optax.tree.norm(grads)),
-    change,
+    follow,
     lambda *unchanged: unchanged,
     state.params,
     state.opt_state,
@@ -504,10 +516,10 @@ def follow_gradient(
   static_argnames=('optimizer',),
   donate_argnames=('state',),
 )
-def _apply(state, totals, is_last, *, optimizer):
+def _apply(state, totals, change, is_last, *, optimizer):
   """Returns the new state and metrics."""
   (loss, sums), grads = totals
-  new_state = follow_gradient(state, loss, grads, optimizer, is_last)
+  new_state = follow_gradient(state, loss, grads, optimizer, change, is_last)
   tokens = jnp.maximum(sums['tokens'], 1.0)
   metrics = {
     'tokens': sums['tokens'],

@@ -90,7 +90,7 @@ def follow(
     share = float(taken % rule.every == 0)
   error = 0.0
   # What is measured in a step that is not finite says nothing.
-  if rule.schedule == 'adaptive' and kl is not None and not np.isnan(kl):
+  if rule.schedule == 'adaptive' and kl is not None and np.isfinite(kl):
     error = np.clip(kl / rule.target - 1, -_MOST_ERROR, _MOST_ERROR)
   left = 1 - taken / num_steps
   return _follow(

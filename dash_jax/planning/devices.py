@@ -16,6 +16,8 @@ import re
 import jax
 from jax.experimental import topologies
 
+from dash_jax.sampling import memory
+
 _TPU_DOCS = 'docs.cloud.google.com/tpu/docs/'
 
 
@@ -177,8 +179,7 @@ def _measure(kind: Kind, num: int) -> Kind:
   """Returns the kind, with a share of this machine's memory if it has none."""
   if kind.memory:
     return kind
-  total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-  return dataclasses.replace(kind, memory=total / num)
+  return dataclasses.replace(kind, memory=memory.find_host_memory() / num)
 
 
 def _describe_tpus(topology: str) -> list:

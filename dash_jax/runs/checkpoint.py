@@ -175,7 +175,7 @@ class Checkpoints:
       for step in torn:
         shutil.rmtree(aside / str(step), ignore_errors=True)
         (self._folder / str(step)).rename(aside / str(step))
-    sharding.max_over_hosts({'done': 1})
+    sharding.wait_for_all()
     self._manager.reload()
     logging.warning(
       'went back to step %s; what is torn is in %s, and may be removed',

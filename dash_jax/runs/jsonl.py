@@ -61,7 +61,7 @@ class Tail:
   def __init__(self, path: str | os.PathLike):
     """Begins at the first line; there need be no file yet."""
     self._path = pathlib.Path(path)
-    self._num_bytes = 0
+    self._num_bytes = self._num_lines = 0
 
   def read(self) -> list[dict]:
     """Returns the objects since the last call, as `read` does."""
@@ -71,16 +71,18 @@ class Tail:
       file.seek(self._num_bytes)
       data = file.read()
     whole = data[: data.rfind(b'\n') + 1]
+    before = self._num_lines
     self._num_bytes += len(whole)
-    return _parse(self._path, whole)
+    self._num_lines += whole.count(b'\n')
+    return _parse(self._path, whole, before)
 
 
-def _parse(path, data):
+def _parse(path, data, num_before=0):
   # In bytes, since the last line may be torn inside a character. Not splitlines:
   # it also cuts at characters that JSON text may hold.
   lines = data.split(b'\n')
   rows = []
-  for number, line in enumerate(lines[:-1], start=1):
+  for number, line in enumerate(lines[:-1], start=num_before + 1):
     try:
       row = json.loads(line.decode('utf-8'))
     except ValueError as error:

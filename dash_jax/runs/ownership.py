@@ -10,6 +10,9 @@ import json
 import os
 import pathlib
 
+import ml_collections
+
+from dash_jax import config as config_lib
 from dash_jax.model import fields
 from dash_jax.runs import jsonl
 
@@ -55,6 +58,33 @@ def save_config(workdir: str | os.PathLike, config: dict) -> None:
   """
   text = json.dumps(config, indent=2, sort_keys=True)
   jsonl.replace(pathlib.Path(workdir) / CONFIG_NAME, text + '\n')
+
+
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
+  """Returns a run's config, with defaults for fields that were not there yet when
+  it began.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is not one.
+  """
+  path = pathlib.Path(workdir) / CONFIG_NAME
+  stored = fields.read_json(path, 'give the --workdir of a run that has begun')
+  known = config_lib.default().to_dict()
+  try:
+    if not known.keys() & stored.keys():
+      raise ValueError(f'of its sections, {", ".join(known)}, it has none')
+    return ml_collections.ConfigDict(
+      stored
+      | {
+        name: default | stored.get(name, {})
+        if isinstance(default, dict)
+        else stored.get(name, default)
+        for name, default in known.items()
+      }
+    )
+  except (ValueError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path} is not the config of a run: {error}') from error
 
 
 def has_begun(workdir: str | os.PathLike) -> bool:

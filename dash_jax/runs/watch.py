@@ -68,8 +68,8 @@ _watch = None  # the one at work in this process
 def mark(stage: str | None = None) -> None:
   """Says that the calling thread goes on, and with what: None is the same, ''
   nothing more."""
-  if _watch:
-    _watch.mark(stage)
+  if watch := _watch:  # it may end meanwhile
+    watch.mark(stage)
 
 
 @contextlib.contextmanager
@@ -79,8 +79,8 @@ def report_failure():
   try:
     yield
   except BaseException as error:
-    if _watch:
-      _watch.fail(error)
+    if watch := _watch:
+      watch.fail(error)
     raise
 
 

@@ -55,7 +55,7 @@ def find_room() -> float:
   """Returns the bytes that each device of this process in the mesh in use has
   room for beside what it holds now.
 
-  On CPU a device's memory is its share of the machine's.
+  On CPU a device's memory is its share of the host's.
   """
   held = [
     device.memory_stats() for device in jax.sharding.get_mesh().local_devices
@@ -63,7 +63,7 @@ def find_room() -> float:
   if all(held):
     room = min(s['bytes_limit'] * USABLE - s['bytes_in_use'] for s in held if s)
   else:
-    total = _find_physical()
+    total = find_host_memory()
     used = sum(
       shard.data.nbytes
       for x in jax.live_arrays()
@@ -88,17 +88,18 @@ def find_host_share() -> float | None:
   statm = pathlib.Path('/proc/self/statm')
   if not statm.exists():
     return None
-  limit = _find_physical()
+  resident = int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  return resident / find_host_memory()
+
+
+def find_host_memory() -> int:
+  """Returns the bytes of the machine, or of its container if that has fewer."""
+  total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
   for path in map(pathlib.Path, _LIMITS):
     text = path.read_text().strip() if path.exists() else ''
     if text.isdecimal():  # else it is 'max'
-      limit = min(limit, int(text))
-  resident = int(statm.read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
-  return resident / limit
-
-
-def _find_physical():
-  return os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+      total = min(total, int(text))
+  return total
 
 
 def is_exhausted(error: Exception) -> bool:

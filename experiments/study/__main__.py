@@ -58,12 +58,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.error(str(error))
   options = sys.argv[1:] if argv is None else argv
   command = shlex.join(['python', '-m', 'experiments.study', *options])
-  text, rows = tables.make(args.suite, command, parts, args.out, seeds)
+  found = tables.find_all(parts, args.out, seeds)
+  text, rows = tables.make(args.suite, command, parts, args.out, seeds, found)
   jsonl.replace(args.out / 'findings.md', text)
   jsonl.replace(args.out / 'findings.json', rows)
   print(text)
   print(
-    tables.write_page(suite.title, command, parts, args.out, seeds, changes)
+    tables.write_page(
+      suite.title, command, parts, args.out, seeds, found, changes
+    )
   )
   return code
 

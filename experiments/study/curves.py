@@ -73,8 +73,10 @@ class Curve:
     return sum(row[key] for row in self.steps)
 
   def mean(self, key: str) -> float:
-    """Returns the mean of a metric over the steps that have one."""
-    return statistics.fmean(row[key] for row in self.steps)
+    """Returns the mean of a metric over the steps that learned from a token; nan
+    if none did."""
+    found = [row[key] for row in self.steps if row['trained_tokens']]
+    return statistics.fmean(found) if found else math.nan
 
   def accuracy_at(self, seconds: float) -> float:
     """Returns the accuracy after so many seconds of steps; a run that ended

@@ -1,6 +1,6 @@
 """What a study has found: a row for each claim, with interval and verdict.
 
-1. `read_runs` reads the finished runs of a part of a study (a model and its
+1. `run.read_runs` reads the finished runs of a part of a study (a model and its
    task), by name and seed.
 2. Each `Comparison` of comparisons.py takes a figure of one run, or of two
    runs of the same seed, for every seed that has them.

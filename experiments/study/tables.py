@@ -75,6 +75,7 @@ def make(
   parts: Sequence[jobs.Part],
   out: pathlib.Path,
   seeds: Sequence[int],
+  found: Sequence[findings.Finding],
 ) -> tuple[str, str]:
   """Returns what the finished runs say, as Markdown and as JSON.
 
@@ -84,6 +85,7 @@ def make(
     parts: of the suite.
     out: the study's folder.
     seeds: that count.
+    found: of `find_all`.
   """
   lines = [f'`{command}`, seeds {", ".join(map(str, seeds))}.', '', *_NOTES]
   if suite == 'algorithms':
@@ -92,8 +94,6 @@ def make(
     lines.append(
       algorithms.make_table(runs, seeds) if 'start' in runs else 'No run yet.'
     )
-    return '\n'.join(lines) + '\n', '[]\n'
-  found = find_all(parts, out, seeds)
   titled = {'The main claims': [row for row in found if row.is_main]} | {
     f'{number}. {question}': [row for row in found if row.question == number]
     for number, question in comparisons.QUESTIONS.items()
@@ -141,6 +141,7 @@ def write_page(
   parts: Sequence[jobs.Part],
   out: pathlib.Path,
   seeds: Sequence[int],
+  found: Sequence[findings.Finding],
   changes: Sequence[str] = (),
 ) -> pathlib.Path:
   """Writes a page of a study's findings and runs, a section for each question and
@@ -152,9 +153,10 @@ def write_page(
     parts: of the suite.
     out: the study's folder.
     seeds: that count.
+    found: of `find_all`.
     changes: as `jobs.make_command`'s.
   """
-  found, record = find_all(parts, out, seeds), run.Record(out)
+  record = run.Record(out)
   main = [_show(row) for row in found if row.is_main]
   sections = (
     [page.Section('The main claims', (), command, main)] if main else []
@@ -246,16 +248,18 @@ def _show(row):
 def find_all(
   parts: Sequence[jobs.Part], out: pathlib.Path, seeds: Sequence[int]
 ) -> list[findings.Finding]:
-  """Returns every finding of what is finished, in the order of questions."""
+  """Returns every finding of what is finished on questions that the parts' jobs
+  are for, in their order."""
   found = []
   for part in parts:
     runs = run.read_runs(out, part, seeds)
-    for comparison in comparisons.COMPARISONS:
-      row = findings.find(comparison, runs, part.name)
-      if row:
-        found.append(row)
-    found += comparisons.find_threshold(runs, part.name)
-    found += _find_sizes(out, part, seeds)
+    asked = {number for job in part.jobs for number in job.questions}
+    rows = [
+      *(findings.find(c, runs, part.name) for c in comparisons.COMPARISONS),
+      *comparisons.find_threshold(runs, part.name),
+      *_find_sizes(out, part, seeds),
+    ]
+    found += [row for row in rows if row and row.question in asked]
   return sorted(found, key=lambda row: row.question)
 
 

@@ -344,7 +344,8 @@ BAD = [
   ),
   (
     ('export', '--workdir=folder', '--out=new'),
-    '--workdir=folder: there is no config.json',
+    'folder/config.json is not there; give the --workdir of a run that has '
+    'begun',
   ),
   (
     ('export', '--workdir=torn', '--out=new'),
@@ -352,8 +353,7 @@ BAD = [
   ),
   (
     ('export', '--workdir=other', '--out=new'),
-    'other/config.json: not the config of a run: config has no section '
-    "'algorithm'",
+    '--workdir=other: there is no checkpoint yet',
   ),
   (
     ('export', '--workdir=other', '--out=folder'),

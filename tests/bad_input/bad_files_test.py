@@ -868,17 +868,24 @@ BAD = [
     'quotes: line 1 column 2 (char 1)',
   ),
   (
-    lambda: export_to(config__json={'mesh': {}}),
-    'run/config.json: not the config of a run: config has no section '
-    "'algorithm'",
+    lambda: export_to(config__json={'mesh': 3}),
+    'run/config.json is not the config of a run: ..',
+  ),
+  (
+    lambda: export_to(config__json={'mesh': {'pipeline': 2}}),
+    'run/config.json: config.mesh.pipeline is unknown: fields of mesh are ..',
   ),
   (
     lambda: export_to(config__json={'a.b': 1}),
-    'run/config.json: ..',
+    'run/config.json is not the config of a run: of its sections, seed, ..',
+  ),
+  (
+    lambda: export_to(config__json={'seed': 1}),
+    '--workdir=run: there is no checkpoint yet',
   ),
   (
     lambda: export_to(),
-    '--workdir=run: there is no config.json',
+    'run/config.json is not there; give the --workdir of a run that has begun',
   ),
   (
     lambda: export_to(out=write('out')),

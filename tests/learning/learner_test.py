@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import plain_llama
@@ -482,3 +483,23 @@ def adam_state(state):
     if isinstance(s, optax.ScaleByAdamState)
   )
   return found
+
+
+def test_changes_of_a_step_round_by_noise_of_their_own(mesh):
+  """A tenth of the weights goes up in each, by a tenth of what they can tell."""
+  unit = 2.0**-7
+  optimizer = optax.sgd(1.0)
+  state = learner.init_state({'w': jnp.ones(4096, jnp.bfloat16)}, optimizer)
+  grads = {'w': jnp.full(4096, -0.1 * unit)}
+  first, second = (
+    np.asarray(
+      learner.follow_gradient(
+        state, jnp.float32(0), grads, optimizer, change, is_last=False
+      ).params['w']
+      > 1
+    )
+    for change in (0, 1)
+  )
+  assert first.mean() == pytest.approx(0.1, abs=0.03)
+  assert second.mean() == pytest.approx(0.1, abs=0.03)
+  assert (first & second).mean() == pytest.approx(0.01, abs=0.01)

@@ -340,19 +340,38 @@ def test_no_two_adapters_share_a_mask(mesh):
     assert 0 < sum(mask) < len(mask)
 
 
-@pytest.mark.parametrize('target', lora.TARGETS)
-def test_every_target_has_dropout(rows, target):
-  adapters = lora.Lora(rank=3, alpha=3.0, targets=(target,), dropout=0.5)
+def find_gradient(adapters, minibatches, seed=0):
+  """Returns the loss of a step and its gradient in the adapters."""
   config = dataclasses.replace(BASE, lora=adapters)
-  params = put(draw_params(config), config)
+  state = learner.init_state(
+    put(draw_params(config), config), optax.sgd(0.0), adapters
+  )
+  (loss, _), grads = learner.sum_gradients(
+    state,
+    minibatches,
+    decoding.make_decoding(1.0),
+    jax.random.key(seed),
+    model=llama.Llama(config),
+    objective=losses.Objective(loss='reinforce'),
+  )
+  return float(loss), jax.device_get(grads)
 
-  def run(key):
-    return learner.completion_logprobs(
-      llama.Llama(config), params, rows, decoding.make_decoding(1.0), key
-    )
 
-  first, second = run(jax.random.key(0)), run(jax.random.key(1))
-  assert np.abs(first - second).max() > 1e-3
+@pytest.mark.parametrize('target', lora.TARGETS)
+def test_every_target_has_dropout(minibatches, target):
+  adapters = lora.Lora(rank=3, alpha=3.0, targets=(target,), dropout=0.5)
+  first, second = (
+    find_gradient(adapters, minibatches, seed)[0] for seed in (0, 1)
+  )
+  assert abs(first - second) > 1e-4
+
+
+def test_chunks_of_the_projection_drop_each_their_own(minibatches, monkeypatch):
+  """An input that all chunks drop would have no gradient in a."""
+  monkeypatch.setattr(learner, '_chunk_len', lambda model, minibatch: 1)
+  adapters = lora.Lora(rank=3, alpha=3.0, targets=('lm_head',), dropout=0.5)
+  _, grads = find_gradient(adapters, minibatches[:1])
+  assert (grads['unembed_a'] != 0).any(axis=1).all()
 
 
 def test_dropout_differs_by_step_and_minibatch_and_spares_the_reference(

@@ -102,3 +102,16 @@ def test_the_memory_of_the_host_is_of_the_process(tmp_path, start, monkeypatch):
 def test_the_share_of_this_process_is_measured():
   assert 0 < memory.find_host_share() < 1
   assert memory.find_device_share() is None
+
+
+def test_a_container_has_what_it_may_have(tmp_path, monkeypatch):
+  limit = tmp_path / 'memory.max'
+  monkeypatch.setattr(memory, '_LIMITS', (str(limit),))
+  machine = memory.find_host_memory()
+  share = memory.find_host_share()
+  for text in ('max\n', f'{2 * machine}\n'):
+    limit.write_text(text)
+    assert memory.find_host_memory() == machine
+  limit.write_text(f'{machine // 4}\n')
+  assert memory.find_host_memory() == machine // 4
+  assert memory.find_host_share() > 2 * share
