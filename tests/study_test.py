@@ -3,6 +3,7 @@
 Runs that are not about learning are of tiny_run.py's model.
 """
 
+import dataclasses
 import html as html_lib
 import json
 import math
