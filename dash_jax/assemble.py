@@ -272,7 +272,7 @@ def build(config: ml_collections.ConfigDict, workdir: str) -> Parts:
   return _join(config, folder, encoding, _make_model(config, tok), train, test)
 
 
-def build_to_judge(
+def build_to_evaluate(
   config: ml_collections.ConfigDict, workdir: str, path: str
 ) -> Parts:
   """Returns the parts of a run with other test questions, those of a JSONL file,
@@ -451,23 +451,6 @@ def make_decoding(
   )
 
 
-def fit_batch_size(
-  config: ml_collections.ConfigDict, unit: int
-) -> ml_collections.ConfigDict:
-  """Returns the config with a sampling.batch_size of whole prompts of a call that
-  training does not make, which changes no token.
-
-  Args:
-    config: of a run.
-    unit: rows of which the size must be a multiple.
-  """
-  config = config.copy_and_resolve_references()
-  at_once = config.sampling.batch_size
-  if at_once != config_lib.AUTO:
-    config.sampling.batch_size = max(at_once // unit, 1) * unit
-  return config
-
-
 def make_sampler(
   config: ml_collections.ConfigDict,
   model: llama.Llama,
@@ -477,7 +460,8 @@ def make_sampler(
   group_size: int,
   batch_size: int | None = None,
 ) -> sampler.Sampler:
-  """Returns a compiled sampler as the config has it.
+  """Returns a compiled sampler as the config has it; a `sampling.batch_size` that
+  its groups do not fill is taken as the next that they do, which changes no token.
 
   Args:
     config: of a run.
@@ -489,7 +473,8 @@ def make_sampler(
   params = weights.abstract_params(model)
   at_once = batch_size or config.sampling.batch_size
   if not batch_size and at_once != config_lib.AUTO:
-    at_once //= jax.process_count()
+    unit = group_size * sharding.num_batch_shards(mesh)
+    at_once = max(at_once // jax.process_count() // unit, 1) * unit
   with jax.set_mesh(mesh):
     return sampler.Sampler(
       model,

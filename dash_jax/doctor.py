@@ -25,7 +25,15 @@ import jax
 
 from dash_jax import commands, updates
 from dash_jax import config as config_lib
-from dash_jax.runs import alarms, checkpoint, health, metrics, ownership, sizes
+from dash_jax.runs import (
+  alarms,
+  checkpoint,
+  health,
+  metrics,
+  ownership,
+  sizes,
+  symptoms,
+)
 
 SICK = 1
 
@@ -79,7 +87,7 @@ def diagnose(workdir: str | os.PathLike) -> Diagnosis:
     for alarm in _read(alarms.read, workdir, problems)
     if alarm.name not in raised
   ]
-  if rows and not health.is_finite(rows[-1]):
+  if rows and not symptoms.is_finite(rows[-1]):
     problems.append(
       f'the loss or the gradient of step {rows[-1]["step"]}, the last, is not'
       ' finite'

@@ -35,7 +35,6 @@ from absl import flags
 
 from dash_jax import assemble, checks, commands, meshes, sharding, weights
 from dash_jax.evaluating import estimates, replies
-from dash_jax.model import llama
 from dash_jax.rewards import workers
 from dash_jax.runs import jsonl, ownership, signals, watch
 
@@ -129,14 +128,14 @@ def main(config, workdir):
     watch.Watch(config.mesh.silent_s, config.mesh.stall_s),
   ):
     if given.questions:
-      parts = assemble.build_to_judge(config, workdir, given.questions)
+      parts = assemble.build_to_evaluate(config, workdir, given.questions)
     else:
       parts = assemble.build(config, workdir)
     with parts.pool:
       watch.mark('reading the weights')
-      params, step = load_params(config, parts.model, workdir, given.step)
+      params, step = weights.load_step(config, parts.model, workdir, given.step)
       watch.mark('evaluating')
-      judge(
+      print_evaluation(
         parts,
         params,
         step,
@@ -172,34 +171,7 @@ def check_flags(
     checks.check_file('--against', against)
 
 
-def load_params(
-  config: ml_collections.ConfigDict,
-  model: llama.Llama,
-  workdir: str,
-  step: int | None,
-) -> tuple[dict, int]:
-  """Returns the whole model's weights at a checkpoint, and its step.
-
-  Args:
-    config: of the run.
-    model: of the run.
-    workdir: of the run; nothing in it changes.
-    step: None takes the newest checkpoint. 0, as None where there is none, takes
-      the weights that the run starts from.
-
-  Raises:
-    ValueError: there is no such checkpoint, or it is torn.
-  """
-  if step != 0:
-    restored = weights.restore_params(config, model, workdir, step)
-    if restored:
-      return restored
-    if step:
-      raise ValueError(f'--step={step}: {workdir} has no checkpoint')
-  return weights.load_params(config, model), 0
-
-
-def judge(
+def print_evaluation(
   parts: assemble.Parts,
   params: dict,
   step: int,

@@ -40,7 +40,6 @@ from dash_jax import (
 )
 from dash_jax.data import jsonl as data_jsonl
 from dash_jax.runs import completions, jsonl
-from dash_jax.sampling import decoding
 
 _MOST_AT_ONCE = 1_024  # prompts of one call, so that the host holds no more
 
@@ -115,8 +114,7 @@ def main(config, workdir):
     # What can be refused is, before anything is loaded or compiled.
     encoding.encode([_ask(r) for r in requests])
     settings = _make_decoding(config, encoding)
-    restored = weights.restore_params(config, model, workdir)
-    params, step = restored or (weights.load_params(config, model), 0)
+    params, step = weights.load_step(config, model, workdir)
     drawn = _describe(config, step)
     done = {}
     if _OUT.value:
@@ -152,16 +150,10 @@ def _describe(config, step):
 
 
 def _make_decoding(config, encoding):
-  how = _describe(config, 0)
-  stop_text = config.data.stop_text
-  return decoding.make_decoding(
-    how['temperature'],
-    how['top_p'],
-    how['top_k'],
-    min_p=how['min_p'],
-    min_len=config.sampling.min_completion_len,
-    stop_ids=tokenizing.find_stop_ids(encoding.tokenizer, stop_text),
-  )
+  stops = tokenizing.find_stop_ids(encoding.tokenizer, config.data.stop_text)
+  config = config.copy_and_resolve_references()
+  config.sampling.temperature = _describe(config, 0)['temperature']
+  return assemble.make_decoding(config, stops)
 
 
 def _ask(request):
@@ -178,7 +170,7 @@ def _sample(config, encoding, model, params, settings, requests, done):
     return
   shards = sharding.num_batch_shards(jax.sharding.get_mesh())
   sampled_by = assemble.make_sampler(
-    assemble.fit_batch_size(config, G * shards),
+    config,
     model,
     jax.sharding.get_mesh(),
     num_prompts=min(len(left), _MOST_AT_ONCE),

@@ -21,7 +21,7 @@ network.
 import jax
 from absl import flags
 
-from dash_jax import assemble, commands, evaluate, meshes
+from dash_jax import assemble, commands, evaluate, meshes, weights
 from dash_jax.evaluating import texts
 
 try:
@@ -83,7 +83,7 @@ def main(config, workdir):
     )
   with jax.set_mesh(meshes.connect(config)):
     encoding, model = assemble.build_encoding(config, workdir)
-    params, step = evaluate.load_params(config, model, workdir, given.step)
+    params, step = weights.load_step(config, model, workdir, given.step)
     found = evaluator.simple_evaluate(
       model=HarnessModel(texts.Policy(config, encoding, model, params)),
       tasks=given.tasks,

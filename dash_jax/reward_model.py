@@ -171,8 +171,7 @@ def count_right(asking: judge.Judge, pairs: list[Pair]) -> int:
 def begin(config, workdir: str) -> judge.Judge:
   """Returns the model that training begins with."""
   encoding, model = assemble.build_encoding(config, workdir)
-  restored = weights.restore_params(config, model, workdir)
-  params, step = restored or (weights.load_params(config, model), 0)
+  params, step = weights.load_step(config, model, workdir)
   print(f'begins with step {step} of {workdir}')
   policy = export.merge(*export.drop_critic(model, params))
   # What would read out tokens has no use.

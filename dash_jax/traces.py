@@ -60,7 +60,7 @@ def sample(
   shards = sharding.num_batch_shards(jax.sharding.get_mesh())
   most = -(-min(len(asked), _MOST_AT_ONCE) // shards) * shards
   sampled_by = assemble.make_sampler(
-    assemble.fit_batch_size(parts.config, num_replies * shards),
+    parts.config,
     parts.model,
     jax.sharding.get_mesh(),
     num_prompts=most,
@@ -157,8 +157,7 @@ def write(
   asked = parts.train_questions[: num_questions or None]
   solutions, pairs, num_right = [], [], 0
   with parts.pool:
-    restored = weights.restore_params(config, parts.model, workdir)
-    params, step = restored or (weights.load_params(config, parts.model), 0)
+    params, step = weights.load_step(config, parts.model, workdir)
     left = len(asked)
     for sampled in sample(parts, params, asked, num_replies):
       num_asked = min(left, len(sampled.asked))

@@ -111,6 +111,33 @@ def _compare(section, found, preset):
     )
 
 
+def load_step(
+  config: ml_collections.ConfigDict,
+  model: llama.Llama,
+  workdir: str | os.PathLike,
+  step: int | None = None,
+) -> tuple[dict, int]:
+  """Returns the whole model's weights at a checkpoint, and its step.
+
+  Args:
+    config: of the run.
+    model: of the run.
+    workdir: of the run; nothing in it changes.
+    step: None takes the newest checkpoint. 0, as None where there is none, takes
+      the weights that the run starts from.
+
+  Raises:
+    ValueError: there is no such checkpoint, or it is torn.
+  """
+  if step != 0:
+    restored = restore_params(config, model, workdir, step)
+    if restored:
+      return restored
+    if step:
+      raise ValueError(f'--step={step}: {workdir} has no checkpoint')
+  return load_params(config, model), 0
+
+
 def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
   """Returns the weights a run starts from, in the TRAIN layout.
 

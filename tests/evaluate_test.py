@@ -97,7 +97,7 @@ def test_a_partly_right_reply_is_not_right(build, monkeypatch):
 
 
 def judge(parts, params, path, num_samples=2, **flags):
-  evaluate.judge(
+  evaluate.print_evaluation(
     parts, params, 0, num_samples=num_samples, out=str(path), **flags
   )
 
@@ -259,7 +259,9 @@ def test_a_file_of_another_evaluation_is_refused(
     build(ONE) as (parts, params),
     pytest.raises(ValueError, match=re.escape(f'--{flag}={path}{named}')),
   ):
-    evaluate.judge(parts, params, 0, num_samples=2, **{flag: str(path)})
+    evaluate.print_evaluation(
+      parts, params, 0, num_samples=2, **{flag: str(path)}
+    )
   assert path.read_text() == text
 
 
@@ -318,9 +320,9 @@ def test_questions_of_a_file_take_the_place_of_the_held_out_ones(
     # The tokenizer that `build` has trained is a run's.
     monkeypatch.setattr(tokenizing.checkpoint, 'has_begun', lambda folder: True)
     parts.config.data.prompt_field = 'problem'
-    other = assemble.build_to_judge(parts.config, str(tmp_path), str(path))
+    other = assemble.build_to_evaluate(parts.config, str(tmp_path), str(path))
     with other.pool:
-      evaluate.judge(other, params, 5)
+      evaluate.print_evaluation(other, params, 5)
   asked = other.test_questions
   assert [(q.prompt, q.answer) for q in asked] == [
     ('1 + 0 =', '1'), ('1 + 1 =', '2'), ('1 + 2 =', '3'),
@@ -342,11 +344,11 @@ def test_which_weights_are_judged(monkeypatch, asked, there, loaded):
 
   monkeypatch.setattr(weights, 'restore_params', restore)
   monkeypatch.setattr(weights, 'load_params', lambda config, model: 'start')
-  found = evaluate.load_params(None, None, 'run', asked)
+  found = weights.load_step(None, None, 'run', asked)
   assert found == ('trained' if loaded else 'start', loaded)
 
 
 def test_a_step_of_a_run_without_checkpoints_is_refused(monkeypatch):
   monkeypatch.setattr(weights, 'restore_params', lambda *unused: None)
   with pytest.raises(ValueError, match='--step=3: run has no checkpoint'):
-    evaluate.load_params(None, None, 'run', 3)
+    weights.load_step(None, None, 'run', 3)

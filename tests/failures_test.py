@@ -15,10 +15,10 @@ from dash_jax import assemble, checks, commands, train, updates
 from dash_jax.runs import (
   alarms,
   checkpoint,
-  health,
   jsonl,
   ownership,
   rollouts,
+  symptoms,
 )
 
 NUM_STEPS = 4
@@ -174,7 +174,7 @@ def test_the_last_evaluation_raises_its_alarm_while_the_run_is_there(
     is_last = seen.evals and seen.evals[-1]['step'] == NUM_STEPS
     return ('it is worse', 'Stop') if is_last else None
 
-  monkeypatch.setattr(health, '_CHECKS', {'worse': check})
+  monkeypatch.setattr(symptoms, 'CHECKS', {'worse': check})
   assert run(config, tmp_path)
   assert [(a.name, a.step) for a in alarms.read(tmp_path)] == [
     ('worse', NUM_STEPS)

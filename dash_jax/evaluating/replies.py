@@ -169,7 +169,7 @@ def sample(
   shards = sharding.num_batch_shards(parts.sampling_mesh)
   most = max(_MOST_ROWS // (G * shards), 1) * shards
   sampled_by = assemble.make_sampler(
-    assemble.fit_batch_size(parts.config, G * shards * jax.process_count()),
+    parts.config,
     parts.model,
     parts.sampling_mesh,
     num_prompts=min(most, len(left)),

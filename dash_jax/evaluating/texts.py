@@ -128,7 +128,7 @@ class Policy:
   @functools.cached_property
   def _sampler(self):
     return assemble.make_sampler(
-      assemble.fit_batch_size(self.config, self._num_shards),
+      self.config,
       self.model,
       jax.sharding.get_mesh(),
       num_prompts=_MOST_AT_ONCE,

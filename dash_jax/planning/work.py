@@ -3,8 +3,8 @@
   1. `decode_floor` and `learn_flops` count what no program can avoid, on one
      device.
   2. `Work` is what a program does on each of several: operations, bytes of its
-     memory, bytes that come in from other devices. `sample_work` and `learn_work`
-     count them for a run's shapes on a mesh.
+     memory, bytes that come in from other devices. A function for each program
+     (`prefill_work` and so on) counts them for a run's shapes on a mesh.
   3. `Work.bound` says what takes longest at a device's rates, and how long.
 
 A compiled program does no less, and mostly more: what is masked, padded, copied,

@@ -1,8 +1,7 @@
 """Which row stands where on the device: the host's side of one sampling call.
 
 `Places` is the host's copy of what holds what, for every shard of rows. It says
-which places are free, and what stands where after a step to fewer rows. All of
-it follows from lengths that every process has, so that all decide alike.
+which places are free, and what stands where after a step to fewer rows.
 """
 
 import numpy as np
@@ -19,7 +18,7 @@ class Places:
     live: bool[shards, rows], whether it is decoded.
     lengths: i64[shards, rows], its tokens so far.
     ended: bool[shards, rows], whether the host has found its end before the
-      device has; of other processes' rows it is not known.
+      device has.
     waiting: of each shard, prompts that have no place yet, in order.
   """
 
