@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from dash_jax import assemble, batches, phases, sharding
-from dash_jax.learning import learner
+from dash_jax.learning import reading
 from dash_jax.model import lora
 
 _NUM_ROWS = 32  # or one group, if it has more; or all of a step that has fewer
@@ -71,7 +71,7 @@ def _find_logprobs(parts, phase, state, rows):
   """Returns f32[Q, G, C]; each process computes some questions."""
   num_questions, G = rows.lengths.shape
   owner = np.arange(num_questions) % jax.process_count()
-  found = learner.completion_logprobs(
+  found = reading.completion_logprobs(
     parts.model,
     lora.join(state.params, state.frozen),
     rows,

@@ -16,7 +16,7 @@ import numpy as np
 
 from dash_jax import assemble, batches, feed, phases, sharding, updates
 from dash_jax import credit as credit_lib
-from dash_jax.learning import learner, losses, packing
+from dash_jax.learning import losses, packing, reading
 from dash_jax.learning import reference as reference_lib
 from dash_jax.model import lora
 from dash_jax.runs import rollouts, watch
@@ -99,7 +99,7 @@ def rl_step(
   scored_at = time.perf_counter()
   expected = penalty = kl = None
   if phase.kl_in_reward:
-    reference = learner.completion_logprobs(
+    reference = reading.completion_logprobs(
       parts.model,
       lora.join(state.reference, state.frozen),
       rows,
@@ -108,7 +108,7 @@ def rl_step(
     kl = credit_lib.find_kl(config, rows, reference)
     penalty = float(state.kl_scale) * config.algorithm.kl_coef * kl
   if phase.objective.value_coef:
-    expected = learner.completion_values(
+    expected = reading.completion_values(
       parts.model, lora.join(state.params, state.frozen), rows
     )
   shaped = credit_lib.shape_rewards(config, rewards, rows)

@@ -20,7 +20,7 @@ from absl import logging
 from dash_jax import assemble, batches, phases, sharding
 from dash_jax import config as config_lib
 from dash_jax import credit as credit_lib
-from dash_jax.learning import learner, losses, packing
+from dash_jax.learning import learner, losses, packing, reading
 from dash_jax.model import lora
 from dash_jax.sampling import memory
 
@@ -249,7 +249,7 @@ def _prepare(parts, phase, room, state, rows, credit, old, reference):
 def _find_logprobs(parts, phase, state, trained, rows, credit):
   """Returns f32[Q, G, C] of the rows that are learned from, under the policy as
   it is or the reference."""
-  return learner.completion_logprobs(
+  return reading.completion_logprobs(
     parts.model,
     lora.join(trained, state.frozen),
     rows,

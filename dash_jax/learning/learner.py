@@ -19,8 +19,8 @@ import numpy as np
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from dash_jax import batches, sharding
-from dash_jax.learning import losses, optim, packing, projection
+from dash_jax import batches
+from dash_jax.learning import losses, optim, projection, reading
 from dash_jax.model import layers, llama, lora
 from dash_jax.sampling import decoding as decoding_lib
 
@@ -71,108 +71,6 @@ def abstract_state(
   )
 
 
-def completion_logprobs(
-  model: llama.Llama,
-  params: dict,
-  rollouts: batches.Rollouts,
-  decoding: decoding_lib.Decoding,
-  *,
-  keep: np.ndarray | None = None,
-) -> np.ndarray:
-  """Returns f32[Q, G, C], log-probabilities of the completions' tokens as the
-  learner computes them, without dropout; 0 behind a row's end.
-
-  Args:
-    model: the architecture.
-    params: its weights.
-    rollouts: NumPy; this process's share.
-    decoding: the distribution the rows were sampled from.
-    keep: bool[Q, G], rows to compute; others get 0. None is all.
-  """
-  if keep is None:
-    keep = np.ones(rollouts.lengths.shape, bool)
-  return _read_rows(
-    lambda m: _logprobs(model, params, m, decoding), rollouts, keep
-  )
-
-
-def completion_values(
-  model: llama.Llama, params: dict, rollouts: batches.Rollouts
-) -> np.ndarray:
-  """Returns f32[Q, G, C], what the scalar head says before each token of the
-  completions; 0 behind a row's end.
-
-  Args: as `completion_logprobs`'s.
-  """
-  keep = np.ones(rollouts.lengths.shape, bool)
-  return _read_rows(lambda m: _values(model, params, m), rollouts, keep)
-
-
-def _read_rows(read, rollouts, keep):
-  """Returns f32[Q, G, C] of what `read` finds in packed minibatches."""
-  _, G, C = rollouts.tokens.shape
-  P = rollouts.prompts.tokens.shape[1]
-  num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
-  room = packing.make_room(num_shards * G, G, P, C)
-  # One shape, so that nothing compiles after the first call.
-  room = dataclasses.replace(room, shapes=room.shapes[:1])
-  laid_out = packing.lay_out(rollouts, keep, room)
-  packed = packing.pack(rollouts, laid_out, room, {})
-  found = [sharding.local_rows(read(sharding.put_rows(m))) for m in packed]
-  return packing.unpack(found, laid_out.lines, rollouts)
-
-
-def minibatch_logprobs(model, params, minibatch, decoding):
-  """Returns f32[b, T], log-probabilities of completion tokens, without dropout;
-  other slots hold arbitrary finite values. It is not differentiated."""
-  x, head = _read(model, params, minibatch)
-
-  def find(x, values):
-    logits = layers.unembed(model.config, head, x)
-    return decoding_lib.token_logprobs(
-      logits, values['tokens'], values['slots'], decoding
-    )
-
-  return projection.map_over_slots(
-    find, _chunk_len(model, minibatch), x, _targets(minibatch)
-  )
-
-
-_logprobs = jax.jit(minibatch_logprobs, static_argnums=0)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _values(model, params, minibatch):
-  x, head = _read(model, params, minibatch)
-  return layers.read_score(head, x)
-
-
-def _read(model, params, minibatch, dropout_key=None):
-  """Returns what predicts each slot, and the weights of the last projection."""
-  apply = functools.partial(model.apply, {'params': params})
-  x = apply(minibatch.lines, dropout_key, method=llama.Llama.read_lines)
-  return x, apply(method=llama.Llama.head)
-
-
-def _targets(minibatch):
-  lines = minibatch.lines
-  return {
-    'mask': lines.mask,
-    'tokens': lines.tokens,
-    'slots': minibatch.slots,
-  }
-
-
-def _chunk_len(model, minibatch):
-  mesh = jax.sharding.get_abstract_mesh()
-  num_lines, num_slots = minibatch.slots.shape
-  return projection.chunk_len(
-    -(-num_lines // sharding.num_batch_shards(mesh)),
-    num_slots,
-    model.config.vocab_size // mesh.shape['tensor'],
-  )
-
-
 def minibatch_loss(
   params,
   model,
@@ -199,7 +97,7 @@ def minibatch_loss(
     kl_scale: f32[], what objective.kl_coef is multiplied by.
   """
   frozen = frozen or {}
-  values = _targets(minibatch) | {
+  values = reading.find_targets(minibatch) | {
     'sampled': minibatch.logprobs,
     'old': minibatch.old_logprobs,
     'advantages': minibatch.advantages,
@@ -210,13 +108,15 @@ def minibatch_loss(
     slots = jnp.arange(minibatch.slots.shape[1])
     values['place'] = jnp.broadcast_to(slots, minibatch.slots.shape)
   if objective.kl_coef:
-    values['ref'] = minibatch_logprobs(
+    values['ref'] = reading.minibatch_logprobs(
       model, lora.join(ref_params, frozen), minibatch, decoding
     )
-  x, head = _read(model, lora.join(params, frozen), minibatch, dropout_key)
+  x, head = reading.read(
+    model, lora.join(params, frozen), minibatch, dropout_key
+  )
   return projection.sum_over_slots(
     functools.partial(_sum_losses, model.config, objective),
-    _chunk_len(model, minibatch),
+    reading.chunk_len(model, minibatch),
     x,
     head,
     values,

@@ -14,7 +14,14 @@ import numpy as np
 import optax
 
 from dash_jax import batches
-from dash_jax.learning import advantages, filtering, learner, losses, packing
+from dash_jax.learning import (
+  advantages,
+  filtering,
+  learner,
+  losses,
+  packing,
+  reading,
+)
 from dash_jax.model import llama
 from dash_jax.sampling import decoding, sampler
 
@@ -56,7 +63,7 @@ def check_all(config: llama.LlamaConfig, Q: int) -> Iterator[dict]:
     return jnp.where(rollouts.mask, logits.max(-1) - chosen, 0.0)
 
   def gap(model, rollouts):
-    found = learner.completion_logprobs(model, params, rollouts, plain)
+    found = reading.completion_logprobs(model, params, rollouts, plain)
     return np.abs(found - rollouts.logprobs)
 
   with jax.default_matmul_precision('highest'):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from dash_jax import batches, sharding
-from dash_jax.learning import learner, losses, optim, packing
+from dash_jax.learning import learner, losses, optim, packing, reading
 from dash_jax.model import llama, tensors
 from dash_jax.sampling import decoding, sampler
 from experiments.parity import draw
@@ -63,7 +63,7 @@ def compute_logprobs(
 ) -> list[list[np.ndarray]]:
   """Returns the log-probabilities of each reply's tokens."""
   no_old = [[np.zeros(len(reply)) for reply in g] for g in rows.replies]
-  found = learner.completion_logprobs(
+  found = reading.completion_logprobs(
     llama.Llama(config), params, pad(rows, no_old), _PLAIN
   )
   return [

@@ -12,7 +12,7 @@ import pytest
 import tiny_rows
 
 from dash_jax import sharding
-from dash_jax.learning import learner, losses, optim
+from dash_jax.learning import learner, losses, optim, reading
 from dash_jax.model import llama
 from dash_jax.sampling import decoding
 
@@ -284,7 +284,7 @@ def test_other_losses_have_the_gradients_of_their_papers(mesh, shallow, name):
   params, ref = (tiny_rows.draw_params(shallow, seed) for seed in (1, 2))
   model, settings = llama.Llama(shallow), decoding.make_decoding(1.0)
   now, kept = (
-    learner.completion_logprobs(
+    reading.completion_logprobs(
       model, tiny_rows.put_params(shallow, p), ROLLOUTS, settings
     )
     for p in (params, ref)

@@ -11,7 +11,7 @@ import plain_llama
 import pytest
 
 from dash_jax import batches, sharding
-from dash_jax.learning import learner, losses, optim, packing
+from dash_jax.learning import learner, losses, optim, packing, reading
 from dash_jax.model import layers, llama, lora
 from dash_jax.sampling import decoding, sampler
 
@@ -94,7 +94,7 @@ def test_sampler_and_learner_compute_the_merged_model(shape):
   devices = jax.devices()[: int(np.prod(shape))]
   with jax.set_mesh(jax.make_mesh(shape, sharding.AXES, devices=devices)):
     rows = sample(put(params))
-    found = learner.completion_logprobs(
+    found = reading.completion_logprobs(
       llama.Llama(CONFIG), put(params), rows, decoding.make_decoding(1.0)
     )
   merged = merge_plainly(params)
@@ -368,7 +368,7 @@ def test_every_target_has_dropout(minibatches, target):
 
 def test_chunks_of_the_projection_drop_each_their_own(minibatches, monkeypatch):
   """An input that all chunks drop would have no gradient in a."""
-  monkeypatch.setattr(learner, '_chunk_len', lambda model, minibatch: 1)
+  monkeypatch.setattr(reading, 'chunk_len', lambda model, minibatch: 1)
   adapters = lora.Lora(rank=3, alpha=3.0, targets=('lm_head',), dropout=0.5)
   _, grads = find_gradient(adapters, minibatches[:1])
   assert (grads['unembed_a'] != 0).any(axis=1).all()

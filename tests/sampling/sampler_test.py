@@ -12,7 +12,7 @@ import plain_sampler
 import pytest
 
 from dash_jax import batches, sharding
-from dash_jax.learning import learner
+from dash_jax.learning import reading
 from dash_jax.model import kernels, llama
 from dash_jax.runs import compiles
 from dash_jax.sampling import compiled, decoding, sampler
@@ -206,7 +206,7 @@ def test_learner_and_sampler_agree_on_logprobs(params, tiny, settings):
   settings = {'temperature': 1.0} | settings
   rows = run(params, tiny, make_prompts(), **settings)
   how = decoding.make_decoding(**settings)
-  found = learner.completion_logprobs(llama.Llama(tiny), params, rows, how)
+  found = reading.completion_logprobs(llama.Llama(tiny), params, rows, how)
   assert rows.logprobs.std() > 0.1
   np.testing.assert_allclose(rows.logprobs, found, atol=1e-5)
 
@@ -218,7 +218,7 @@ def test_in_bf16_the_sampler_is_near_the_learner(params, tiny):
   how = decoding.make_decoding(1.0)
   rows = half.sample(params, prompts, jax.random.key(0), how)
   model = llama.Llama(tiny, dtype=jnp.bfloat16)
-  found = learner.completion_logprobs(model, params, rows, how)
+  found = reading.completion_logprobs(model, params, rows, how)
   gap = np.abs(rows.logprobs - found)
   assert 0 < gap.mean() < 0.02
 
@@ -587,7 +587,7 @@ def test_eight_bits_cost_little_and_are_seen(params, tiny):
   ):
     options = options | {name: True}
     rows = run(params, tiny, make_prompts(), options=options)
-    found = learner.completion_logprobs(llama.Llama(tiny), params, rows, how)
+    found = reading.completion_logprobs(llama.Llama(tiny), params, rows, how)
     gaps[name] = np.abs(rows.logprobs - found).mean()
     if name == 'quantize_cache':
       waves = options | {'batch_size': 8}
