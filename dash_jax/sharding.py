@@ -235,15 +235,15 @@ def count_bytes(tree) -> int:
   )
 
 
-def put_rows(tree, *, axis: int = 0):
+def put_rows(tree):
   """Puts each process's host rows on the mesh in use as one global array.
 
   Args:
-    tree: NumPy arrays; dimension `axis` holds this process's rows.
-    axis: the dimension that is split over the batch's mesh axes.
+    tree: NumPy arrays of this process's rows.
 
   Returns:
-    The same tree of jax.Arrays, dimension `axis` times the process count long.
+    The same tree of jax.Arrays, dimension 0 times the process count long, and
+    split over the batch's mesh axes.
 
   Raises:
     ValueError: rows do not divide over this process's shards.
@@ -253,25 +253,20 @@ def put_rows(tree, *, axis: int = 0):
 
   def put(x):
     x = np.asarray(x)
-    axes = [None] * x.ndim
-    axes[axis] = 'batch'
-    size, rest = divmod(x.shape[axis], len(shards))  # rows a shard
+    size, rest = divmod(len(x), len(shards))  # rows a shard
     if rest:
-      raise ValueError(
-        f'{x.shape[axis]} rows do not divide over {len(shards)} shards'
-      )
-    shape = list(x.shape)
-    shape[axis] = size * num_batch_shards(mesh)
+      raise ValueError(f'{len(x)} rows do not divide over {len(shards)} shards')
 
     def fetch(index):
-      first = (index[axis].start or 0) // max(size, 1)
+      first = (index[0].start or 0) // max(size, 1)
       place = shards.index(first) * size
-      local = list(index)
-      local[axis] = slice(place, place + size)
-      return x[tuple(local)]
+      return x[place : place + size, *index[1:]]
 
+    spec = SAMPLE.spec('batch', *[None] * (x.ndim - 1))
     return jax.make_array_from_callback(
-      tuple(shape), NamedSharding(mesh, SAMPLE.spec(*axes)), fetch
+      (size * num_batch_shards(mesh), *x.shape[1:]),
+      NamedSharding(mesh, spec),
+      fetch,
     )
 
   return jax.tree.map(put, tree)

@@ -85,10 +85,10 @@ def test_rows_come_back_as_they_went(shape):
     share = put.tokens.addressable_shards[0].data.shape
     assert share == (16 // sharding.num_batch_shards(mesh), 5)
     jax.tree.map(np.testing.assert_array_equal, sharding.local_rows(put), rows)
-    # Of minibatches [M, b, ..] the second dimension is split.
-    stacked = sharding.put_rows(rows.tokens.reshape(2, 8, 5), axis=1)
-    assert stacked.sharding.spec == P(None, ('data', 'fsdp'), None)
-    np.testing.assert_array_equal(stacked, rows.tokens.reshape(2, 8, 5))
+    assert put.tokens.sharding.spec == P(('data', 'fsdp'), None)
+    num = sharding.num_batch_shards(mesh)
+    with pytest.raises(ValueError, match=f'15 rows do not divide over {num}'):
+      sharding.put_rows(rows.tokens[:15])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,7 +58,6 @@ class Comparison:
   """Two tables of the same questions.
 
   Attributes:
-    num_questions: Q.
     difference: of pass@1, this less the other.
     gained: questions that this has right and the other wrong, by the majority.
     lost: the other way round.
@@ -66,7 +65,6 @@ class Comparison:
       majority, and gained and lost are 0 then.
   """
 
-  num_questions: int
   difference: Estimate
   gained: int
   lost: int
@@ -192,7 +190,6 @@ def compare(this: Table, other: Table) -> Comparison:
     lost = int((other.majority & ~this.majority).sum())
     p_value = mcnemar(gained, lost)
   return Comparison(
-    num_questions=len(this.right),
     difference=find_difference(shares[0] - shares[1]),
     gained=gained,
     lost=lost,

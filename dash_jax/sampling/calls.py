@@ -94,11 +94,9 @@ class Call:
     self._made = made
     self._num_shards = programs_lib.num_shards()
     per_shard = len(request.prompts.tokens) // self._num_shards
-    waiting = [list(range(per_shard)) for _ in range(self._num_shards)]
     # Some are done if memory ran out before.
-    for i in range(self._num_shards):
-      rows = made.finished[i * per_shard : (i + 1) * per_shard]
-      waiting[i] = np.flatnonzero(~rows.all(axis=1)).tolist()
+    done = made.finished.all(axis=1).reshape(self._num_shards, per_shard)
+    waiting = [np.flatnonzero(~some).tolist() for some in done]
     for x in (made.tokens, made.logprobs, made.lengths):
       x[~made.finished] = 0
     self._per_shard = per_shard

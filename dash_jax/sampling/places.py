@@ -100,10 +100,8 @@ class Places:
     self.rung = fewer
     return order.astype(np.int32).reshape(-1), self.live.reshape(-1), copied
 
-  def describe(self) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns what `programs.decode` takes as places."""
-    if self.rung.in_order:
-      return None
+  def describe(self) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `programs.decode` takes as places where rows are not in order."""
     shards, G = len(self.row), self._group_size
     place = self._prompt * G + self.row % G
     asking = np.zeros((shards, self.rung.prompts * G), np.int32)

@@ -69,17 +69,6 @@ def of_factors(values: Sequence[float]) -> Interval:
   return _map(of_mean([math.log(x) for x in values]), math.exp)
 
 
-def of_spread(values: Sequence[float]) -> Interval:
-  """Returns the standard deviation over seeds and its interval; needs two."""
-  num = len(values)
-  spread = statistics.stdev(values)
-  low, high = (
-    spread * math.sqrt((num - 1) / float(stats.chi2.ppf(share, num - 1)))
-    for share in (_HIGH, _LOW)
-  )
-  return Interval(spread, low, high, num)
-
-
 def of_spread_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
   """Returns log2 of our standard deviation over theirs; needs two seeds of each,
   and that none is 0."""
