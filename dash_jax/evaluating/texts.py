@@ -205,15 +205,13 @@ def _measure(model, params, rows, starts):
     'tokens': jnp.roll(rows.tokens, -1, axis=1),
   }
 
-  def find_logprobs(x, values):
-    logits = layers.unembed(model.config, head, x, None)
-    return decoding_lib.token_logprobs(logits, values['tokens'], 0, plain)
-
-  def find_likeliest(x, values):
-    logits = layers.unembed(model.config, head, x, None)
+  def look(x, values):
+    logits = layers.unembed(model.config, head, x)
+    logprobs = decoding_lib.token_logprobs(logits, values['tokens'], 0, plain)
     at = jnp.arange(logits.shape[-1]) == values['tokens'][..., None]
     chosen = jnp.max(jnp.where(at, logits, -jnp.inf), axis=-1)
-    return (chosen >= jnp.max(logits, axis=-1)).astype(jnp.float32)
+    likeliest = chosen >= jnp.max(logits, axis=-1)
+    return logprobs, likeliest.astype(jnp.float32)
 
   mesh = jax.sharding.get_abstract_mesh()
   size = projection.chunk_len(
@@ -221,10 +219,7 @@ def _measure(model, params, rows, starts):
     rows.tokens.shape[1],
     model.config.vocab_size // mesh.shape['tensor'],
   )
-  logprobs, likeliest = (
-    projection.map_over_slots(find, size, x, values)
-    for find in (find_logprobs, find_likeliest)
-  )
+  logprobs, likeliest = projection.map_over_slots(look, size, x, values)
   mask = values['mask']
   return (
     jnp.sum(jnp.where(mask, logprobs, 0.0), axis=1),

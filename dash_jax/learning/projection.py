@@ -96,22 +96,31 @@ sum_over_slots.defvjp(_forward, _backward)
 
 
 def map_over_slots(function, size, x, values):
-  """Returns f32[b, T], `function` of each slot, chunk by chunk; 0 in chunks
-  without a target. It is not differentiated.
+  """Returns a tree of f32[b, T], `function` of each slot, chunk by chunk; 0 in
+  chunks without a target. It is not differentiated.
 
   Args:
-    function: (x [b, size, D], a chunk of `values`) -> f32[b, size].
+    function: (x [b, size, D], a chunk of `values`) -> a tree of f32[b, size].
     size, x, values: as `sum_over_slots`'s.
   """
   T = x.shape[1]
 
   def write(i, found):
-    new = function(*_chunk(i, size, x, values))
-    return jax.lax.dynamic_update_slice_in_dim(found, new, i * size, axis=1)
+    return jax.tree.map(
+      lambda to, new: jax.lax.dynamic_update_slice_in_dim(
+        to, new, i * size, axis=1
+      ),
+      found,
+      function(*_chunk(i, size, x, values)),
+    )
 
   x, values = _pad(size, x, values)
-  zeros = jnp.zeros_like(values['mask'], jnp.float32)
-  return jax.lax.fori_loop(*_used(values['mask'], size), write, zeros)[:, :T]
+  zeros = jax.tree.map(
+    lambda _: jnp.zeros_like(values['mask'], jnp.float32),
+    jax.eval_shape(function, *_chunk(0, size, x, values)),
+  )
+  found = jax.lax.fori_loop(*_used(values['mask'], size), write, zeros)
+  return jax.tree.map(lambda x: x[:, :T], found)
 
 
 def _pad(size, *trees):
