@@ -151,6 +151,14 @@ def test_rows_that_the_mesh_cannot_split_are_refused(
   assert offered in str(caught.value)
 
 
+def test_a_group_of_fewer_rows_than_learn_is_refused():
+  """Where one device samples and the others learn."""
+  config = change(algorithm__name='grpo', algorithm__group_size=4)
+  checks.check_mesh(config, num_shards=4, num_sampling=1, num_hosts=1)
+  with pytest.raises(ValueError, match=r'group_size=4: .* 7 shards that learn'):
+    checks.check_mesh(config, num_shards=7, num_sampling=1, num_hosts=1)
+
+
 def test_rows_that_the_mesh_can_split_pass():
   for fields, num_shards in (
     ({}, 8),
