@@ -134,13 +134,14 @@ def test_values_of_processes_are_in_their_order(monkeypatch):
   mesh = types.SimpleNamespace(devices=grid, shape=shape)
   monkeypatch.setattr(jax.sharding, 'get_mesh', lambda: mesh)
   monkeypatch.setattr(jax, 'process_count', lambda: 3)
-  shards = types.SimpleNamespace(
-    addressable_data=lambda i: np.array(owners)[:, None]
-  )
+  rows = np.array(owners)[:, None]
+  shards = types.SimpleNamespace(addressable_data=lambda i: rows)
   monkeypatch.setattr(sharding, 'put_rows', lambda x: shards)
   monkeypatch.setattr(sharding, '_replicate', lambda x: x)
   assert sharding.gather_hosts(np.zeros(1)).tolist() == [[0], [1], [2]]
-  assert sharding.sum_over_hosts({'a': 0.0}) == {'a': 3.0}
+  # To the last digit, which float32 would not hold.
+  rows = (2.0**24 + 1 + rows).view(np.int32)
+  assert sharding.sum_over_hosts({'a': 0.0}) == {'a': 3 * 2.0**24 + 6}
 
 
 def _fake_meshes(monkeypatch, arrange):

@@ -877,11 +877,7 @@ BAD = [
   ),
   (
     lambda: export_to(config__json={'a.b': 1}),
-    'run/config.json is not the config of a run: of its sections, seed, ..',
-  ),
-  (
-    lambda: export_to(config__json={'seed': 1}),
-    '--workdir=run: there is no checkpoint yet',
+    'run/config.json is not the config of a run: of its sections, algorithm, ..',
   ),
   (
     lambda: export_to(),
