@@ -2,9 +2,11 @@
 
 `make_grid` is the study's grid, the same for every `Task`. Every run goes on
 from the seed's supervised start, which is made once, and changes the fields that
-are named with it; `dash` changes none. Seconds are estimates for two CPU cores,
-by those of steps that README.md has, without what compiling a program for the
-first time takes; run.py goes by what jobs have really taken.
+are named with it; `dash` changes none. Seconds are medians of
+three seeds, of 2026-11-30 on two CPU cores (jobs that are not timed on one, beside
+another), divided by 2.8: as much slower was that machine than the one of
+2026-11-25, by the jobs that both have timed. run.py goes by what jobs have really
+taken.
 """
 
 import dataclasses
@@ -365,33 +367,36 @@ _QUICKSTART = Task(
   },
   num_evals=20,  # one a step of `dash`
   seconds={
-    '': 24,
-    'start': 160,
-    'exported': 6,
-    'dash': 34,
-    'unfiltered': 42,
-    'grpo': 80,
-    'sizes': 60,
-    'traces': 15,
-    'sft_data': 48,
-    'sft_traces': 48,
+    '': 31,
+    'start': 158,
+    'exported': 1,
+    'dash': 47,
+    'unfiltered': 52,
+    'grpo': 76,
+    'sizes': 34,
+    'traces': 11,
+    'sft_data': 52,
+    'sft_traces': 59,
     'sft_data_short': 21,
     'sft_traces_short': 21,
-    'rejection': 45,
-    'ppo_multi': 50,
-    'ppo_mini': 58,
-    'long_kl_0': 78,
-    'long_kl_0.04': 93,
-    'pairs': 15,
-    'reward_model': 50,
-    'with_reward_model': 50,
-    'reward_model_alone': 50,
-    'without_packing': 30,
-    'without_sharing': 45,
+    'rejection': 50,
+    'ppo_multi': 69,
+    'ppo_mini': 53,
+    'long_kl_0': 114,
+    'long_kl_0.04': 133,
+    'pairs': 9,
+    'reward_model': 68,
+    'with_reward_model': 40,
+    'reward_model_alone': 41,
+    'without_packing': 34,
+    'without_sharing': 41,
+    'without_sampled_sharing': 30,
+    'without_stopping': 28,
   }
-  | dict.fromkeys(('kl_0.04', 'kl_0.1', 'kl_0.1_linear'), 26)
-  | dict.fromkeys((f'stale_{steps}' for steps in comparisons.STALENESS), 28)
-  | dict.fromkeys((f'cosine_{name}' for name in comparisons.FILTERS), 15),
+  | dict.fromkeys(('kl_0.04', 'kl_0.1', 'kl_0.1_linear'), 40)
+  | dict.fromkeys((f'stale_{steps}' for steps in comparisons.STALENESS), 34)
+  | dict.fromkeys((f'cosine_{name}' for name in comparisons.FILTERS), 11)
+  | dict.fromkeys((n for n in comparisons.FILTERS if n != 'dash'), 22),
 )
 _ADDITION = Task(
   'smollm2_addition',
@@ -399,7 +404,7 @@ _ADDITION = Task(
   num_samples=2_048,
   fields={'checkpoint.every_samples': _NEVER},
   num_evals=8,  # one a step of `dash`
-  seconds={'dash': 150, 'unfiltered': 180, 'grpo': 255},
+  seconds={'dash': 164, 'unfiltered': 182, 'grpo': 227},
 )
 _LLAMA3_8B = Task(
   'llama3_8b_gsm8k',
