@@ -318,7 +318,7 @@ def test_questions_of_a_file_take_the_place_of_the_held_out_ones(
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   with build(ONE) as (parts, params):
     # The tokenizer that `build` has trained is a run's.
-    monkeypatch.setattr(tokenizing.checkpoint, 'has_begun', lambda folder: True)
+    monkeypatch.setattr(tokenizing.ownership, 'has_begun', lambda folder: True)
     parts.config.data.prompt_field = 'problem'
     other = assemble.build_to_evaluate(parts.config, str(tmp_path), str(path))
     with other.pool:
