@@ -460,8 +460,8 @@ def make_sampler(
   group_size: int,
   batch_size: int | None = None,
 ) -> sampler.Sampler:
-  """Returns a compiled sampler as the config has it; a `sampling.batch_size` that
-  its groups do not fill is taken as the next that they do, which changes no token.
+  """Returns a compiled sampler as the config has it; a `sampling.batch_size` is
+  rounded down to whole groups on each shard, at least one, which changes no token.
 
   Args:
     config: of a run.

@@ -21,7 +21,7 @@ import numpy as np
 from dash_jax import assemble, batches, sharding, tokenizing
 from dash_jax.data import chat
 from dash_jax.evaluating import replies
-from dash_jax.learning import projection, reward_model
+from dash_jax.learning import projection, reading, reward_model
 from dash_jax.model import layers, llama
 from dash_jax.sampling import decoding as decoding_lib
 
@@ -213,12 +213,7 @@ def _measure(model, params, rows, starts):
     likeliest = chosen >= jnp.max(logits, axis=-1)
     return logprobs, likeliest.astype(jnp.float32)
 
-  mesh = jax.sharding.get_abstract_mesh()
-  size = projection.chunk_len(
-    -(-rows.tokens.shape[0] // sharding.num_batch_shards(mesh)),
-    rows.tokens.shape[1],
-    model.config.vocab_size // mesh.shape['tensor'],
-  )
+  size = reading.chunk_len(model, *rows.tokens.shape)
   logprobs, likeliest = projection.map_over_slots(look, size, x, values)
   mask = values['mask']
   return (

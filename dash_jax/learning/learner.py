@@ -116,7 +116,7 @@ def minibatch_loss(
   )
   return projection.sum_over_slots(
     functools.partial(_sum_losses, model.config, objective),
-    reading.chunk_len(model, minibatch),
+    reading.chunk_len(model, *minibatch.slots.shape),
     x,
     head,
     values,

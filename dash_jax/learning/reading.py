@@ -80,7 +80,10 @@ def minibatch_logprobs(model, params, minibatch, decoding):
     )
 
   return projection.map_over_slots(
-    find, chunk_len(model, minibatch), x, find_targets(minibatch)
+    find,
+    chunk_len(model, *minibatch.slots.shape),
+    x,
+    find_targets(minibatch),
   )
 
 
@@ -124,10 +127,10 @@ def find_targets(minibatch: batches.Minibatch) -> dict[str, jax.Array]:
   }
 
 
-def chunk_len(model: llama.Llama, minibatch: batches.Minibatch) -> int:
-  """Returns how many slots of each line are projected at once."""
+def chunk_len(model: llama.Llama, num_lines: int, num_slots: int) -> int:
+  """Returns how many slots of each line are projected at once, of [num_lines,
+  num_slots] on the mesh in use."""
   mesh = jax.sharding.get_abstract_mesh()
-  num_lines, num_slots = minibatch.slots.shape
   return projection.chunk_len(
     -(-num_lines // sharding.num_batch_shards(mesh)),
     num_slots,

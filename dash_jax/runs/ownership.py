@@ -72,15 +72,15 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
   stored = fields.read_json(path, 'give the --workdir of a run that has begun')
   known = config_lib.default().to_dict()
   try:
-    if not known.keys() & stored.keys():
-      raise ValueError(f'of its sections, {", ".join(known)}, it has none')
+    for name in known:
+      if name not in stored:
+        raise ValueError(f'config has no section {name!r}')
     return ml_collections.ConfigDict(
       stored
       | {
-        name: default | stored.get(name, {})
-        if isinstance(default, dict)
-        else stored.get(name, default)
+        name: default | stored[name]
         for name, default in known.items()
+        if isinstance(default, dict)
       }
     )
   except (ValueError, TypeError, AttributeError) as error:

@@ -95,8 +95,9 @@ def _kept(*runs):
   return [run.total('kept_rows') / run.total('sampled_rows') for run in runs]
 
 
-def _cosine(*runs):
-  return [run.mean('gradient_cosine') for run in runs]
+def _cosine(run):
+  found = run.mean('gradient_cosine')
+  return None if found is None else [found]
 
 
 def _seconds(*runs, key='step_s'):

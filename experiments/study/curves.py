@@ -72,11 +72,11 @@ class Curve:
     """Returns the sum of a metric over the steps."""
     return sum(row[key] for row in self.steps)
 
-  def mean(self, key: str) -> float:
-    """Returns the mean of a metric over the steps that learned from a token; nan
+  def mean(self, key: str) -> float | None:
+    """Returns the mean of a metric over the steps that learned from a token; None
     if none did."""
     found = [row[key] for row in self.steps if row['trained_tokens']]
-    return statistics.fmean(found) if found else math.nan
+    return statistics.fmean(found) if found else None
 
   def accuracy_at(self, seconds: float) -> float:
     """Returns the accuracy after so many seconds of steps; a run that ended

@@ -353,7 +353,8 @@ BAD = [
   ),
   (
     ('export', '--workdir=other', '--out=new'),
-    '--workdir=other: there is no checkpoint yet',
+    'other/config.json is not the config of a run: config has no section '
+    "'algorithm'",
   ),
   (
     ('export', '--workdir=other', '--out=folder'),

@@ -868,16 +868,26 @@ BAD = [
     'quotes: line 1 column 2 (char 1)',
   ),
   (
-    lambda: export_to(config__json={'mesh': 3}),
+    lambda: export_to(config__json={'mesh': {}}),
+    'run/config.json is not the config of a run: config has no section '
+    "'algorithm'",
+  ),
+  (
+    lambda: export_to(
+      config__json=config_lib.default().to_dict() | {'mesh': 3}
+    ),
     'run/config.json is not the config of a run: ..',
   ),
   (
-    lambda: export_to(config__json={'mesh': {'pipeline': 2}}),
+    lambda: export_to(
+      config__json=config_lib.default().to_dict() | {'mesh': {'pipeline': 2}}
+    ),
     'run/config.json: config.mesh.pipeline is unknown: fields of mesh are ..',
   ),
   (
     lambda: export_to(config__json={'a.b': 1}),
-    'run/config.json is not the config of a run: of its sections, algorithm, ..',
+    'run/config.json is not the config of a run: config has no section '
+    "'algorithm'",
   ),
   (
     lambda: export_to(),

@@ -368,7 +368,7 @@ def test_every_target_has_dropout(minibatches, target):
 
 def test_chunks_of_the_projection_drop_each_their_own(minibatches, monkeypatch):
   """An input that all chunks drop would have no gradient in a."""
-  monkeypatch.setattr(reading, 'chunk_len', lambda model, minibatch: 1)
+  monkeypatch.setattr(reading, 'chunk_len', lambda *unused: 1)
   adapters = lora.Lora(rank=3, alpha=3.0, targets=('lm_head',), dropout=0.5)
   _, grads = find_gradient(adapters, minibatches[:1])
   assert (grads['unembed_a'] != 0).any(axis=1).all()
