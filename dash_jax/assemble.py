@@ -44,7 +44,19 @@ from dash_jax.sampling import decoding, sampler
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-  """What a run is made of."""
+  """What a run is made of.
+
+  Attributes:
+    config: checked.
+    workdir: where the run keeps its files.
+    encoding: text to tokens and back.
+    model: the architecture; weights are passed beside it.
+    stop_ids: tokens that end a reply; the first is learned as EOS.
+    find_end: of `tokenizing.make_find_end`, None without `data.stop_text`.
+    train_questions, test_questions: those that fit, the same in every process.
+    pool: what scores replies.
+    sampling_mesh: of this process's devices that sample.
+  """
 
   config: ml_collections.ConfigDict
   workdir: pathlib.Path
@@ -65,7 +77,6 @@ class Parts:
     key: jax.Array,
     how: decoding.Decoding,
     policy_step: int = 0,
-    num_scored: int | None = None,
     check: Callable[[], None] | None = None,
     on_scored: scoring.OnScored | None = None,
   ) -> Callable[[], scoring.Sampled]:
@@ -79,7 +90,6 @@ class Parts:
       key: the noise.
       how: the distribution.
       policy_step: stamped on every row.
-      num_scored: score only the replies to so many of the questions.
       check: is called whenever tokens were drawn, and while scores are awaited;
         it may raise.
       on_scored: is called with rows that have their scores.
@@ -105,8 +115,6 @@ class Parts:
         watch.mark()
         if check:
           check()
-        if num_scored is not None:
-          rows = rows[rows < num_scored * sampled_by.group_size]
         scored.add(rows, made)
       on_error.pop_all()
     sampled_s = time.perf_counter() - start

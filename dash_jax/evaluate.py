@@ -30,7 +30,6 @@ import time
 
 import jax
 import ml_collections
-import numpy as np
 from absl import flags
 
 from dash_jax import assemble, checks, commands, meshes, sharding, weights
@@ -85,29 +84,23 @@ def evaluate(
 def _begin(parts, prepared, check):
   """Samples; returns what waits for the scores and returns sums over this
   process's questions."""
-  asked = parts.test_questions
-  # Filled up so that every shard has as many; what is added is not counted.
-  shards = sharding.num_batch_shards(jax.sharding.get_mesh())
-  shards *= jax.process_count()
-  places = np.arange(len(asked) + -len(asked) % shards)
-  # What is added stands last in every process's share.
-  own = sharding.host_share(places)
-  counted = own < len(asked)
+  asked = list(parts.test_questions[jax.process_index() :: jax.process_count()])
+  if not asked:  # there are fewer questions than processes
+    return lambda: dict.fromkeys(('right', 'tokens', 'timeouts', 'errors'), 0)
   finish = parts.sample_and_score(
     parts.eval_sampler,
     prepared,
-    list(asked[np.where(counted, own, 0)]),
+    asked,
     replies.make_key(parts.config.seed),
     replies.make_decoding(parts),
-    num_scored=counted.sum(),
     check=check,
   )
 
   def sum_up():
     sampled = finish()
     return {
-      'right': ((sampled.scores.rewards == 1) & counted).sum(),
-      'tokens': sampled.rows.lengths[counted].sum(),
+      'right': (sampled.scores.rewards == 1).sum(),
+      'tokens': sampled.rows.lengths.sum(),
       'timeouts': sampled.scores.timeouts,
       'errors': sampled.scores.errors,
     }

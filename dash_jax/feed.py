@@ -195,7 +195,6 @@ def _pack(sampled, num_rounds):
   """Returns rows, with their scores, as nested dicts of arrays."""
   columns = {
     'rewards': sampled.scores.rewards,
-    'others': sampled.scores.others,
     'terms': sampled.terms,
   }
   if sampled.weighted is not None:
@@ -247,7 +246,6 @@ def _unpack(parts, packed, began_at):
       rewards=columns['rewards'],
       timeouts=counts.pop('timeouts'),
       errors=counts.pop('errors'),
-      others=columns.get('others', {}),
     ),
     began_at=began_at,
     sample_s=float(numbers['sample_s'].max()),

@@ -34,7 +34,6 @@ from dash_jax import (
   checks,
   commands,
   meshes,
-  sharding,
   tokenizing,
   weights,
 )
@@ -168,7 +167,6 @@ def _sample(config, encoding, model, params, settings, requests, done):
   ]
   if not left:
     return
-  shards = sharding.num_batch_shards(jax.sharding.get_mesh())
   sampled_by = assemble.make_sampler(
     config,
     model,
@@ -179,10 +177,8 @@ def _sample(config, encoding, model, params, settings, requests, done):
   prepared = sampled_by.prepare(params)
   for first in range(0, len(left), _MOST_AT_ONCE):
     asked = left[first : first + _MOST_AT_ONCE]
-    # Filled up so that every shard has as many; what is added is not written.
-    full = asked + asked[:1] * (-len(asked) % shards)
-    prompts = encoding.encode([_ask(r) for r in full])
-    limits = np.array([[r.max_completion_len] * G for r in full])
+    prompts = encoding.encode([_ask(r) for r in asked])
+    limits = np.array([[r.max_completion_len] * G for r in asked])
     for rows, made in sampled_by.stream(
       prepared,
       prompts,
@@ -194,7 +190,7 @@ def _sample(config, encoding, model, params, settings, requests, done):
       ),
     ):
       for q, g in zip(*np.divmod(rows, G), strict=True):
-        if q >= len(asked) or (asked[q].index, g) in done:
+        if (asked[q].index, g) in done:
           continue
         length = made.lengths[q, g]
         yield {

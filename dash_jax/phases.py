@@ -30,10 +30,12 @@ class Phase:
 
   @property
   def last_step(self) -> int:
+    """The number of the first step behind the phase, over all phases."""
     return self.first_step + self.num_steps
 
   @property
   def needs_reference(self) -> bool:
+    """Whether the weights that the phase starts from are kept to compare with."""
     return (
       self.kl_in_reward
       or self.objective.loss == 'dpo'

@@ -124,7 +124,7 @@ def draw(
   held_out.yaxis.set_major_formatter('{x:.0%}')
   _label(
     sampled,
-    'B  Reward of samples, and its mean over 5 steps',
+    'B  Reward of samples, and its mean over steps around',
     'optimizer step',
     'mean reward',
   )
@@ -220,9 +220,7 @@ def _draw_smoothed(axes, rows, key, style):
     return
   step, values = workdirs.column(rows, 'step'), workdirs.column(rows, key)
   axes.plot(step, values, color=style['color'], alpha=0.25, linewidth=1)
-  # The mean of up to 5 steps around each.
-  means = [np.mean(values[max(0, i - 2) : i + 3]) for i in range(len(values))]
-  axes.plot(step, means, **style)
+  axes.plot(step, workdirs.smooth(values), **style)
 
 
 def _draw_share(axes, rows, style):

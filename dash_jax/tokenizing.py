@@ -25,7 +25,14 @@ TOKENIZER_NAME = 'tokenizer.model'
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-  """How questions become prompt tokens; see data/prompts.py."""
+  """How questions become tokens, and replies text.
+
+  Attributes:
+    tokenizer: the model's, or the run's own.
+    template, system: see `chat.encode_prompt`.
+    max_prompt_len: P.
+    max_completion_len: C.
+  """
 
   tokenizer: tokenizer.Tokenizer
   template: str
@@ -41,9 +48,11 @@ class Encoding:
     }
 
   def encode(self, asked: list[batches.Question]) -> batches.PromptBatch:
+    """Returns the prompts of questions; see `prompts.encode`."""
     return prompts.encode(asked, self.tokenizer, **self._options())
 
   def encode_solutions(self, asked: list[batches.Question]) -> batches.Rollouts:
+    """Returns their worked solutions as replies; see `prompts.encode_solutions`."""
     return prompts.encode_solutions(
       asked,
       self.tokenizer,
@@ -54,6 +63,12 @@ class Encoding:
   def drop_too_long(
     self, asked: list[batches.Question], *, with_solutions: bool
   ) -> tuple[list[batches.Question], int]:
+    """Returns the questions that fit P slots, and how many did not.
+
+    Args:
+      asked: questions.
+      with_solutions: whether their solutions must fit C slots too.
+    """
     return prompts.drop_too_long(
       asked,
       self.tokenizer,

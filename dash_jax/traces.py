@@ -32,7 +32,6 @@ from dash_jax import (
   commands,
   meshes,
   scoring,
-  sharding,
   weights,
 )
 from dash_jax.runs import jsonl
@@ -57,8 +56,7 @@ def sample(
     asked: the questions.
     num_replies: G.
   """
-  shards = sharding.num_batch_shards(jax.sharding.get_mesh())
-  most = -(-min(len(asked), _MOST_AT_ONCE) // shards) * shards
+  most = min(len(asked), _MOST_AT_ONCE)
   sampled_by = assemble.make_sampler(
     parts.config,
     parts.model,
@@ -71,28 +69,23 @@ def sample(
   prepared = sampled_by.prepare(params)
   for first in range(0, len(asked), most):
     some = list(asked[first : first + most])
-    # Filled up so that every shard has as many; what is added is not scored.
-    full = some + some[:1] * (-len(some) % shards)
-    yield parts.sample_and_score(
-      sampled_by, prepared, full, key, how, num_scored=len(some)
-    )()
+    yield parts.sample_and_score(sampled_by, prepared, some, key, how)()
 
 
 def choose(
-  sampled: scoring.Sampled, num_asked: int, most: int
+  sampled: scoring.Sampled, most: int
 ) -> tuple[list[dict], list[dict]]:
   """Returns the lines of train.jsonl and of pairs.jsonl.
 
   Args:
     sampled: replies to questions.
-    num_asked: only those to so many of them count.
     most: right replies of a question that are kept.
   """
   solutions, pairs = [], []
   G = sampled.rows.lengths.shape[1]
   right = sampled.scores.rewards.reshape(-1, G) == 1
   stopped = ~np.asarray(sampled.rows.truncated)
-  for q, question in enumerate(sampled.asked[:num_asked]):
+  for q, question in enumerate(sampled.asked):
     texts = sampled.texts[q * G : (q + 1) * G]
     good = list(dict.fromkeys(texts[g] for g in np.flatnonzero(right[q])))
     good = [text for text in good if text.strip()]  # nothing can be learned of
@@ -158,12 +151,9 @@ def write(
   solutions, pairs, num_right = [], [], 0
   with parts.pool:
     params, step = weights.load_step(config, parts.model, workdir)
-    left = len(asked)
     for sampled in sample(parts, params, asked, num_replies):
-      num_asked = min(left, len(sampled.asked))
-      left -= num_asked
       num_right += int((sampled.scores.rewards == 1).sum())
-      found = choose(sampled, num_asked, most)
+      found = choose(sampled, most)
       solutions += found[0]
       pairs += found[1]
   out.mkdir(parents=True, exist_ok=True)

@@ -37,8 +37,17 @@ def make_ready(
   phase: phases.Phase,
   state: batches.TrainState,
 ) -> packing.Room:
-  """Compiles the learner of a phase for every shape of its minibatches, and
-  returns these; 'auto' takes the largest that fit, or what it took before."""
+  """Compiles the learner of a phase for every shape of its minibatches.
+
+  Args:
+    parts: of the run.
+    phase: of SFT or RL.
+    state: before its first step; read, not donated.
+
+  Returns:
+    What a minibatch has room for: `phase.minibatch_size` full rows, or where that
+    is 'auto', as many as it was before in this workdir, or as fit.
+  """
   arguments = (phase.decoding, _dropout_key(parts))
   program = {'model': parts.model, 'objective': phase.objective}
 

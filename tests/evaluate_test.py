@@ -39,7 +39,7 @@ def build(monkeypatch, tmp_path):
 
 def test_any_batch_size_and_mesh_give_the_same_accuracy(build):
   """6 questions at once, four at once, one by one, and on four shards of rows,
-  which two more questions fill up that must not count."""
+  one of which has none."""
   results = []
   for shape, size in ((ONE, 'auto'), (ONE, 4), (ONE, 1), (FOUR, 'auto')):
     with build(shape, size) as (parts, params):
@@ -59,10 +59,8 @@ def test_any_batch_size_and_mesh_give_the_same_accuracy(build):
 
 
 @pytest.mark.parametrize('shape', [ONE, FOUR])
-def test_rows_that_fill_up_are_neither_scored_nor_counted(
-  build, monkeypatch, shape
-):
-  """Every reply is right, and each has a time-out: of 6, whatever the mesh."""
+def test_every_reply_is_scored_once(build, monkeypatch, shape):
+  """And is right, and has a time-out: of 6, whatever the mesh."""
   scored = []
 
   def score(completions, answers, truncated, on_done):

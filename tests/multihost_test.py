@@ -30,7 +30,6 @@ OPTIONS = (
   'data.too_long=drop',  # each process looks at its share, and none is left out
 )
 STALENESS = [None, 0, 1, 1]
-DEVICES = '--xla_force_host_platform_device_count='
 
 
 def start_job(workdir, num_processes, num_devices, *options, **env):
@@ -42,7 +41,7 @@ def start_job(workdir, num_processes, num_devices, *options, **env):
       *OPTIONS,
       *options,
       f'mesh.multi_host={num_processes > 1}',
-      XLA_FLAGS=f'{DEVICES}{num_devices}',
+      JAX_NUM_CPU_DEVICES=str(num_devices),
       COORDINATOR_ADDRESS=address,
       NUM_PROCESSES=str(num_processes),
       PROCESS_ID=str(i),
@@ -59,7 +58,7 @@ def start_pair(script, folder):
   return [
     subprocess.Popen(
       [sys.executable, '-c', script, port, process, folder],
-      env=os.environ | {'XLA_FLAGS': DEVICES + '1'},
+      env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'},
       stdout=subprocess.PIPE,
       text=True,
     )

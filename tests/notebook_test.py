@@ -58,7 +58,7 @@ def executed(tmp_path_factory):
       cell.source = _PARAMETERS
   folder = tmp_path_factory.mktemp('notebook')
   with pytest.MonkeyPatch.context() as patch:
-    patch.setenv('XLA_FLAGS', '')  # One device, as a notebook has.
+    patch.setenv('JAX_NUM_CPU_DEVICES', '1')  # as a notebook has
     # Training and both evaluations share a program, compiled once here.
     patch.setenv('JAX_COMPILATION_CACHE_DIR', str(folder / 'cache'))
     patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')

@@ -426,7 +426,7 @@ def test_a_study_that_was_stopped_goes_on(tmp_path, monkeypatch):
   alone and ends with both, and with what they say."""
   path = f'{_FOLDER}:{_FOLDER.parent}'
   monkeypatch.setenv('PYTHONPATH', path)
-  monkeypatch.delenv('XLA_FLAGS')
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '1')
   code = (
     f'import sys, study_test; sys.exit(study_test.run_tiny({str(tmp_path)!r}))'
   )

@@ -124,11 +124,6 @@ def start(
     launcher: arguments of Python that start the command.
     **env: more of its environment.
   """
-  clean = {
-    name: value
-    for name, value in os.environ.items()
-    if name not in ('XLA_FLAGS', 'JAX_NUM_CPU_DEVICES')
-  }
   path = os.pathsep.join([str(FOLDER), str(FOLDER.parent)])
   process = subprocess.Popen(
     [
@@ -141,7 +136,7 @@ def start(
       *(f'--config.{option}' for option in options),
       *flags,
     ],
-    env=clean | {'PYTHONPATH': path, 'JAX_PLATFORMS': 'cpu'} | env,
+    env=os.environ | {'PYTHONPATH': path, 'JAX_NUM_CPU_DEVICES': '1'} | env,
     stdin=subprocess.PIPE if stdin is not None else None,
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,

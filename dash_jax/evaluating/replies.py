@@ -166,8 +166,7 @@ def sample(
   left = [i for i in wanted if any((i, g) not in done for g in range(G))]
   if not left:
     return
-  shards = sharding.num_batch_shards(parts.sampling_mesh)
-  most = max(_MOST_ROWS // (G * shards), 1) * shards
+  most = max(_MOST_ROWS // G, 1)
   sampled_by = assemble.make_sampler(
     parts.config,
     parts.model,
@@ -204,16 +203,13 @@ def sample(
   def ask_all():
     for first in range(0, len(left), most):
       asked = left[first : first + most]
-      # Filled up so that every shard has as many; what is added is not scored.
-      full = asked + asked[:1] * (-len(asked) % shards)
-      questions = [parts.test_questions[i] for i in full]
+      questions = [parts.test_questions[i] for i in asked]
       parts.sample_and_score(
         sampled_by,
         prepared,
         questions,
         make_key(parts.config.seed),
         make_decoding(parts),
-        num_scored=len(asked),
         on_scored=functools.partial(write_scored, asked, questions),
       )()
 

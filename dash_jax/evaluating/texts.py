@@ -98,12 +98,10 @@ class Policy:
     tok = self.encoding.tokenizer
     own_stop = self.config.data.stop_text
     texts = tuple(filter(None, (*stops, own_stop)))
-    # Filled up so that every shard has as many.
-    full = some + some[:1] * (-len(some) % self._num_shards)
     made = self._sampler.sample(
       self.params,
       self.encoding.encode(
-        [batches.Question(prompts[i].context, answer='', uid=i) for i in full]
+        [batches.Question(prompts[i].context, answer='', uid=i) for i in some]
       ),
       replies.make_key(self.config.seed),
       decoding_lib.make_decoding(
@@ -111,7 +109,7 @@ class Policy:
         top_p,
         stop_ids=tokenizing.find_stop_ids(tok, own_stop),
       ),
-      limits=np.array([[prompts[i].max_tokens] for i in full]),
+      limits=np.array([[prompts[i].max_tokens] for i in some]),
       find_end=_make_find_end(tok, texts),
     )
     found = []
@@ -119,11 +117,7 @@ class Policy:
       text = self.encoding.decode(row[:length])
       ends = [at for at in map(text.find, texts) if at >= 0]
       found.append(text[: min(ends, default=None)])
-    return found[: len(some)]
-
-  @property
-  def _num_shards(self):
-    return sharding.num_batch_shards(jax.sharding.get_mesh())
+    return found
 
   @functools.cached_property
   def _sampler(self):
@@ -156,12 +150,13 @@ class Policy:
       starts.append(len(ids))
       rows.append(ids + tok.encode(continuation))
     found = [None] * len(rows)
+    shards = sharding.num_batch_shards(jax.sharding.get_mesh())
     # Rows of about one length go together: those of a call are as long as its
     # longest.
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     while order:
       num_slots = -(-len(rows[order[0]]) // _SLOTS_UNIT) * _SLOTS_UNIT
-      size = max(_TOKENS_AT_ONCE // num_slots, 1) * self._num_shards
+      size = max(_TOKENS_AT_ONCE // num_slots, 1) * shards
       some, order = order[:size], order[size:]
       full = some + some[:1] * (size - len(some))
       put = sharding.put_rows(

@@ -49,6 +49,7 @@ class Needs:
 
   @property
   def total(self) -> float:
+    """Bytes of a device, all together."""
     return sum(dataclasses.asdict(self).values())
 
 

@@ -85,6 +85,7 @@ class Plan:
 
   @property
   def all_fit(self) -> bool:
+    """Whether every program finds the memory that it needs."""
     return all(self.fits(name) for name in self.needs)
 
   @property
@@ -101,10 +102,12 @@ class Plan:
 
   @property
   def sampling_s(self) -> float:
+    """Seconds that sampling the rows of a step takes, at least."""
     return self._sum(estimate.SAMPLING) - self._prepare_s
 
   @property
   def learning_s(self) -> float:
+    """Seconds that learning from them takes, at least."""
     return self._sum(estimate.LEARNING) + self._prepare_s
 
   @property

@@ -281,7 +281,7 @@ def find_curve(line: Line, key: str) -> Curve:
   if not num:
     return Curve(*[np.zeros(0)] * 4)
   x = [np.cumsum(column(run.rl, 'sampled_rows'))[:num] for run in line.runs]
-  values = [_smooth(_get(run, key)[:num]) for run in line.runs]
+  values = [smooth(_get(run, key)[:num]) for run in line.runs]
   curve = Curve(np.mean(x, axis=0), *average(np.stack(values)))
   chosen = np.unique(np.linspace(0, num - 1, min(num, _MOST_POINTS)).round())
   return Curve(*(x[chosen.astype(int)] for x in dataclasses.astuple(curve)))
@@ -293,7 +293,9 @@ def _get(run, key):
   return column(run.rl, key)
 
 
-def _smooth(values):
+def smooth(values: np.ndarray) -> np.ndarray:
+  """Returns f64[steps], of each step the mean of those around it: SMOOTHED_STEPS,
+  or SMOOTHED_SHARE of them if that is more."""
   around = max(SMOOTHED_STEPS, round(len(values) * SMOOTHED_SHARE)) // 2
   return np.array(
     [

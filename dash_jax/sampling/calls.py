@@ -61,6 +61,10 @@ class Completions:
       truncated=np.zeros((Q, G), bool),
     )
 
+  def take_first(self, num: int) -> 'Completions':
+    """Returns those of the first prompts, the same memory."""
+    return Completions(**{name: x[:num] for name, x in vars(self).items()})
+
   def as_rollouts(
     self, prompts: batches.PromptBatch, policy_step: int
   ) -> batches.Rollouts:
@@ -106,8 +110,9 @@ class Call:
     self._where = None  # as `decode` takes places; None until they are put
     self._none_ended = {}  # on the device, by their number
 
-  def run(self, weights: dict) -> Iterator[tuple[np.ndarray, Completions]]:
-    """Decodes all rows that are not finished; yields as `Sampler.stream`."""
+  def run(self, weights: dict) -> Iterator[np.ndarray]:
+    """Decodes all rows that are not finished; yields the rows that have just
+    finished, as `Sampler.stream`."""
     self._weights = weights
     self._prompts, self._rows, self._rings = self._compiled.start()
     yield from self._admit_all()
@@ -259,7 +264,7 @@ class Call:
     flat.finished[row] = done
     at.lengths = np.where(at.live, lengths, at.lengths)
     at.live &= ~stopped
-    yield np.sort(row[done]), made
+    yield np.sort(row[done])
 
   def _find_rows(self):
     """Returns i64[shards, rows], which row of Completions stands at each place."""

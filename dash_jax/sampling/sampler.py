@@ -184,7 +184,8 @@ class Sampler:
 
     Args:
       weights: of `prepare`.
-      prompts: this process's Q prompts, NumPy; every shard has as many.
+      prompts: this process's Q prompts, NumPy; those of a shard are as many, or
+        fewer in the last ones.
       key: the noise of this call; a new one for every optimizer step.
       decoding: how to draw, stop ids included.
       limits: i32[Q, G], tokens of each completion, at most; None is C.
@@ -203,14 +204,24 @@ class Sampler:
     Q, G, C = len(prompts.tokens), self.group_size, self._max_completion_len
     limits = np.full((Q, G), C) if limits is None else np.asarray(limits)
     self._check(prompts, limits)
+    # Every shard gets as many; what stands in the places that are left is never
+    # sampled.
+    full = np.arange(Q + -Q % self._num_shards) % Q
     request = calls.Request(
-      prompts, key, decoding, limits.astype(np.int32), find_end
+      prompts=jax.tree.map(lambda x: x[full], prompts),
+      key=key,
+      decoding=decoding,
+      limits=limits[full].astype(np.int32),
+      find_end=find_end,
     )
-    made = calls.Completions.make(Q, G, C)
+    made = calls.Completions.make(len(full), G, C)
+    made.finished[Q:] = True
+    asked = made.take_first(Q)
     while True:
       call = calls.Call(self._compiled, self._programs, request, made)
       try:
-        yield from call.run(weights)
+        for rows in call.run(weights):
+          yield rows, asked
         return
       except jax.errors.JaxRuntimeError as error:
         if not memory.is_exhausted(error):
@@ -244,9 +255,9 @@ class Sampler:
 
   def _check(self, prompts, limits):
     Q, P = prompts.tokens.shape
-    C, shards = self._max_completion_len, self._num_shards
-    if not Q or Q % shards:
-      raise ValueError(f'{Q} prompts: must be a multiple of {shards} shards')
+    C = self._max_completion_len
+    if not Q:
+      raise ValueError('no prompts: give at least one')
     if self._programs.prompt_len != P:
       raise ValueError(
         f'prompts of {P} slots: must have {self._programs.prompt_len}'

@@ -36,8 +36,8 @@ class Commands:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
-      env={k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-      | {'PYTHONPATH': f'{TESTS.parent}:{TESTS}'},
+      env=os.environ
+      | {'JAX_NUM_CPU_DEVICES': '1', 'PYTHONPATH': f'{TESTS.parent}:{TESTS}'},
     )
     return self
 

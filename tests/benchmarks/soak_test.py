@@ -47,7 +47,7 @@ def test_few_steps_tell_nothing():
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
   """For the processes that are started."""
-  monkeypatch.delenv('XLA_FLAGS')
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', '1')
 
 
 @pytest.fixture(scope='module')

@@ -16,6 +16,7 @@ from dash_jax.runs import jsonl
 _SCRIPT = pathlib.Path(__file__).parents[2] / 'launch' / 'local.py'
 _OPTIONS = (
   'algorithm.sft_steps=0', 'algorithm.num_samples=64', 'optim.sft_batch_size=4',
+  'eval.num_questions=3',
 )  # fmt: skip
 
 # Writes its process id to a file, and what it hears; a second signal ends it.
@@ -67,7 +68,7 @@ def _is_alive(process_id):
 
 def test_four_processes_train_as_one(tmp_path):
   """The same metrics as one process of one device, whose rows four processes
-  share."""
+  share; one of them evaluates nothing."""
   alone, together = tmp_path / 'alone', tmp_path / 'together'
   one = tiny_run.start(alone, *_OPTIONS)
   four = tiny_run.start(

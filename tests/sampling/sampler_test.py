@@ -539,14 +539,21 @@ def test_prompts_are_kept_once_for_their_rows(params, tiny):
 )  # fmt: skip
 def test_any_mesh_samples_the_same_tokens(mesh, params, shape, tiny, options):
   """data x fsdp x tensor meshes against one device, float32: with batches that
-  narrow, with rows that are refilled in every shard, and with shards that end
-  at different times."""
+  narrow, with rows that are refilled in every shard, with shards that end at
+  different times, and with some that have fewer prompts, or none."""
   prompts = make_prompts(16)
   alone = run(params, tiny, prompts, stop_ids=STOPS)
   with jax.set_mesh(jax.make_mesh(shape, sharding.AXES)):
     params = llama.init_params(tiny, jax.random.key(1), jnp.float32)
-    split = run(params, tiny, prompts, options=options, stop_ids=STOPS)
-  assert_equal(split, alone)
+    made = get_sampler(params, tiny, **options)
+    for num in (16, 13, 1):
+      split = made.sample(
+        params,
+        jax.tree.map(lambda x, num=num: x[:num], prompts),
+        jax.random.key(0),
+        decoding.make_decoding(1.0, stop_ids=STOPS),
+      )
+      assert_equal(split, jax.tree.map(lambda x, num=num: x[:num], alone))
 
 
 @pytest.mark.parametrize(
@@ -615,6 +622,8 @@ def test_sizes_that_do_not_fit_are_refused(params, tiny):
       how,
       limits=np.full((Q, G), 1.5),
     )
+  with pytest.raises(ValueError, match='no prompts: give at least one'):
+    made.sample(params, make_prompts(0), jax.random.key(0), how)
   empty = dataclasses.replace(make_prompts(), lengths=np.zeros(Q, np.int32))
   with pytest.raises(ValueError, match='prompt lengths must be from 1 to 7'):
     made.sample(params, empty, jax.random.key(0), how)
