@@ -25,6 +25,7 @@ import os
 import sys
 
 import jax
+import ml_collections
 import numpy as np
 from absl import flags
 
@@ -41,17 +42,6 @@ from dash_jax.data import jsonl as data_jsonl
 from dash_jax.runs import completions, jsonl
 
 _MOST_AT_ONCE = 1_024  # prompts of one call, so that the host holds no more
-
-_PROMPTS = flags.DEFINE_string(
-  'prompts', '', 'JSONL file with a `prompt` a line; else lines of stdin.'
-)
-_OUT = flags.DEFINE_string('out', '', 'JSONL file to write, or to go on with.')
-_NUM_SAMPLES = flags.DEFINE_integer(
-  'num_samples', 1, 'Completions of each prompt.', lower_bound=1
-)
-_TEMPERATURE = flags.DEFINE_float(
-  'temperature', None, 'Instead of sampling.temperature.', lower_bound=0.0
-)
 
 
 def read_requests(
@@ -97,33 +87,57 @@ def read_requests(
   return requests
 
 
-def main(config, workdir):
+def write(
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  *,
+  prompts: str = '',
+  out: str = '',
+  num_samples: int = 1,
+  temperature: float | None = None,
+) -> None:
+  """Samples completions and writes their lines.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    prompts: of `read_requests`.
+    out: the file, to write or to go on with; '' is standard output.
+    num_samples: G, completions of each prompt.
+    temperature: in place of `sampling.temperature`; 0 takes the likeliest tokens.
+
+  Raises:
+    ValueError, OSError: names the flag, field or line and what would be valid.
+  """
   if config.mesh.multi_host:
     raise ValueError(
       'mesh.multi_host=True: generate runs in one process; set it to False'
     )
-  if os.path.isdir(_OUT.value):
-    raise ValueError(f'--out={_OUT.value}: must be a file, and is a folder')
+  if os.path.isdir(out):
+    raise ValueError(f'--out={out}: must be a file, and is a folder')
+  if temperature is None:
+    temperature = config.sampling.temperature
   with (
     jax.set_mesh(meshes.connect(config)),
     contextlib.ExitStack() as closing,
   ):
     encoding, model = assemble.build_encoding(config, workdir)
-    requests = read_requests(_PROMPTS.value, encoding.max_completion_len)
+    requests = read_requests(prompts, encoding.max_completion_len)
     # What can be refused is, before anything is loaded or compiled.
     encoding.encode([_ask(r) for r in requests])
-    settings = _make_decoding(config, encoding)
+    how = _make_decoding(config, encoding, temperature)
     params, step = weights.load_step(config, model, workdir)
-    drawn = _describe(config, step)
+    drawn = _describe(config, step, temperature)
     done = {}
-    if _OUT.value:
-      done = completions.read_done(_OUT.value, requests, drawn)
     file = sys.stdout
-    if _OUT.value:
+    if out:
+      done = completions.read_done(out, requests, drawn)
       file = closing.enter_context(
-        open(_OUT.value, 'a', encoding='utf-8', newline='\n')
+        open(out, 'a', encoding='utf-8', newline='\n')
       )
-    rows = _sample(config, encoding, model, params, settings, requests, done)
+    rows = _sample(
+      config, encoding, model, params, how, requests, done, num_samples
+    )
     try:
       for row in rows:
         print(jsonl.encode(row | drawn), end='', file=file, flush=True)
@@ -133,14 +147,13 @@ def main(config, workdir):
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _describe(config, step):
+def _describe(config, step, temperature):
   """Returns how completions are drawn, as every line has it."""
   sampling = config.sampling
-  temperature = _TEMPERATURE.value
   return {
     'step': step,
     'seed': config.seed,
-    'temperature': sampling.temperature if temperature is None else temperature,
+    'temperature': temperature,
     'top_p': sampling.top_p,
     'top_k': sampling.top_k,
     'min_p': sampling.min_p,
@@ -148,10 +161,10 @@ def _describe(config, step):
   }
 
 
-def _make_decoding(config, encoding):
+def _make_decoding(config, encoding, temperature):
   stops = tokenizing.find_stop_ids(encoding.tokenizer, config.data.stop_text)
   config = config.copy_and_resolve_references()
-  config.sampling.temperature = _describe(config, 0)['temperature']
+  config.sampling.temperature = temperature
   return assemble.make_decoding(config, stops)
 
 
@@ -159,9 +172,9 @@ def _ask(request):
   return batches.Question(request.prompt, answer='', uid=request.index)
 
 
-def _sample(config, encoding, model, params, settings, requests, done):
+def _sample(config, encoding, model, params, how, requests, done, num_samples):
   """Yields the completions that are not done, as they end."""
-  G = _NUM_SAMPLES.value
+  G = num_samples
   left = [
     r for r in requests if any((r.index, g) not in done for g in range(G))
   ]
@@ -183,7 +196,7 @@ def _sample(config, encoding, model, params, settings, requests, done):
       prepared,
       prompts,
       jax.random.key(config.seed),
-      settings,
+      how,
       limits=limits,
       find_end=tokenizing.make_find_end(
         encoding.tokenizer, config.data.stop_text
@@ -205,5 +218,31 @@ def _sample(config, encoding, model, params, settings, requests, done):
         }
 
 
+def main(config, workdir):
+  given = flags.FLAGS
+  write(
+    config,
+    workdir,
+    prompts=given.prompts,
+    out=given.out,
+    num_samples=given.num_samples,
+    temperature=given.temperature,
+  )
+
+
+def _define_flags():
+  flags.DEFINE_string(
+    'prompts', '', 'JSONL file with a `prompt` a line; else lines of stdin.'
+  )
+  flags.DEFINE_string('out', '', 'JSONL file to write, or to go on with.')
+  flags.DEFINE_integer(
+    'num_samples', 1, 'Completions of each prompt.', lower_bound=1
+  )
+  flags.DEFINE_float(
+    'temperature', None, 'Instead of sampling.temperature.', lower_bound=0.0
+  )
+
+
 if __name__ == '__main__':
+  _define_flags()
   commands.run(main)

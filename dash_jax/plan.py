@@ -23,12 +23,6 @@ from absl import flags
 from dash_jax import commands
 from dash_jax.planning import devices, plans, tables
 
-_TOPOLOGY = flags.DEFINE_list(
-  'topology', [], 'Devices to plan for, as v5e:4x4; else those that are here.'
-)
-_COMPILE = flags.DEFINE_bool(
-  'compile', None, 'Whether to compile; else if it is a small model.'
-)
 _SMALL = 1_000_000_000  # weights
 
 DOES_NOT_FIT = 1
@@ -36,11 +30,12 @@ DOES_NOT_FIT = 1
 
 def main(config, workdir):
   del workdir
-  if _TOPOLOGY.value:
-    devices.prepare(_TOPOLOGY.value)
-  if len(_TOPOLOGY.value) > 1:
-    return _compare(config)
-  found = devices.find(','.join(_TOPOLOGY.value))
+  topologies = flags.FLAGS.topology
+  if topologies:
+    devices.prepare(topologies)
+  if len(topologies) > 1:
+    return _compare(config, topologies)
+  found = devices.find(','.join(topologies))
   plan = plans.make(config, found, _make_choice(config, found), report=_report)
   print('\n'.join(tables.describe(plan)))
   if plan.all_fit:
@@ -49,10 +44,10 @@ def main(config, workdir):
   return DOES_NOT_FIT
 
 
-def _compare(config):
+def _compare(config, topologies):
   """Prints a line for each topology."""
   made = []
-  for topology in _TOPOLOGY.value:
+  for topology in topologies:
     found = devices.find(topology)
     plan = plans.make(config, found, _make_choice(config, found))
     made.append((topology, plan))
@@ -62,23 +57,24 @@ def _compare(config):
 
 def _make_choice(config, found):
   """Returns whether to compile a model of so many weights, as a function."""
+  asked = flags.FLAGS.compile
   # What compiles without TPUs numbers the devices of a program from 0.
   is_split = found.kind.platform == 'tpu' and config.mesh.sampler_devices
-  if _COMPILE.value and is_split:
+  if asked and is_split:
     raise ValueError(
       f'--compile: programs for a part of the devices of {found.name} cannot be'
       ' compiled without them: leave it out, or take mesh.sampler_devices=0'
     )
-  if _COMPILE.value and not found.compiles:
+  if asked and not found.compiles:
     raise ValueError(
       f'--compile: there is no compiler for {found.name} here; for TPUs'
       " pip install -e '.[tpu]' brings it, and others compile where they are"
     )
 
   def compiles(num_weights):
-    if _COMPILE.value is None:
+    if asked is None:
       return found.compiles and not is_split and num_weights <= _SMALL
-    return _COMPILE.value
+    return asked
 
   return compiles
 
@@ -87,5 +83,15 @@ def _report(line):
   print(f'.. {line}', flush=True)
 
 
+def _define_flags():
+  flags.DEFINE_list(
+    'topology', [], 'Devices to plan for, as v5e:4x4; else those that are here.'
+  )
+  flags.DEFINE_bool(
+    'compile', None, 'Whether to compile; else if it is a small model.'
+  )
+
+
 if __name__ == '__main__':
+  _define_flags()
   commands.run(main, needs_workdir=False)

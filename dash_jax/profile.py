@@ -106,7 +106,7 @@ def find_parts(rows: list[dict]) -> dict[str, float]:
   seconds = workdirs.find_parts(rows).sum(axis=1)
   return {
     label: float(s)
-    for (_, label, _), s in zip(workdirs.PARTS, seconds, strict=True)
+    for (_, label, *_), s in zip(workdirs.PARTS, seconds, strict=True)
   }
 
 

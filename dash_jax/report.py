@@ -95,13 +95,7 @@ def draw(
 
   found = [workdirs.read(folder) for folder in folders]
   for i, run in enumerate(found):
-    style = {
-      'color': figures.COLOURS[i % len(figures.COLOURS)],
-      'linestyle': figures.LINE_STYLES[
-        i // len(figures.COLOURS) % len(figures.LINE_STYLES)
-      ],
-      'label': str(run.workdir),
-    }
+    style = figures.make_style(i) | {'label': str(run.workdir)}
     _draw_held_out(held_out, run, style)
     rl = run.rl
     _draw_smoothed(sampled, rl, 'reward_mean', style)
@@ -193,7 +187,7 @@ def _draw_held_out(axes, run, style):
     return
   wall_s = workdirs.find_wall_s(run, workdirs.column(shown, 'step'))
   accuracy = workdirs.column(shown, 'accuracy')
-  axes.plot(wall_s, accuracy, marker='o', markersize=4, **style)
+  axes.plot(wall_s, accuracy, **style)
   axes.fill_between(
     wall_s,
     workdirs.column(shown, 'accuracy_low'),
@@ -208,8 +202,8 @@ def _draw_held_out(axes, run, style):
     wall_s[sft],
     accuracy[sft],
     linestyle='',
-    marker='o',
-    markersize=4,
+    marker=style['marker'],
+    markersize=style['markersize'],
     markerfacecolor='white',
     color=style['color'],
   )
@@ -220,7 +214,7 @@ def _draw_smoothed(axes, rows, key, style):
     return
   step, values = workdirs.column(rows, 'step'), workdirs.column(rows, key)
   axes.plot(step, values, color=style['color'], alpha=0.25, linewidth=1)
-  axes.plot(step, workdirs.smooth(values), **style)
+  axes.plot(step, workdirs.smooth(values), **_mark_some(style, step))
 
 
 def _draw_share(axes, rows, style):
@@ -229,19 +223,25 @@ def _draw_share(axes, rows, style):
   share = workdirs.column(rows, 'kept_rows') / workdirs.column(
     rows, 'sampled_rows'
   )
-  axes.plot(workdirs.column(rows, 'step'), share, **style)
+  step = workdirs.column(rows, 'step')
+  axes.plot(step, share, **_mark_some(style, step))
+
+
+def _mark_some(style, x):
+  return style | {'markevery': max(1, len(x) // 8)}
 
 
 def _draw_seconds_by_step(axes, rl):
   _label(axes, 'C  Seconds of a step', 'optimizer step', 'seconds')
   if not rl:
     return
-  axes.stackplot(
-    workdirs.column(rl, 'step'),
-    workdirs.find_parts(rl),
-    labels=[label for _, label, _ in workdirs.PARTS],
-    colors=[colour for _, _, colour in workdirs.PARTS],
+  areas = axes.stackplot(
+    workdirs.column(rl, 'step'), workdirs.find_parts(rl), edgecolor='white'
   )
+  for area, (_, label, colour, hatch) in zip(
+    areas, workdirs.PARTS, strict=True
+  ):
+    area.set(label=label, facecolor=colour, hatch=hatch)
   # The first steps compile: their seconds may leave the picture, so that those
   # of the rest can be read. Room at the top, so that the legend covers none.
   step_s = workdirs.column(rl, 'step_s')
@@ -268,14 +268,17 @@ def _draw_timeline(axes, rows):
     'sampling_at_s': (1, ('sample_s', 'reward_s')),
     'learning_at_s': (0, ('learn_s',)),
   }
-  shades = {key: colour for key, _, colour in workdirs.PARTS}
+  shades = {
+    key: {'color': colour, 'hatch': hatch}
+    for key, _, colour, hatch in workdirs.PARTS
+  }
   for begin, (lane, keys) in lanes.items():
     for row in rows:
       left = row[begin]
       for key in keys:
         axes.barh(
-          lane, row[key], left=left, height=0.6, color=shades[key],
-          edgecolor='white',
+          lane, row[key], left=left, height=0.6, edgecolor='white',
+          **shades[key],
         )  # fmt: skip
         left += row[key]
       middle = (row[begin] + left) / 2
@@ -296,8 +299,12 @@ def _draw_seconds_by_run(axes, found):
     if run.rl:
       means[:, i] = workdirs.find_parts(run.rl).mean(axis=1)
   names = [str(run.workdir) for run in found]
-  for values, (_, label, colour) in zip(means, workdirs.PARTS, strict=True):
-    axes.barh(range(len(found)), values, left=left, color=colour, label=label)
+  for values, part in zip(means, workdirs.PARTS, strict=True):
+    _, label, colour, hatch = part
+    axes.barh(
+      range(len(found)), values, left=left, color=colour, label=label,
+      hatch=hatch, edgecolor='white',
+    )  # fmt: skip
     left += values
   axes.set_yticks(range(len(found)), names)
   axes.set_ylim(len(found) - 0.4, -1.0)

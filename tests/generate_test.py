@@ -176,14 +176,8 @@ def test_what_is_asked_is_refused_before_weights_are_loaded(
   )
   monkeypatch.setattr(generate.weights, 'restore_params', None)
   monkeypatch.setattr(sys, 'stdin', make_stdin(b'a\n'))
-  for name, value in (
-    ('_PROMPTS', ''),
-    ('_OUT', ''),
-    ('_TEMPERATURE', temperature),
-  ):
-    monkeypatch.setattr(generate, name, types.SimpleNamespace(value=value))
   with pytest.raises(ValueError, match=named):
-    generate.main(config_lib.default(), '')
+    generate.write(config_lib.default(), '', temperature=temperature)
 
 
 @pytest.mark.parametrize(

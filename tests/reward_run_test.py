@@ -163,13 +163,13 @@ def test_a_pair_is_a_right_reply_and_a_wrong_one_that_stopped():
     sample_s=0.0,
     reward_s=0.0,
   )
-  solutions, pairs = traces.choose(sampled, 4, most=2)
+  solutions, pairs = traces.choose(sampled, most=2)
   assert [line['solution'] for line in solutions] == [
     'a1', 'a3', 'b0', 'b1', 'd0', 'd3',
   ]  # fmt: skip
   assert solutions[1] == {'question': 'a', 'answer': 'A', 'solution': 'a3'}
   assert pairs == [{'question': 'a', 'chosen': 'a3', 'rejected': 'a2'}]
-  assert traces.choose(sampled, 1, most=1) == (solutions[:1], pairs)
+  assert traces.choose(sampled, most=1) == (solutions[::2], pairs)
 
 
 def make_pairs(num):

@@ -1,7 +1,8 @@
 """The figures of a report, by matplotlib: for a page (SVG) and others (PNG).
 
-`draw` makes those that lines have numbers for. Lines differ in colour, dashes
-and marks, so that they can be told apart without colours and on paper.
+`draw` makes those that lines have numbers for, `draw_curves` one of curves. They
+differ in colour, dashes and marks, and areas in hatches, so that they can be told
+apart without colours and on paper.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ LINE_STYLES = ('-', '--', '-.', ':')
 _MARKS = 'os^Dv'
 _SECONDS = (
   ('supervised', '#CC79A7', '\\\\'),
-  *((label, colour, '') for _, label, colour in workdirs.PARTS),
+  *(part[1:] for part in workdirs.PARTS),
   ('evaluation', '#F0E442', '//'),
 )
 _LEGEND_COLUMNS = 2
@@ -60,73 +61,83 @@ def draw(lines: Sequence[workdirs.Line]) -> list[Figure]:
   if not lines:
     return []
   labels = _shorten([line.label for line in lines])
-  lines = [
-    dataclasses.replace(line, label=label)
-    for line, label in zip(lines, labels, strict=True)
-  ]
   of_steps = (
-    ('reward', 'Reward of samples', 'mean reward', 'reward_mean', ''),
-    ('length', 'Length of completions', 'tokens, mean', 'completion_len_mean',
-     ''),
-    ('kept', 'Rows learned from', 'share of those sampled', 'kept_share', ''),
-    ('kl', 'KL to the reference policy', 'nats a token', 'kl',
-     ' Lines without a KL term do not measure it.'),
-    ('entropy', 'Entropy of the policy', 'nats a token', 'entropy', ''),
+    ('reward', 'Reward of samples', 'mean reward', 'reward_mean'),
+    ('length', 'Length of completions', 'tokens, mean', 'completion_len_mean'),
+    ('kept', 'Rows learned from', 'share of those sampled', 'kept_share'),
+    ('entropy', 'Entropy of the policy', 'nats a token', 'entropy'),
   )  # fmt: skip
   drawn = [
-    _draw_curves(
+    draw_curves(
       'accuracy_time', 'Held-out accuracy against time',
       'seconds of optimizer steps, evaluation left out', 'accuracy',
-      [workdirs.find_accuracy(line, 'seconds') for line in lines], lines,
-      _BAND + ' Supervised steps count.', is_share=True, marked=True,
+      [workdirs.find_accuracy(line, 'seconds') for line in lines], labels,
+      _BAND + ' Supervised steps count.', is_share=True,
     ),
-    _draw_curves(
+    draw_curves(
       'accuracy_samples', 'Held-out accuracy against samples',
       'replies sampled', 'accuracy',
-      [workdirs.find_accuracy(line, 'samples') for line in lines], lines, _BAND,
-      is_share=True, marked=True,
+      [workdirs.find_accuracy(line, 'samples') for line in lines], labels, _BAND,
+      is_share=True,
     ),
-    _draw_seconds(lines),
+    _draw_seconds(lines, labels),
+    draw_curves(
+      'drift', 'KL divergence from where RL began', 'replies sampled',
+      'nats a token', [*map(workdirs.find_drift, lines)], labels,
+      'At evaluations, on one batch of replies; bands over seeds, 95%.',
+    ),
   ]  # fmt: skip
-  for name, title, y_label, key, more in of_steps:
-    curves = [workdirs.find_curve(line, key) for line in lines]
-    if key == 'kl':
-      curves = [_leave_out_zeros(curve) for curve in curves]
+  for name, title, y_label, key in of_steps:
     drawn.append(
-      _draw_curves(
+      draw_curves(
         name,
         title,
         'replies sampled',
         y_label,
-        curves,
-        lines,
-        _SMOOTHED + more,
+        [workdirs.find_curve(line, key) for line in lines],
+        labels,
+        _SMOOTHED,
         is_share=key == 'kept_share',
+        num_marks=8,
       )
     )
   return [figure for figure in drawn if figure]
 
 
-def _leave_out_zeros(curve):
-  """Returns no points for a run that took no KL: its metrics are all 0."""
-  return curve if curve.mean.any() else workdirs.Curve(*[np.zeros(0)] * 4)
+def draw_curves(
+  name: str,
+  title: str,
+  x_label: str,
+  y_label: str,
+  curves: Sequence[workdirs.Curve],
+  labels: Sequence[str],
+  caption: str,
+  *,
+  is_share: bool = False,
+  num_marks: int | None = None,
+  doubles: bool = False,
+) -> Figure | None:
+  """Returns a figure of curves with their bands, None if none has a point.
 
-
-def _draw_curves(
-  name, title, x_label, y_label, curves, lines, caption, *,
-  is_share=False, marked=False,
-):  # fmt: skip
-  """Returns a figure of curves, one a line, or None if none has a point."""
+  Args:
+    name, title, caption: as `Figure`'s.
+    x_label, y_label: of the axes.
+    curves: those without a point are left out.
+    labels: of each; see `_shorten`.
+    is_share: whether y is one, from 0 to 1.
+    num_marks: of a curve, some; None marks every point.
+    doubles: whether each x is twice the one before, as sizes are.
+  """
   if not any(np.isfinite(curve.mean).any() for curve in curves):
     return None
-  figure, axes = _begin(len(lines))
-  for i, (curve, line) in enumerate(zip(curves, lines, strict=True)):
+  figure, axes = _begin(len(curves))
+  for i, (curve, label) in enumerate(zip(curves, labels, strict=True)):
     if not np.isfinite(curve.mean).any():
       continue
-    style = _style(i)
-    if not marked:
-      style['markevery'] = max(1, len(curve.x) // 8)
-    axes.plot(curve.x, curve.mean, label=line.label, **style)
+    style = make_style(i)
+    if num_marks:
+      style['markevery'] = max(1, len(curve.x) // num_marks)
+    axes.plot(curve.x, curve.mean, label=label, **style)
     if np.isfinite(curve.low).any():
       axes.fill_between(
         curve.x, curve.low, curve.high,
@@ -134,6 +145,11 @@ def _draw_curves(
       )  # fmt: skip
   axes.set_xlabel(x_label)
   axes.set_ylabel(y_label)
+  if doubles:
+    ticks = sorted({x for curve in curves for x in curve.x})
+    axes.set_xscale('log', base=2)
+    axes.set_xticks(ticks)
+    axes.set_ylim(bottom=0)
   axes.xaxis.set_major_formatter('{x:,.0f}')
   axes.grid(alpha=0.3)
   if is_share:
@@ -143,7 +159,8 @@ def _draw_curves(
   return _end(figure, name, title, caption)
 
 
-def _style(i):
+def make_style(i: int) -> dict:
+  """Returns how the i-th line is drawn, as matplotlib has it."""
   return {
     'color': COLOURS[i % len(COLOURS)],
     'linestyle': LINE_STYLES[i % len(LINE_STYLES)],
@@ -153,7 +170,7 @@ def _style(i):
   }
 
 
-def _draw_seconds(lines):
+def _draw_seconds(lines, labels):
   """Returns the figure of what a run's seconds were spent on."""
   seconds = [workdirs.find_seconds(line) for line in lines]
   figure, axes = _begin(0, 1.2 + 0.34 * len(lines))
@@ -167,13 +184,13 @@ def _draw_seconds(lines):
       hatch=hatch, edgecolor='white', height=0.7,
     )  # fmt: skip
     left += values
-  axes.set_yticks(range(len(lines)), [line.label for line in lines])
+  axes.set_yticks(range(len(lines)), labels)
   axes.invert_yaxis()
   axes.set_xlabel('seconds of a run')
   axes.xaxis.set_major_formatter('{x:,.0f}')
   axes.grid(axis='x', alpha=0.3)
   axes.set_axisbelow(True)
-  _put_legend(figure, axes, len(_SECONDS))
+  _put_legend(figure, axes, 3)
   return _end(
     figure, 'seconds', 'Where the time goes',
     'Whole runs, means over seeds. Of rows that were sampled ahead only the'

@@ -39,6 +39,8 @@ class Section:
     title: its heading.
     lines: what its table and figures show; it may have none.
     command: what makes its figures.
+    note: a paragraph above its tables, or ''.
+    more_figures: that the caller has drawn, before those of its lines.
     findings: dataclasses of one kind, rows of a table whose columns are their
       fields, in the caller's words.
   """
@@ -46,6 +48,8 @@ class Section:
   title: str
   lines: Sequence[workdirs.Line]
   command: str
+  note: str = ''
+  more_figures: Sequence[figures.Figure] = ()
   findings: Sequence = ()
 
 
@@ -73,7 +77,7 @@ def write(
   out.mkdir(parents=True, exist_ok=True)
   shown = []
   for section in sections:
-    drawn = figures.draw(section.lines)
+    drawn = [*section.more_figures, *figures.draw(section.lines)]
     prefix = f'{_slug(section.title)}_' if len(sections) > 1 else ''
     for figure in drawn:
       (out / f'{prefix}{figure.name}.png').write_bytes(figure.png)
@@ -81,6 +85,7 @@ def write(
       {
         'title': section.title,
         'command': section.command,
+        'note': section.note,
         'findings': _show_findings(section.findings),
         'rows': _show_rows(section.lines),
         'figures': [
@@ -199,7 +204,7 @@ def _show_rows(lines):
       ),
       'rows kept': _show_number(100 * row.kept_share, '{:.0f}%'),
       'tokens a reply': _show_number(row.completion_len, '{:.1f}'),
-      'KL': _show_number(row.kl or math.nan, '{:.3f}'),
+      'KL from the start': _show_number(row.drift, '{:.3f}'),
     }
     for row, differing in zip(
       map(workdirs.find_row, lines), fields, strict=True

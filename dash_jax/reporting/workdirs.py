@@ -30,12 +30,13 @@ from dash_jax.runs import metrics, ownership
 SMOOTHED_STEPS, SMOOTHED_SHARE = 5, 1 / 40
 _MOST_POINTS = 100  # of a curve; what is between them is in their means
 
-# What a step's seconds are made of, the last is what is left of them.
+# What a step's seconds are made of, the last is what is left of them: metric, name,
+# colour, and hatches, which tell them apart on paper.
 PARTS = (
-  ('sample_s', 'sampling', '#56B4E9'),
-  ('reward_s', 'reward', '#E69F00'),
-  ('learn_s', 'learning', '#009E73'),
-  ('rest_s', 'rest', '#BBBBBB'),
+  ('sample_s', 'sampling', '#56B4E9', ''),
+  ('reward_s', 'reward', '#E69F00', 'xx'),
+  ('learn_s', 'learning', '#009E73', '..'),
+  ('rest_s', 'rest', '#BBBBBB', '||'),
 )
 # What is read of each step.
 _STEP_KEYS = {
@@ -244,29 +245,40 @@ def find_accuracy(line: Line, against: str) -> Curve:
     against: 'seconds' of steps, their mean over the runs, or 'samples', the
       replies that were sampled before.
   """
-  steps, accuracies = _find_accuracies(line)
+  steps, accuracies = _find_evaluated(line, 'accuracy')
   if against == 'seconds':
-    x = [find_wall_s(run, steps) for run in line.runs]
+    x = np.mean([find_wall_s(run, steps) for run in line.runs], axis=0)
   else:
-    x = [_sum_up_to(run.rl, 'sampled_rows', steps) for run in line.runs]
+    x = _count_samples(line, steps)
   mean, low, high = average(accuracies)
   if len(line.runs) == 1:
     rows = [row for row in line.runs[0].shown if row['step'] in steps]
     low, high = column(rows, 'accuracy_low'), column(rows, 'accuracy_high')
-  return Curve(
-    np.mean(x, axis=0), mean, np.clip(low, 0, 1), np.clip(high, 0, 1)
-  )
+  return Curve(x, mean, np.clip(low, 0, 1), np.clip(high, 0, 1))
 
 
-def _find_accuracies(line):
-  """Returns the steps at which all runs were evaluated, f64[n], in order, and
-  f64[runs, n]."""
+def find_drift(line: Line) -> Curve:
+  """Returns the KL divergence from where RL began, at the evaluations that measure
+  it in all runs of a line, against the replies that were sampled before."""
+  steps, drifts = _find_evaluated(line, 'drift_kl')
+  return Curve(_count_samples(line, steps), *average(drifts))
+
+
+def _find_evaluated(line, key):
+  """Returns the steps at which evaluations of all runs have a figure, f64[n], in
+  order, and f64[runs, n]."""
   found = [
-    {row['step']: row['accuracy'] for row in run.shown} for run in line.runs
+    {row['step']: row[key] for row in run.shown if key in row}
+    for run in line.runs
   ]
   steps = sorted(set.intersection(*map(set, found)))
-  accuracies = [[by_step[step] for step in steps] for by_step in found]
-  return np.array(steps, float), np.array(accuracies, float)
+  values = [[by_step[step] for step in steps] for by_step in found]
+  return np.array(steps, float), np.array(values, float)
+
+
+def _count_samples(line, steps):
+  x = [_sum_up_to(run.rl, 'sampled_rows', steps) for run in line.runs]
+  return np.mean(x, axis=0)
 
 
 def find_curve(line: Line, key: str) -> Curve:
@@ -312,7 +324,7 @@ def find_parts(rows: Sequence[dict]) -> np.ndarray:
     row | {'sample_s': row['wait_s'], 'reward_s': 0} if 'wait_s' in row else row
     for row in rows
   ]
-  parts = [column(rows, key) for key, _, _ in PARTS[:-1]]
+  parts = [column(rows, key) for key, *_ in PARTS[:-1]]
   # Clocks differ by microseconds: no negative area.
   rest = np.maximum(column(rows, 'step_s') - sum(parts), 0.0)
   return np.stack([*parts, rest])
@@ -327,7 +339,7 @@ def find_seconds(line: Line) -> dict[str, float]:
     parts = find_parts(run.rl).sum(axis=1)
     sums.append(
       {'supervised': column(sft, 'step_s').sum()}
-      | {label: s for (_, label, _), s in zip(PARTS, parts, strict=True)}
+      | {label: s for (_, label, *_), s in zip(PARTS, parts, strict=True)}
       | {'evaluation': column(run.evals, 'eval_s').sum()}
     )
   return {name: float(np.mean([s[name] for s in sums])) for name in sums[0]}
@@ -345,7 +357,8 @@ class Row:
     gain, gain_interval: last minus first, of each run with itself.
     rl_s, rl_s_interval: seconds of all RL steps.
     kept_share: of the rows sampled.
-    completion_len, kl: means of the last SMOOTHED_STEPS steps; NaN without any.
+    completion_len: mean of the last SMOOTHED_STEPS steps, NaN without any.
+    drift: the last of `find_drift`, NaN where no evaluation measures it.
   """
 
   label: str
@@ -360,13 +373,13 @@ class Row:
   rl_s_interval: tuple[float, float]
   kept_share: float
   completion_len: float
-  kl: float
+  drift: float
 
 
 def find_row(line: Line) -> Row:
   """Returns a line's row of the table."""
   accuracy = find_accuracy(line, 'samples')
-  _, by_run = _find_accuracies(line)
+  _, by_run = _find_evaluated(line, 'accuracy')
   points = by_run.shape[1]
   gains = by_run[:, -1] - by_run[:, 0] if points > 1 else np.array([np.nan])
   gain, *gain_interval = average(gains)
@@ -375,10 +388,9 @@ def find_row(line: Line) -> Row:
   )
   sampled = sum(column(run.rl, 'sampled_rows').sum() for run in line.runs)
   kept = sum(column(run.rl, 'kept_rows').sum() for run in line.runs)
-  ends = {}
-  for key in ('completion_len_mean', 'kl'):
-    rows = [row for run in line.runs for row in run.rl[-SMOOTHED_STEPS:]]
-    ends[key] = float(np.mean(column(rows, key))) if rows else np.nan
+  ends = [row for run in line.runs for row in run.rl[-SMOOTHED_STEPS:]]
+  lens = column(ends, 'completion_len_mean')
+  drift = find_drift(line).mean
   return Row(
     label=line.label,
     num_seeds=len(line.runs),
@@ -393,6 +405,6 @@ def find_row(line: Line) -> Row:
     rl_s=float(rl_s),
     rl_s_interval=tuple(rl_interval),
     kept_share=float(kept / sampled) if sampled else np.nan,
-    completion_len=ends['completion_len_mean'],
-    kl=ends['kl'],
+    completion_len=float(np.mean(lens)) if ends else np.nan,
+    drift=float(drift[-1]) if len(drift) else np.nan,
   )

@@ -30,6 +30,7 @@ QUESTIONS = {
   9: 'What each part adds to the saving',
 }
 
+SHORT_STEPS = 3  # of runs whose gradients are compared, and no more
 GROUP_SIZES = (2, 4, 8, 16, 32)
 STALENESS = (0, 1, 2, 4)
 
@@ -160,6 +161,10 @@ def _saves(question, ours, theirs, of_whom, paper, *, is_main=False):
       )
 
 
+# Measures that are shares of the held-out questions.
+_OF_QUESTIONS = (_accuracy, _accuracy_in_time_of, _fall, _worst_fall)
+
+
 def _differs(
   question, claim, ours, theirs, expects, paper='', value=None, **rest
 ):
@@ -172,6 +177,7 @@ def _differs(
     'unit': 'points',
     'scale': 100.0,
   } | rest
+  fields['is_counted'] = fields['measure'] in _OF_QUESTIONS
   return findings.Comparison(
     question,
     claim,
@@ -201,6 +207,9 @@ def _time_against_grpo():
   )  # fmt: skip
   yield from _saves(
     1, 'unfiltered', 'grpo', ('GRPO of the same batch', grpo), {'step_s': 82}
+  )
+  yield from _saves(
+    1, 'dash', 'grpo_filtered', ('DASH', f'{grpo}, filtered,'), {}
   )
   yield from _saves(
     1, 'dash', 'unfiltered', ('DASH', 'GRPO of the same batch'),
@@ -310,7 +319,7 @@ def _kl_term():
     yield findings.Comparison(
       5, f'{title} a run of 5 times the budget keeps its best accuracy',
       'fall from the best to the last', (name,), _fall, 'mean', 'points', 100.0,
-      'near', is_main=name == 'long_kl_0',
+      'near', is_main=name == 'long_kl_0', is_counted=True,
     )  # fmt: skip
     yield findings.Comparison(
       5, f'{title} a run of 5 times the budget ends so far from its start',
@@ -367,15 +376,20 @@ def find_threshold(
   )
   tried = ', '.join(f'{at:g}' for at in rows)
   yield findings.Finding(
-    6, part, 'The lowest threshold from which on learning is slower', 'threshold',
+    6, part, 'The lowest threshold of those tried from which on learning is surely'
+    ' slower, by however little', 'threshold',
     intervals.Interval(hurts[-1], None, None, rows[hurts[-1]].found.num_seeds)
     if hurts
     else None,
-    '', '', f'of {tried}: the intervals are below 0'
+    '', '', f'of {tried}: the intervals are below 0{_say_lowest(hurts, rows)}'
     if hurts
     else f'not decided: none of {tried}',
     ('unfiltered', *THRESHOLDS), True,
   )  # fmt: skip
+
+
+def _say_lowest(hurts, rows):
+  return '; no lower one was tried' if hurts[-1] == min(rows) else ''
 
 
 def _filters():
@@ -398,7 +412,8 @@ def _filters():
     )  # fmt: skip
     yield _learns_of(name)
     yield findings.Comparison(
-      6, f'Gradient of {title}, against that of all rows{exact}', 'cosine',
+      6, f'Gradient of {title}, against that of all rows, in the first'
+      f' {SHORT_STEPS} steps{exact}', 'cosine',
       (f'cosine_{name}',), _cosine, 'mean', '',
     )  # fmt: skip
 
@@ -454,8 +469,9 @@ def _removed():
         9, f'{title} saves {SECONDS[key]}, beside a run without it',
         f'{SECONDS[key]} saved', ('dash', without),
         functools.partial(_seconds, key=key), 'saving', '%', 100.0, 'above',
-        '4%' if (name, key) == ('filtering', 'step_s') else '',
-        is_main=key == 'step_s',
+        *(('4%', 4) if (name, key) == ('filtering', 'step_s') else ('', None)),
+        # Filtering has its main row in question 1.
+        is_main=key == 'step_s' and name != 'filtering',
       )  # fmt: skip
 
 
@@ -528,11 +544,35 @@ def find_sizes(
       [rows[-1][f'auto_{name}'] for rows in measured], 'rows',
       intervals.of_factors,
     )  # fmt: skip
-  yield make(
-    'Share of sizes at which sampling is faster than learning; at 100% they'
-    ' do not cross',
-    'sizes', [100 * _share_won(rows) for rows in measured], '%',
-  )  # fmt: skip
+  crossings = [_find_crossing(rows) for rows in measured]
+  if all(crossings):
+    yield make(
+      'The smallest size of those tried from which on sampling is faster than'
+      ' learning', 'rows', crossings, 'rows', intervals.of_factors,
+    )  # fmt: skip
+  # Of a seed alone, the fastest of sizes that are about as fast is chance.
+  usual = {
+    side: _find_fastest(measured, f'{side}_tokens_per_s') for side in names
+  }
+  for side, size, other in (
+    ('sample', usual['sample'], usual['learn']),
+    ('learn', usual['learn'], measured[0][-1]['auto_learning']),
+  ):
+    key, (name, _) = f'{side}_tokens_per_s', names[side]
+    speeds = [
+      {row['size']: row.get(key) for row in rows if 'size' in row}
+      for rows in measured
+    ]
+    if size != other and all(
+      some.get(size) and some.get(other) for some in speeds
+    ):
+      whose = "learning's fastest" if side == 'sample' else "what 'auto' takes"
+      yield make(
+        f'{name.capitalize()} is faster in {size} rows than in {other}, {whose}',
+        'seconds a token saved',
+        [100 * (1 - some[other] / some[size]) for some in speeds], '%',
+        expects='above',
+      )  # fmt: skip
   # Where the largest is the fastest, a still larger one may be faster.
   is_known = max(best['sample']) < largest['sample']
   yield make(
@@ -544,9 +584,28 @@ def find_sizes(
   )  # fmt: skip
 
 
-def _share_won(rows):
+def _find_crossing(rows):
+  """Returns the smallest size from which on sampling is faster; None if learning is
+  at the largest."""
   keys = [f'{side}_tokens_per_s' for side in ('sample', 'learn')]
-  speeds = [
-    [row[key] for key in keys] for row in rows if all(map(row.get, keys))
-  ]
-  return statistics.fmean(ours > theirs for ours, theirs in speeds)
+  both = [row for row in rows if all(map(row.get, keys))]
+  faster = itertools.takewhile(
+    lambda row: row[keys[0]] > row[keys[1]], reversed(both)
+  )
+  return min((row['size'] for row in faster), default=None)
+
+
+def _find_fastest(measured, key):
+  """Returns the size that is the fastest over seeds, by the mean of logarithms."""
+  sizes = set.intersection(
+    *({row['size'] for row in rows if key in row} for rows in measured)
+  )
+  return max(
+    sizes,
+    key=lambda size: sum(
+      math.log(row[key])
+      for rows in measured
+      for row in rows
+      if row.get('size') == size
+    ),
+  )

@@ -41,6 +41,11 @@ class Curve:
     return self.evals[-1]['accuracy']
 
   @property
+  def num_questions(self) -> int:
+    """Of an evaluation."""
+    return self.evals[-1]['num_questions']
+
+  @property
   def completion_len(self) -> float:
     """Tokens of a reply at the last evaluation, mean."""
     return self.evals[-1]['completion_len_mean']

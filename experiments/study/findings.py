@@ -9,6 +9,7 @@
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -17,7 +18,8 @@ from experiments.study import curves, intervals
 # By name of the run and by seed.
 Runs = dict[str, dict[int, curves.Curve]]
 
-# Accuracies that differ by less are taken to be the same, in points.
+# Accuracies that differ by less are taken to be the same, in points, whichever way
+# a claim has it.
 MARGIN = 3.0
 
 _SMALL = ('', 'nats/token')  # units of figures around 1 and below
@@ -56,14 +58,23 @@ class Finding:
     """The figure and its interval, as text."""
     if self.found is None:
       return 'none'
+    known = (self.found.mean, self.found.low or 0, self.found.high or 0)
     digits = 1 if abs(self.found.mean) < 100 else 0
     if self.unit in _SMALL:
-      digits = 3
+      # Two that say something, of figures that are next to nothing.
+      largest = max(map(abs, known))
+      digits = (
+        3 if largest >= 0.01 or not largest else 1 - _find_exponent(largest)
+      )
     unit = '%' if self.unit == '%' else f' {self.unit}'.rstrip()
     text = f'{self.found.mean:,.{digits}f}{unit}'
     if self.found.low is not None:
       text += f' [{self.found.low:,.{digits}f}, {self.found.high:,.{digits}f}]'
     return text
+
+
+def _find_exponent(value):
+  return math.floor(math.log10(value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +88,14 @@ class Comparison:
       where this seed has none.
     combine: one of COMBINE, over seeds.
     scale: what makes `unit` of it.
-    expects: what makes the claim hold: figures 'above' 0, 'below' it, or, in
-      points, 'near' it, within MARGIN, or 'not below' -MARGIN; '' where a figure
-      is no claim.
+    expects: what makes the claim hold: figures 'above' 0 or 'below' it, in points
+      beyond MARGIN; or in points 'near' it, within MARGIN, or 'not below' -MARGIN;
+      '' where a figure is no claim.
     paper_value: the paper's figure, in `unit`, if it is of the same kind.
     others: as `measure`, by other readings of the same runs, by which the verdict
       must be the same.
+    is_counted: whether figures are shares of the held-out questions, so that none
+      is known better than to one question.
   """
 
   question: int
@@ -98,6 +111,7 @@ class Comparison:
   paper_value: float | None = None
   is_main: bool = False
   others: tuple[Callable[..., Sequence[float] | None], ...] = ()
+  is_counted: bool = False
 
 
 COMBINE = {
@@ -125,7 +139,10 @@ def find(comparison: Comparison, runs: Runs, part: str) -> Finding | None:
   for measure in (comparison.measure, *comparison.others):
     figures = [measure(*pair) for pair in pairs]
     known = [some for some in figures if some is not None]
-    readings.append(_combine(comparison, list(zip(*known, strict=True))))
+    found = _combine(comparison, list(zip(*known, strict=True)))
+    if found and comparison.is_counted:
+      found = found.widen(comparison.scale / pairs[0][0].num_questions)
+    readings.append(found)
   row = make_finding(comparison, readings[0], part)
   if len(known) < len(seeds):
     missing = f'{len(seeds) - len(known)} of {len(seeds)} seeds'
@@ -205,15 +222,14 @@ def judge(
     if high < 0 or (expects == 'near' and low > 0):
       return f'not decided: a difference, and perhaps of less than {margin:g}'
     return f'not decided: interval reaches beyond {margin:g}'
+  is_papers = paper_value is not None and low <= paper_value <= high
+  if is_near and not is_papers:
+    return f'does not hold here: within {margin:g} of 0'
   if low <= 0 <= high:
-    if is_near and not (paper_value is not None and low <= paper_value <= high):
-      return f'does not hold here: within {margin:g} of 0'
     return 'not decided: interval spans 0'
   if (low > 0) != (expects == 'above'):
     return 'does not hold here'
-  if is_near:
-    return f'holds, by less than {margin:g} points'
-  if paper_value is None or low <= paper_value <= high:
+  if paper_value is None or is_papers:
     return 'holds'
   less = abs(found.mean) < abs(paper_value)
   return f'holds, by {"less" if less else "more"} than in the paper'

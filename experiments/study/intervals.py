@@ -39,6 +39,16 @@ class Interval:
     """Returns it in another unit; `factor` is above 0."""
     return _map(self, lambda x: factor * x)
 
+  def widen(self, half: float) -> 'Interval':
+    """Returns it with ends that are at least so far from the figure."""
+    if self.low is None:
+      return self
+    return dataclasses.replace(
+      self,
+      low=min(self.low, self.mean - half),
+      high=max(self.high, self.mean + half),
+    )
+
 
 def of_mean(values: Sequence[float]) -> Interval:
   """Returns Student's interval of the mean."""

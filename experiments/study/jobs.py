@@ -59,10 +59,17 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A model on a task."""
+  """A model on a task.
+
+  Attributes:
+    name: its folder in the study's.
+    jobs: in an order in which what is needed comes before.
+    note: what one must know of the task to read the findings, or ''.
+  """
 
   name: str
   jobs: tuple[Job, ...]
+  note: str = ''
 
 
 def name_fields(fields: dict) -> dict:

@@ -16,6 +16,7 @@ import functools
 import pathlib
 import statistics
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -32,11 +33,58 @@ from dash_jax import (
 )
 from dash_jax import config as config_lib
 from dash_jax.learning import learner, packing
+from dash_jax.reporting import figures, workdirs
 from dash_jax.runs import jsonl
 from dash_jax.sampling import memory
 
 NAME = 'sizes.jsonl'
+FIGURES = (
+  (
+    'tokens_per_s',
+    'Speed against the size of a batch',
+    'tokens of replies a second',
+    1,
+  ),
+  ('bytes', 'Memory against the size of a batch', 'MiB', 2**-20),
+)
 _TURNS = 3
+
+
+def draw(measured: Sequence[Sequence[dict]]) -> list[figures.Figure]:
+  """Returns the figures of speed and memory.
+
+  Args:
+    measured: of each seed, the lines of its file.
+  """
+  drawn = []
+  for key, title, y_label, scale in FIGURES:
+    found = []
+    for side in ('sample', 'learn'):
+      by_size = [
+        {
+          row['size']: row[f'{side}_{key}']
+          for row in rows
+          if f'{side}_{key}' in row
+        }
+        for rows in measured
+      ]
+      shared = sorted(set.intersection(*map(set, by_size)))
+      values = [[scale * some[size] for size in shared] for some in by_size]
+      found.append(
+        workdirs.Curve(
+          np.array(shared, float), *workdirs.average(np.array(values))
+        )
+      )
+    drawn.append(
+      figures.draw_curves(
+        f'sizes_{key}', title, 'full rows at once', y_label, found,
+        ('sampling: keys and values', 'learning: beside weights and optimizer')
+        if key == 'bytes'
+        else ('sampling', 'learning'),
+        'Bands: 95% intervals over seeds.', doubles=True,
+      )
+    )  # fmt: skip
+  return [figure for figure in drawn if figure]
 
 
 def measure(config, workdir: pathlib.Path) -> list[dict]:

@@ -17,7 +17,6 @@ from collections.abc import Callable
 from experiments.study import algorithms, comparisons, jobs
 
 _NUM_REPLIES = 4  # to a question, of traces
-_SHORT_STEPS = 3  # of runs whose gradients are compared, and no more
 _NEVER = 10**9
 
 
@@ -32,8 +31,11 @@ class Task:
     fields: that every run changes.
     one_question: that runs of one question a step change.
     num_evals: of runs whose time to an accuracy is read off.
+    finer: how many times as many runs of one question a step have, each of whose
+      steps is a fraction of the others'.
     sft_share: of a supervised run on as many rows as `dash` samples, the share
       that takes as long as `dash`.
+    note: of the part.
     seconds: of each job by name, and of others by ''; {} where nobody knows.
   """
 
@@ -43,7 +45,9 @@ class Task:
   fields: dict = dataclasses.field(default_factory=dict)
   one_question: dict = dataclasses.field(default_factory=dict)
   num_evals: int = 10
+  finer: int = 1
   sft_share: float = 0.3
+  note: str = ''
   seconds: dict = dataclasses.field(default_factory=dict)
 
   @property
@@ -196,6 +200,7 @@ def make_grid(task: Task) -> jobs.Part:
   """Returns every run of the study on a task."""
   grid = _make_grid(task)
   _add_baselines(grid)
+  _add_filtered_grpo(grid)
   _add_sizes(grid)
   _add_variants(grid)
   _add_imitation(grid)
@@ -218,7 +223,7 @@ def _make_part(grid):
     dataclasses.replace(job, is_timed=job.name in comparisons.TIMED)
     for job in grid.jobs
   )
-  return jobs.Part(grid.task.name, tuple(found))
+  return jobs.Part(grid.task.name, tuple(found), grid.task.note)
 
 
 def _add_baselines(grid):
@@ -226,7 +231,24 @@ def _add_baselines(grid):
   often = grid.often
   grid.add('dash', often, (1, 3, 4, 5, 6, 7, 9))
   grid.add('unfiltered', often | {'filter': 'none'}, (1, 6, 9))
-  grid.add('grpo', often | grid.task.one_question | {'name': 'grpo'}, (1,))
+  grid.add('grpo', _make_one_question(grid) | {'name': 'grpo'}, (1,))
+
+
+def _make_one_question(grid):
+  often = {
+    'eval.every_samples': grid.often['eval.every_samples'] // grid.task.finer
+  }
+  return often | grid.task.one_question
+
+
+def _add_filtered_grpo(grid):
+  algorithm, optim = grid.config.algorithm, grid.config.optim
+  fields = {
+    'batch_size': algorithm.group_size,
+    'optim.minibatch_size': algorithm.group_size,
+    'optim.learning_rate': optim.grpo_learning_rate,
+  }
+  grid.add('grpo_filtered', _make_one_question(grid) | fields, (1,))
 
 
 def _add_sizes(grid):
@@ -300,7 +322,7 @@ def _add_filters(grid):
     'filter_largest': {'filter': 'largest', 'filter_rows': batch_size // 4},
     'filter_pods': {'filter': 'max_variance', 'filter_rows': batch_size // 2},
   }
-  num = _SHORT_STEPS * batch_size
+  num = comparisons.SHORT_STEPS * batch_size
   short = {
     'num_samples': num,
     'eval.num_questions': 16,
@@ -366,6 +388,9 @@ _QUICKSTART = Task(
     'optim.grpo_learning_rate': 1e-5,
   },
   num_evals=20,  # one a step of `dash`
+  finer=4,
+  note='half of the worked solutions skip the work and state the answer alone;'
+  ' rates are a third of experiments/quickstart.py',
   seconds={
     '': 31,
     'start': 158,

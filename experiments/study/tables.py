@@ -87,7 +87,11 @@ def make(
     seeds: that count.
     found: of `find_all`.
   """
-  lines = [f'`{command}`, seeds {", ".join(map(str, seeds))}.', '', *_NOTES]
+  lines = [
+    f'`{command}`, seeds {", ".join(map(str, seeds))}.',
+    '',
+    _note(parts),
+  ]
   if suite == 'algorithms':
     runs = run.read_runs(out, parts[0], seeds)
     lines.append('')
@@ -106,11 +110,20 @@ def make(
   return '\n'.join(lines) + '\n', json.dumps(rows, indent=1) + '\n'
 
 
-_NOTES = (
-  'Intervals are over seeds, which are all asked the same held-out questions, and'
-  " hold 95%: of many claims a few are decided wrongly by chance. The paper's"
-  ' figures have one seed.',
-)
+def _note(parts):
+  """Returns how to read the findings."""
+  texts = (
+    f'Intervals are over seeds, and hold 95%: of many claims a few are decided'
+    ' wrongly by chance. All seeds are asked the same held-out questions: that'
+    ' others would have other answers is in no interval, but none on accuracy is'
+    ' narrower than one question either way. Accuracies that differ by less than'
+    f" {findings.MARGIN:g} points are taken to be the same. The paper's figures have"
+    ' one seed.',
+    *(f'{part.name}: {part.note}.' for part in parts if part.note),
+  )
+  return ' '.join(texts)
+
+
 _HEAD = '| claim | model, task | figure, 95% interval | the paper | verdict |'
 
 
@@ -159,7 +172,9 @@ def write_page(
   record = run.Record(out)
   main = [_show(row) for row in found if row.is_main]
   sections = (
-    [page.Section('The main claims', (), command, main)] if main else []
+    [page.Section('The main claims', (), command, _note(parts), findings=main)]
+    if main
+    else []
   )
   for number, question in comparisons.QUESTIONS.items():
     for part in parts:
@@ -177,7 +192,10 @@ def write_page(
             f'{number}. {question} ({part.name})',
             _make_lines(turns, out),
             command,
-            [_show(row) for row in rows],
+            more_figures=sizes.draw(_read_sizes(out, part, seeds))
+            if number == 2
+            else (),
+            findings=[_show(row) for row in rows],
           )
         )
   sections.append(
@@ -185,7 +203,7 @@ def write_page(
       f'The runs and their commands, of seed {seeds[0]}',
       (),
       command,
-      _list_commands(parts, out, seeds[0], changes),
+      findings=_list_commands(parts, out, seeds[0], changes),
     )
   )
   return page.write(out, f'Study: {title}', sections, command)
@@ -257,19 +275,18 @@ def find_all(
     rows = [
       *(findings.find(c, runs, part.name) for c in comparisons.COMPARISONS),
       *comparisons.find_threshold(runs, part.name),
-      *_find_sizes(out, part, seeds),
+      *comparisons.find_sizes(_read_sizes(out, part, seeds), part.name),
     ]
     found += [row for row in rows if row and row.question in asked]
   return sorted(found, key=lambda row: row.question)
 
 
-def _find_sizes(out, part, seeds):
-  """Yields the rows of question 2."""
-  measured = [
+def _read_sizes(out, part, seeds):
+  """Returns the lines of each seed's sizes.jsonl."""
+  return [
     jsonl.read(path)
     for seed in seeds
     if (
       path := jobs.find_folder(out, part, seed) / 'sizes' / sizes.NAME
     ).exists()
   ]
-  yield from comparisons.find_sizes(measured, part.name)

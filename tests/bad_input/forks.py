@@ -74,9 +74,7 @@ class Commands:
 
 def _serve():
   for name in _MODULES:
-    if name not in ('generate', 'plan'):  # which define flags as they load
-      importlib.import_module(f'dash_jax.{name}')
-  importlib.import_module('dash_jax.planning.plans')
+    importlib.import_module(f'dash_jax.{name}')
   for line in sys.stdin:
     child = os.fork()
     if not child:

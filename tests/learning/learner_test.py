@@ -503,3 +503,15 @@ def test_changes_of_a_step_round_by_noise_of_their_own(mesh):
   assert first.mean() == pytest.approx(0.1, abs=0.03)
   assert second.mean() == pytest.approx(0.1, abs=0.03)
   assert (first & second).mean() == pytest.approx(0.01, abs=0.01)
+
+
+def test_the_cosine_is_that_of_all_numbers_of_two_gradients():
+  """48 / (5 * 13), whatever their lengths; nothing points nowhere."""
+  a = {'x': jnp.array([3.0, 0.0]), 'y': jnp.array([[4.0]])}
+  b = {'x': jnp.array([0.0, 5.0]), 'y': jnp.array([[12.0]])}
+  twice = jax.tree.map(lambda x: 2 * x, a)
+  nothing = jax.tree.map(jnp.zeros_like, a)
+  for other in (a, twice):
+    found = learner.compare_gradients(other, b)
+    assert float(found) == pytest.approx(48 / 65)
+  assert float(learner.compare_gradients(a, nothing)) == 0

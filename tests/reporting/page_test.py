@@ -41,7 +41,7 @@ def _write_run(workdir, seed):
         'phase': 'rl', 'step_s': 2.0, 'sample_s': 1.0, 'reward_s': 0.1,
         'learn_s': 0.8, 'reward_mean': 0.5, 'completion_len_mean': 3.0,
         'sampled_rows': 4, 'kept_rows': 2, 'sampled_tokens': 12,
-        'kl': 0.01 * step, 'entropy': 1.0,
+        'entropy': 1.0,
       }  # fmt: skip
       writer.write(step, values)
     for step, accuracy in ((0, 0.25), (3, 0.5 + 0.1 * seed)):
@@ -50,6 +50,7 @@ def _write_run(workdir, seed):
         evaluation
         | {'step': step, 'phase': 'rl', 'split': 'test', 'accuracy': accuracy}
         | {'accuracy_low': accuracy - 0.1, 'accuracy_high': accuracy + 0.1}
+        | ({'drift_kl': 0.02 + 0.01 * seed} if step else {})
       )
   for step in (1, 2, 3):
     rows = [
@@ -85,8 +86,8 @@ def shown(tmp_path_factory):
   ]
   path = page.write(
     folder / 'out', 'A <study>',
-    [page.Section('All runs', lines, 'make all', rows),
-     page.Section('No run', [], 'make none', rows)],
+    [page.Section('All runs', lines, 'make all', findings=rows),
+     page.Section('No run', [], 'make none', 'Note <i>', findings=rows)],
     'make "page"',
   )  # fmt: skip
   with chromium.open_page(path) as opened:
@@ -148,7 +149,9 @@ def test_tables_have_findings_and_intervals_over_seeds(shown):
   # Of one seed: the evaluation's.
   assert second['last accuracy [95%]'] == '50.0% [40.0, 60.0]'
   assert second['gain, points [95%]'] == '+25.0'
-  assert (first['seeds'], first['replies'], first['KL']) == ('2', '12', '0.020')
+  assert (first['seeds'], first['replies']) == ('2', '12')
+  assert first['KL from the start'] == '0.025'
+  assert 'Note <i>' in _list(shown, 'p.note')
 
 
 @pytest.mark.parametrize(
