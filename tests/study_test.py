@@ -276,6 +276,18 @@ def test_a_difference_too_small_to_matter_is_none():
     'does not hold here: within 3 of 0'
   )
   assert findings.judge(small, 'above', 1.5, 3.0) == 'holds'
+  # Nor if all of it is more than the paper's.
+  assert findings.judge(small, 'above', 0.1, 3.0) == (
+    'holds, by more than in the paper'
+  )
+  for low, high, verdict in (
+    (0.2, 4.0, 'holds'),
+    (-0.2, 4.0, 'not decided: interval spans 0'),
+    (-4.0, -0.2, 'does not hold here'),
+    (-2.0, -0.2, 'does not hold here: within 3 of 0'),
+  ):
+    found = intervals.Interval((low + high) / 2, low, high, 3)
+    assert findings.judge(found, 'above', None, 3.0) == verdict
 
 
 def test_no_accuracy_is_known_better_than_to_one_question():
@@ -334,11 +346,13 @@ def test_sizes_are_compared():
   assert last.verdict == 'holds, by less than in the paper'
   assert found['Fastest size of sampling, of up to 32'].found.mean == 32
   shown = {claim: row.found.mean for claim, row in found.items()}
-  crossing = 'The smallest size of those tried from which on sampling is faster'
-  assert shown[f'{crossing} than learning'] == pytest.approx(32)
-  fastest = "Sampling is faster in 32 rows than in 8, learning's fastest"
+  crossing = (
+    'The size from which on sampling is faster than learning, of those tried'
+  )
+  assert shown[crossing] == pytest.approx(32)
+  fastest = "Sampling in 32 rows, its fastest, against 8, learning's fastest"
   assert shown[fastest] == pytest.approx(75)
-  auto = "Learning is faster in 8 rows than in 16, what 'auto' takes"
+  auto = "Learning in 8 rows, its fastest, against 16, what 'auto' takes"
   assert shown[auto] == pytest.approx(50)
   auto = found["What 'auto' takes for learning"].found
   assert auto.mean == pytest.approx(16)

@@ -164,16 +164,17 @@ def sample(
   """
   done, G = set(done), num_samples
   left = [i for i in wanted if any((i, g) not in done for g in range(G))]
-  if not left:
+  if not left and jax.process_count() == 1:
     return
   most = max(_MOST_ROWS // G, 1)
   sampled_by = assemble.make_sampler(
     parts.config,
     parts.model,
     parts.sampling_mesh,
-    num_prompts=min(most, len(left)),
+    num_prompts=max(min(most, len(left)), 1),
     group_size=G,
   )
+  # Weights are gathered from all processes, also for one that asks nothing.
   prepared = sampled_by.prepare(params)
 
   def write_scored(asked, questions, rows, made, texts, scores):

@@ -18,8 +18,8 @@ import numpy as np
 from dash_jax.reporting import workdirs
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#000000')
-LINE_STYLES = ('-', '--', '-.', ':')
+_COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#000000')
+_LINE_STYLES = ('-', '--', '-.', ':')
 _MARKS = 'os^Dv'
 _SECONDS = (
   ('supervised', '#CC79A7', '\\\\'),
@@ -162,8 +162,8 @@ def draw_curves(
 def make_style(i: int) -> dict:
   """Returns how the i-th line is drawn, as matplotlib has it."""
   return {
-    'color': COLOURS[i % len(COLOURS)],
-    'linestyle': LINE_STYLES[i % len(LINE_STYLES)],
+    'color': _COLOURS[i % len(_COLOURS)],
+    'linestyle': _LINE_STYLES[i % len(_LINE_STYLES)],
     'marker': _MARKS[i % len(_MARKS)],
     'markersize': 4.5,
     'linewidth': 1.6,
@@ -173,7 +173,7 @@ def make_style(i: int) -> dict:
 def _draw_seconds(lines, labels):
   """Returns the figure of what a run's seconds were spent on."""
   seconds = [workdirs.find_seconds(line) for line in lines]
-  figure, axes = _begin(0, 1.2 + 0.34 * len(lines))
+  figure, axes = _begin(0, 1.5 + 0.34 * len(lines))
   left = np.zeros(len(lines))
   for name, colour, hatch in _SECONDS:
     values = np.array([by_part[name] for by_part in seconds])

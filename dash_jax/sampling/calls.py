@@ -98,7 +98,7 @@ class Call:
     self._made = made
     self._num_shards = programs_lib.num_shards()
     per_shard = len(request.prompts.tokens) // self._num_shards
-    # Some are done if memory ran out before.
+    # Some are done: if memory ran out before, and those that nobody asked for.
     done = made.finished.all(axis=1).reshape(self._num_shards, per_shard)
     waiting = [np.flatnonzero(~some).tolist() for some in done]
     for x in (made.tokens, made.logprobs, made.lengths):

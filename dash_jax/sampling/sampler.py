@@ -184,8 +184,8 @@ class Sampler:
 
     Args:
       weights: of `prepare`.
-      prompts: this process's Q prompts, NumPy; those of a shard are as many, or
-        fewer in the last ones.
+      prompts: this process's Q prompts, NumPy, one or more; they are shared out
+        over its shards of rows, of which the last may have fewer or none.
       key: the noise of this call; a new one for every optimizer step.
       decoding: how to draw, stop ids included.
       limits: i32[Q, G], tokens of each completion, at most; None is C.

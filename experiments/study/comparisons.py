@@ -177,7 +177,9 @@ def _differs(
     'unit': 'points',
     'scale': 100.0,
   } | rest
-  fields['is_counted'] = fields['measure'] in _OF_QUESTIONS
+  fields['is_counted'] = (
+    fields['combine'] == 'difference' and fields['measure'] in _OF_QUESTIONS
+  )
   return findings.Comparison(
     question,
     claim,
@@ -545,34 +547,29 @@ def find_sizes(
       intervals.of_factors,
     )  # fmt: skip
   crossings = [_find_crossing(rows) for rows in measured]
-  if all(crossings):
-    yield make(
-      'The smallest size of those tried from which on sampling is faster than'
-      ' learning', 'rows', crossings, 'rows', intervals.of_factors,
-    )  # fmt: skip
-  # Of a seed alone, the fastest of sizes that are about as fast is chance.
-  usual = {
-    side: _find_fastest(measured, f'{side}_tokens_per_s') for side in names
-  }
-  for side, size, other in (
-    ('sample', usual['sample'], usual['learn']),
-    ('learn', usual['learn'], measured[0][-1]['auto_learning']),
-  ):
-    key, (name, _) = f'{side}_tokens_per_s', names[side]
-    speeds = [
-      {row['size']: row.get(key) for row in rows if 'size' in row}
-      for rows in measured
+  least = min(row['size'] for rows in measured for row in rows if 'size' in row)
+  yield make(
+    'The size from which on sampling is faster than learning, of those tried',
+    f'rows{", at most" if least in crossings else ""}', crossings, 'rows',
+    lambda sizes: intervals.of_factors(sizes) if all(sizes) else None,
+  )  # fmt: skip
+  # Of a seed alone, the fastest of sizes that are about as fast is chance; that of
+  # all is chosen by the speeds that are compared here, so that no claim is made.
+  fastest = {side: _find_fastest(measured, side) for side in names}
+  asked = [('sample', fastest['learn'], "learning's fastest")]
+  autos = {rows[-1]['auto_learning'] for rows in measured}
+  if len(autos) == 1:
+    asked.append(('learn', *autos, "what 'auto' takes"))
+  for side, other, whose in asked:
+    seconds = [
+      [1 / speeds[size] for speeds in _find_speeds(measured, side)]
+      for size in (fastest[side], other)
     ]
-    if size != other and all(
-      some.get(size) and some.get(other) for some in speeds
-    ):
-      whose = "learning's fastest" if side == 'sample' else "what 'auto' takes"
-      yield make(
-        f'{name.capitalize()} is faster in {size} rows than in {other}, {whose}',
-        'seconds a token saved',
-        [100 * (1 - some[other] / some[size]) for some in speeds], '%',
-        expects='above',
-      )  # fmt: skip
+    yield make(
+      f'{names[side][0].capitalize()} in {fastest[side]} rows, its fastest, against'
+      f' {other}, {whose}', 'seconds a token saved', seconds, '%',
+      lambda both: intervals.of_savings(*both).scale(100.0),
+    )  # fmt: skip
   # Where the largest is the fastest, a still larger one may be faster.
   is_known = max(best['sample']) < largest['sample']
   yield make(
@@ -595,17 +592,18 @@ def _find_crossing(rows):
   return min((row['size'] for row in faster), default=None)
 
 
-def _find_fastest(measured, key):
+def _find_speeds(measured, side):
+  """Returns tokens a second by size, of each seed."""
+  key = f'{side}_tokens_per_s'
+  return [
+    {row['size']: row[key] for row in rows if key in row} for rows in measured
+  ]
+
+
+def _find_fastest(measured, side):
   """Returns the size that is the fastest over seeds, by the mean of logarithms."""
-  sizes = set.intersection(
-    *({row['size'] for row in rows if key in row} for rows in measured)
-  )
+  speeds = _find_speeds(measured, side)
   return max(
-    sizes,
-    key=lambda size: sum(
-      math.log(row[key])
-      for rows in measured
-      for row in rows
-      if row.get('size') == size
-    ),
+    set.intersection(*map(set, speeds)),
+    key=lambda size: sum(math.log(some[size]) for some in speeds),
   )

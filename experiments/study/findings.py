@@ -18,8 +18,7 @@ from experiments.study import curves, intervals
 # By name of the run and by seed.
 Runs = dict[str, dict[int, curves.Curve]]
 
-# Accuracies that differ by less are taken to be the same, in points, whichever way
-# a claim has it.
+# Accuracies whose difference is surely less are taken to be the same, in points.
 MARGIN = 3.0
 
 _SMALL = ('', 'nats/token')  # units of figures around 1 and below
@@ -89,8 +88,8 @@ class Comparison:
     combine: one of COMBINE, over seeds.
     scale: what makes `unit` of it.
     expects: what makes the claim hold: figures 'above' 0 or 'below' it, in points
-      beyond MARGIN; or in points 'near' it, within MARGIN, or 'not below' -MARGIN;
-      '' where a figure is no claim.
+      not surely within MARGIN; or in points 'near' it, within MARGIN, or 'not
+      below' -MARGIN; '' where a figure is no claim.
     paper_value: the paper's figure, in `unit`, if it is of the same kind.
     others: as `measure`, by other readings of the same runs, by which the verdict
       must be the same.
@@ -222,14 +221,17 @@ def judge(
     if high < 0 or (expects == 'near' and low > 0):
       return f'not decided: a difference, and perhaps of less than {margin:g}'
     return f'not decided: interval reaches beyond {margin:g}'
-  is_papers = paper_value is not None and low <= paper_value <= high
-  if is_near and not is_papers:
+  # It may be as large as the paper's, which may be small.
+  reaches = paper_value is not None and (
+    high >= paper_value if paper_value > 0 else low <= paper_value
+  )
+  if is_near and not reaches:
     return f'does not hold here: within {margin:g} of 0'
   if low <= 0 <= high:
     return 'not decided: interval spans 0'
   if (low > 0) != (expects == 'above'):
     return 'does not hold here'
-  if paper_value is None or is_papers:
+  if paper_value is None or low <= paper_value <= high:
     return 'holds'
   less = abs(found.mean) < abs(paper_value)
   return f'holds, by {"less" if less else "more"} than in the paper'

@@ -38,7 +38,7 @@ from dash_jax.runs import jsonl
 from dash_jax.sampling import memory
 
 NAME = 'sizes.jsonl'
-FIGURES = (
+_FIGURES = (
   (
     'tokens_per_s',
     'Speed against the size of a batch',
@@ -57,7 +57,7 @@ def draw(measured: Sequence[Sequence[dict]]) -> list[figures.Figure]:
     measured: of each seed, the lines of its file.
   """
   drawn = []
-  for key, title, y_label, scale in FIGURES:
+  for key, title, y_label, scale in _FIGURES:
     found = []
     for side in ('sample', 'learn'):
       by_size = [

@@ -113,9 +113,9 @@ def make(
 def _note(parts):
   """Returns how to read the findings."""
   texts = (
-    f'Intervals are over seeds, and hold 95%: of many claims a few are decided'
+    'Intervals are over seeds, and hold 95%: of many claims a few are decided'
     ' wrongly by chance. All seeds are asked the same held-out questions: that'
-    ' others would have other answers is in no interval, but none on accuracy is'
+    ' others would have other answers is in no interval, but none on held-out accuracy is'
     ' narrower than one question either way. Accuracies that differ by less than'
     f" {findings.MARGIN:g} points are taken to be the same. The paper's figures have"
     ' one seed.',

@@ -88,7 +88,7 @@ def test_a_legend_of_all_that_takes_time_is_inside_the_picture(monkeypatch):
   monkeypatch.setattr(
     figures, '_end', lambda figure, *unused: kept.append(figure)
   )
-  figures._draw_seconds([None] * 2, ['x' * 44, 'y'])
+  figures._draw_seconds([None], ['x' * 44])
   (figure,) = kept
   figure.draw_without_rendering()
   (legend,) = figure.legends
@@ -98,6 +98,8 @@ def test_a_legend_of_all_that_takes_time_is_inside_the_picture(monkeypatch):
   )):  # fmt: skip
     assert box.x0 >= 0
     assert box.x1 <= figure.bbox.x1
+    assert box.y0 >= 0
+    assert box.y1 <= figure.bbox.y1
   hatches = [hatch for *_, hatch in figures._SECONDS]
   assert len(set(hatches)) == len(hatches)
 

@@ -397,6 +397,29 @@ def test_too_little_memory_means_smaller_waves(
   assert 'going on with 4. sampling.batch_size=4 begins so' in caplog.text
 
 
+def test_too_little_memory_for_shards_of_which_one_has_fewer(mesh, tiny):
+  """Five prompts on two: the place that is left stays empty when the rows are begun
+  again, fewer at once."""
+  prompts = make_prompts(5)
+  how = decoding.make_decoding(1.0, stop_ids=STOPS)
+  devices = jax.devices()[:2]
+  with jax.set_mesh(jax.make_mesh((1, 2, 1), sharding.AXES, devices=devices)):
+    params = llama.init_params(tiny, jax.random.key(1), jnp.float32)
+    made = get_sampler(params, tiny, **ONE_RUNG | {'num_prompts': 5})
+    whole = made.sample(params, prompts, jax.random.key(0), how)
+
+    def fail(*unused):
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: out of memory')
+
+    made._compiled.decode = dict.fromkeys(made._compiled.decode, fail)
+    parts = made.stream(made.prepare(params), prompts, jax.random.key(0), how)
+    *rows, (last, found) = parts
+    seen = [row for part, _ in rows for row in part] + last.tolist()
+  assert made.batch_size < 6 * G
+  assert sorted(seen) == list(range(5 * G))
+  assert_equal(found.as_rollouts(prompts, 0), whole)
+
+
 def make_auto(params, config, num_prompts=Q, **options):
   return sampler.Sampler(
     llama.Llama(config), params, num_prompts=num_prompts, group_size=G,
