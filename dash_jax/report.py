@@ -94,8 +94,9 @@ def draw(
   kept = figure.add_subplot(lengths_grid[1], sharex=lengths)
 
   found = [workdirs.read(folder) for folder in folders]
-  for i, run in enumerate(found):
-    style = figures.make_style(i) | {'label': str(run.workdir)}
+  labels = figures.shorten([str(run.workdir) for run in found])
+  for i, (run, label) in enumerate(zip(found, labels, strict=True)):
+    style = figures.make_style(i) | {'label': label}
     _draw_held_out(held_out, run, style)
     rl = run.rl
     _draw_smoothed(sampled, rl, 'reward_mean', style)
@@ -107,7 +108,7 @@ def draw(
   elif len(found) == 1:
     _draw_seconds_by_step(seconds, found[0].rl)
   else:
-    _draw_seconds_by_run(seconds, found)
+    _draw_seconds_by_run(seconds, found, labels)
 
   _label(
     held_out,
@@ -118,7 +119,7 @@ def draw(
   held_out.yaxis.set_major_formatter('{x:.0%}')
   _label(
     sampled,
-    'B  Reward of samples, and its mean over steps around',
+    'B  Reward of samples, smoothed',
     'optimizer step',
     'mean reward',
   )
@@ -290,7 +291,7 @@ def _draw_timeline(axes, rows):
   axes.grid(axis='y', visible=False)
 
 
-def _draw_seconds_by_run(axes, found):
+def _draw_seconds_by_run(axes, found, labels):
   _label(axes, 'C  Seconds of a step, mean', 'seconds', '')
   axes.grid(axis='y', visible=False)
   left = np.zeros(len(found))
@@ -298,7 +299,6 @@ def _draw_seconds_by_run(axes, found):
   for i, run in enumerate(found):
     if run.rl:
       means[:, i] = workdirs.find_parts(run.rl).mean(axis=1)
-  names = [str(run.workdir) for run in found]
   for values, part in zip(means, workdirs.PARTS, strict=True):
     _, label, colour, hatch = part
     axes.barh(
@@ -306,7 +306,7 @@ def _draw_seconds_by_run(axes, found):
       hatch=hatch, edgecolor='white',
     )  # fmt: skip
     left += values
-  axes.set_yticks(range(len(found)), names)
+  axes.set_yticks(range(len(found)), labels)
   axes.set_ylim(len(found) - 0.4, -1.0)
   axes.legend(frameon=False, ncols=len(workdirs.PARTS), loc='upper right')
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dash_jax import report
-from dash_jax.reporting import workdirs
+from dash_jax.reporting import figures, workdirs
 from dash_jax.runs import jsonl, metrics
 
 
@@ -127,8 +127,9 @@ def test_accuracy_is_drawn_against_seconds_spent(tmp_path, monkeypatch):
   """4 SFT steps of 0.5 s, then 3 and 6 RL steps of 4 s each."""
   _write_run(tmp_path)
   lines = _lines(monkeypatch, [tmp_path], tmp_path / 'curves.png')
+  (label,) = figures.shorten([str(tmp_path)])
   np.testing.assert_allclose(
-    lines['A', str(tmp_path)], [[2.0, 0.4], [14.0, 0.65], [26.0, 0.8]]
+    lines['A', label], [[2.0, 0.4], [14.0, 0.65], [26.0, 0.8]]
   )
 
 
@@ -139,10 +140,8 @@ def test_several_runs_are_lines_of_one_picture(tmp_path, monkeypatch):
     _write_run(workdir, sft_steps)
   out_path = tmp_path / 'out' / 'curves.png'
   lines = _lines(monkeypatch, workdirs, out_path)
-  for workdir in workdirs:
-    assert {('A', str(workdir)), ('B', str(workdir)), ('D', str(workdir))} <= (
-      lines.keys()
-    )
+  for label in figures.shorten([str(workdir) for workdir in workdirs]):
+    assert {(panel, label) for panel in 'ABD'} <= lines.keys()
   pixels = matplotlib.image.imread(out_path)
   assert pixels.shape[:2] == (880, 1320)
 

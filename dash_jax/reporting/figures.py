@@ -60,7 +60,7 @@ def draw(lines: Sequence[workdirs.Line]) -> list[Figure]:
   """Returns the figures of some lines; those without a number are left out."""
   if not lines:
     return []
-  labels = _shorten([line.label for line in lines])
+  labels = shorten([line.label for line in lines])
   of_steps = (
     ('reward', 'Reward of samples', 'mean reward', 'reward_mean'),
     ('length', 'Length of completions', 'tokens, mean', 'completion_len_mean'),
@@ -123,7 +123,7 @@ def draw_curves(
     name, title, caption: as `Figure`'s.
     x_label, y_label: of the axes.
     curves: those without a point are left out.
-    labels: of each; see `_shorten`.
+    labels: of each; see `shorten`.
     is_share: whether y is one, from 0 to 1.
     num_marks: of a curve, some; None marks every point.
     doubles: whether each x is twice the one before, as sizes are.
@@ -216,7 +216,7 @@ def _put_legend(figure, axes, num_columns=_LEGEND_COLUMNS):
   )  # fmt: skip
 
 
-def _shorten(labels):
+def shorten(labels: Sequence[str]) -> list[str]:
   """Returns labels that fit beside an axis, without the folders that all begin
   with, and without what could not be drawn."""
   parts = [label.split('/') for label in labels]

@@ -10,12 +10,12 @@ from dash_jax.reporting import figures, workdirs
 
 def test_labels_are_what_differs():
   """Of one line the end of its path; a dollar and an underscore are drawn."""
-  assert figures._shorten(['/a/b/seed_*/dash', '/a/b/seed_*/grpo']) == [
+  assert figures.shorten(['/a/b/seed_*/dash', '/a/b/seed_*/grpo']) == [
     'seed_*/dash', 'seed_*/grpo',
   ]  # fmt: skip
-  assert figures._shorten(['/a/b/c/dash']) == ['c/dash']
-  assert figures._shorten(['x', '_y/$z']) == ['x', r' _y/\$z']
-  (long,) = figures._shorten(['x' * 90])
+  assert figures.shorten(['/a/b/c/dash']) == ['c/dash']
+  assert figures.shorten(['x', '_y/$z']) == ['x', r' _y/\$z']
+  (long,) = figures.shorten(['x' * 90])
   assert len(long) == 44
 
 
