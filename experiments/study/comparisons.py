@@ -561,9 +561,12 @@ def find_sizes(
   if len(autos) == 1:
     asked.append(('learn', *autos, "what 'auto' takes"))
   for side, other, whose in asked:
+    speeds = _find_speeds(measured, side)
+    # 'auto' may take a size that was not measured.
+    if other == fastest[side] or not all(other in some for some in speeds):
+      continue
     seconds = [
-      [1 / speeds[size] for speeds in _find_speeds(measured, side)]
-      for size in (fastest[side], other)
+      [1 / some[size] for some in speeds] for size in (fastest[side], other)
     ]
     yield make(
       f'{names[side][0].capitalize()} in {fastest[side]} rows, its fastest, against'
