@@ -333,6 +333,9 @@ def test_sizes_are_compared():
   found = {
     row.claim: row for row in comparisons.find_sizes([lines] * 2, 'tiny')
   }
+  odd = [*lines[:-1], lines[-1] | {'auto_learning': 24}]  # not measured
+  claims = [row.claim for row in comparisons.find_sizes([odd] * 2, 'tiny')]
+  assert sum(', against ' in claim for claim in claims) == 1
   last = found['Sampling is fastest in larger batches than learning']
   assert last.found.mean == 2
   # The largest that was tried is the fastest: the ratio may be larger.
