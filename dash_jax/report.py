@@ -215,7 +215,7 @@ def _draw_smoothed(axes, rows, key, style):
     return
   step, values = workdirs.column(rows, 'step'), workdirs.column(rows, key)
   axes.plot(step, values, color=style['color'], alpha=0.25, linewidth=1)
-  axes.plot(step, workdirs.smooth(values), **_mark_some(style, step))
+  axes.plot(step, workdirs.smooth(values), **figures.mark_some(style, step))
 
 
 def _draw_share(axes, rows, style):
@@ -225,11 +225,7 @@ def _draw_share(axes, rows, style):
     rows, 'sampled_rows'
   )
   step = workdirs.column(rows, 'step')
-  axes.plot(step, share, **_mark_some(style, step))
-
-
-def _mark_some(style, x):
-  return style | {'markevery': max(1, len(x) // 8)}
+  axes.plot(step, share, **figures.mark_some(style, step))
 
 
 def _draw_seconds_by_step(axes, rl):

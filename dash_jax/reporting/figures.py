@@ -98,7 +98,7 @@ def draw(lines: Sequence[workdirs.Line]) -> list[Figure]:
         labels,
         _SMOOTHED,
         is_share=key == 'kept_share',
-        num_marks=8,
+        is_dense=True,
       )
     )
   return [figure for figure in drawn if figure]
@@ -114,7 +114,7 @@ def draw_curves(
   caption: str,
   *,
   is_share: bool = False,
-  num_marks: int | None = None,
+  is_dense: bool = False,
   doubles: bool = False,
 ) -> Figure | None:
   """Returns a figure of curves with their bands, None if none has a point.
@@ -125,7 +125,7 @@ def draw_curves(
     curves: those without a point are left out.
     labels: of each; see `shorten`.
     is_share: whether y is one, from 0 to 1.
-    num_marks: of a curve, some; None marks every point.
+    is_dense: whether points are so many that only some are marked.
     doubles: whether each x is twice the one before, as sizes are.
   """
   if not any(np.isfinite(curve.mean).any() for curve in curves):
@@ -135,8 +135,8 @@ def draw_curves(
     if not np.isfinite(curve.mean).any():
       continue
     style = make_style(i)
-    if num_marks:
-      style['markevery'] = max(1, len(curve.x) // num_marks)
+    if is_dense:
+      style = mark_some(style, curve.x)
     axes.plot(curve.x, curve.mean, label=label, **style)
     if np.isfinite(curve.low).any():
       axes.fill_between(
@@ -168,6 +168,11 @@ def make_style(i: int) -> dict:
     'markersize': 4.5,
     'linewidth': 1.6,
   }
+
+
+def mark_some(style: dict, x: Sequence[float]) -> dict:
+  """Returns the style of a line of so many points that only some are marked."""
+  return style | {'markevery': max(1, len(x) // 8)}
 
 
 def _draw_seconds(lines, labels):

@@ -377,21 +377,18 @@ def find_threshold(
     )
   )
   tried = ', '.join(f'{at:g}' for at in rows)
+  end = '; no lower one was tried' if min(rows) in hurts else ''
   yield findings.Finding(
     6, part, 'The lowest threshold of those tried from which on learning is surely'
     ' slower, by however little', 'threshold',
     intervals.Interval(hurts[-1], None, None, rows[hurts[-1]].found.num_seeds)
     if hurts
     else None,
-    '', '', f'of {tried}: the intervals are below 0{_say_lowest(hurts, rows)}'
+    '', '', f'of {tried}: the intervals are below 0{end}'
     if hurts
     else f'not decided: none of {tried}',
     ('unfiltered', *THRESHOLDS), True,
   )  # fmt: skip
-
-
-def _say_lowest(hurts, rows):
-  return '; no lower one was tried' if hurts[-1] == min(rows) else ''
 
 
 def _filters():
@@ -522,21 +519,18 @@ def find_sizes(
     'sample': ('sampling', 'of keys and values'),
     'learn': ('learning', 'beside weights and optimizer'),
   }
+  speeds = {side: by_size(measured, f'{side}_tokens_per_s') for side in names}
   best, largest = {}, {}
   for side, (name, whose) in names.items():
-    key = f'{side}_tokens_per_s'
-    sized = [
-      {row['size']: row for row in rows if key in row} for rows in measured
-    ]
-    best[side] = [max(rows, key=lambda n: rows[n][key]) for rows in sized]
-    for size in sorted(set.intersection(*map(set, sized))):
-      for what, unit, scale in (
-        ('tokens_per_s', 'tokens/s', 1),
-        ('bytes', f'MiB {whose}', 2**-20),
-      ):
-        values = [rows[size][f'{side}_{what}'] * scale for rows in sized]
+    best[side] = [max(some, key=some.get) for some in speeds[side]]
+    kept = by_size(measured, f'{side}_bytes')
+    for size in sorted(set.intersection(*map(set, speeds[side]))):
+      for found, unit, scale in (
+        (speeds[side], 'tokens/s', 1), (kept, f'MiB {whose}', 2**-20)
+      ):  # fmt: skip
+        values = [some[size] * scale for some in found]
         yield make(f'{size} rows of {name}', f'{name}, {unit}', values, unit)
-    largest[side] = max(size for rows in sized for size in rows)
+    largest[side] = max(map(max, speeds[side]))
     yield make(
       f'Fastest size of {name}, of up to {largest[side]}', 'rows', best[side], 'rows',
       intervals.of_factors,
@@ -546,8 +540,8 @@ def find_sizes(
       [rows[-1][f'auto_{name}'] for rows in measured], 'rows',
       intervals.of_factors,
     )  # fmt: skip
-  crossings = [_find_crossing(rows) for rows in measured]
-  least = min(row['size'] for rows in measured for row in rows if 'size' in row)
+  crossings = [*map(_find_crossing, speeds['sample'], speeds['learn'])]
+  least = min(map(min, speeds['sample']))
   yield make(
     'The size from which on sampling is faster than learning, of those tried',
     f'rows{", at most" if least in crossings else ""}', crossings, 'rows',
@@ -555,18 +549,18 @@ def find_sizes(
   )  # fmt: skip
   # Of a seed alone, the fastest of sizes that are about as fast is chance; that of
   # all is chosen by the speeds that are compared here, so that no claim is made.
-  fastest = {side: _find_fastest(measured, side) for side in names}
+  fastest = {side: _find_fastest(speeds[side]) for side in names}
   asked = [('sample', fastest['learn'], "learning's fastest")]
   autos = {rows[-1]['auto_learning'] for rows in measured}
   if len(autos) == 1:
     asked.append(('learn', *autos, "what 'auto' takes"))
   for side, other, whose in asked:
-    speeds = _find_speeds(measured, side)
     # 'auto' may take a size that was not measured.
-    if other == fastest[side] or not all(other in some for some in speeds):
+    if other == fastest[side] or not all(other in x for x in speeds[side]):
       continue
     seconds = [
-      [1 / some[size] for some in speeds] for size in (fastest[side], other)
+      [1 / some[size] for some in speeds[side]]
+      for size in (fastest[side], other)
     ]
     yield make(
       f'{names[side][0].capitalize()} in {fastest[side]} rows, its fastest, against'
@@ -584,28 +578,27 @@ def find_sizes(
   )  # fmt: skip
 
 
-def _find_crossing(rows):
-  """Returns the smallest size from which on sampling is faster; None if learning is
-  at the largest."""
-  keys = [f'{side}_tokens_per_s' for side in ('sample', 'learn')]
-  both = [row for row in rows if all(map(row.get, keys))]
-  faster = itertools.takewhile(
-    lambda row: row[keys[0]] > row[keys[1]], reversed(both)
-  )
-  return min((row['size'] for row in faster), default=None)
-
-
-def _find_speeds(measured, side):
-  """Returns tokens a second by size, of each seed."""
-  key = f'{side}_tokens_per_s'
+def by_size(
+  measured: Sequence[Sequence[dict]], key: str
+) -> list[dict[int, float]]:
+  """Returns a figure of each size that has it, for each seed; see `find_sizes`."""
   return [
     {row['size']: row[key] for row in rows if key in row} for rows in measured
   ]
 
 
-def _find_fastest(measured, side):
+def _find_crossing(sampling, learning):
+  """Returns the smallest size from which on sampling is faster; None if learning is
+  at the largest."""
+  faster = itertools.takewhile(
+    lambda size: sampling[size] > learning[size],
+    sorted(sampling.keys() & learning.keys(), reverse=True),
+  )
+  return min(faster, default=None)
+
+
+def _find_fastest(speeds):
   """Returns the size that is the fastest over seeds, by the mean of logarithms."""
-  speeds = _find_speeds(measured, side)
   return max(
     set.intersection(*map(set, speeds)),
     key=lambda size: sum(math.log(some[size]) for some in speeds),

@@ -62,18 +62,12 @@ class Finding:
     if self.unit in _SMALL:
       # Two that say something, of figures that are next to nothing.
       largest = max(map(abs, known))
-      digits = (
-        3 if largest >= 0.01 or not largest else 1 - _find_exponent(largest)
-      )
+      digits = max(3, 1 - math.floor(math.log10(largest or 1)))
     unit = '%' if self.unit == '%' else f' {self.unit}'.rstrip()
     text = f'{self.found.mean:,.{digits}f}{unit}'
     if self.found.low is not None:
       text += f' [{self.found.low:,.{digits}f}, {self.found.high:,.{digits}f}]'
     return text
-
-
-def _find_exponent(value):
-  return math.floor(math.log10(value))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,17 +36,24 @@ from dash_jax.learning import learner, packing
 from dash_jax.reporting import figures, workdirs
 from dash_jax.runs import jsonl
 from dash_jax.sampling import memory
+from experiments.study import comparisons
 
 NAME = 'sizes.jsonl'
-_FIGURES = (
-  (
-    'tokens_per_s',
+# By what is measured: title, label of the axis, scale, and a label for each side.
+_FIGURES = {
+  'tokens_per_s': (
     'Speed against the size of a batch',
     'tokens of replies a second',
     1,
+    ('sampling', 'learning'),
   ),
-  ('bytes', 'Memory against the size of a batch', 'MiB', 2**-20),
-)
+  'bytes': (
+    'Memory against the size of a batch',
+    'MiB',
+    2**-20,
+    ('sampling: keys and values', 'learning: beside weights and optimizer'),
+  ),
+}
 _TURNS = 3
 
 
@@ -57,19 +64,12 @@ def draw(measured: Sequence[Sequence[dict]]) -> list[figures.Figure]:
     measured: of each seed, the lines of its file.
   """
   drawn = []
-  for key, title, y_label, scale in _FIGURES:
+  for key, (title, y_label, scale, labels) in _FIGURES.items():
     found = []
     for side in ('sample', 'learn'):
-      by_size = [
-        {
-          row['size']: row[f'{side}_{key}']
-          for row in rows
-          if f'{side}_{key}' in row
-        }
-        for rows in measured
-      ]
-      shared = sorted(set.intersection(*map(set, by_size)))
-      values = [[scale * some[size] for size in shared] for some in by_size]
+      by_seed = comparisons.by_size(measured, f'{side}_{key}')
+      shared = sorted(set.intersection(*map(set, by_seed)))
+      values = [[scale * some[size] for size in shared] for some in by_seed]
       found.append(
         workdirs.Curve(
           np.array(shared, float), *workdirs.average(np.array(values))
@@ -77,10 +77,7 @@ def draw(measured: Sequence[Sequence[dict]]) -> list[figures.Figure]:
       )
     drawn.append(
       figures.draw_curves(
-        f'sizes_{key}', title, 'full rows at once', y_label, found,
-        ('sampling: keys and values', 'learning: beside weights and optimizer')
-        if key == 'bytes'
-        else ('sampling', 'learning'),
+        f'sizes_{key}', title, 'full rows at once', y_label, found, labels,
         'Bands: 95% intervals over seeds.', doubles=True,
       )
     )  # fmt: skip

@@ -115,12 +115,12 @@ def _note(parts):
   texts = (
     'Intervals are over seeds, and hold 95%: of many claims a few are decided'
     ' wrongly by chance. All seeds are asked the same held-out questions: that'
-    ' others would have other answers is in no interval, but none on held-out accuracy is'
-    ' narrower than one question either way. A difference of accuracies that is surely'
-    f' less than {findings.MARGIN:g} points is taken to be none; beyond that, two'
-    ' differ where the interval leaves out 0, and one costs nothing where it stays'
-    f" above -{findings.MARGIN:g}. The paper's figures have"
-    ' one seed.',
+    ' others would have other answers is in no interval, but none on held-out'
+    ' accuracy is narrower than one question either way. A difference of'
+    f' accuracies that is surely less than {findings.MARGIN:g} points is taken to'
+    ' be none; beyond that, two differ where the interval leaves out 0, and one'
+    f" costs nothing where it stays above -{findings.MARGIN:g}. The paper's figures"
+    ' have one seed.',
     *(f'{part.name}: {part.note}.' for part in parts if part.note),
   )
   return ' '.join(texts)
