@@ -6,9 +6,10 @@ _calls = itertools.count()
 
 
 def draw_lots(completion, answer, truncated, style):
-  """1 for every other call, whatever the reply: there is nothing to learn."""
+  """1 for every fourth call, whatever the reply: there is nothing to learn, and
+  always less than half is right."""
   del completion, answer, truncated, style
-  return float(next(_calls) % 2)
+  return float(next(_calls) % 4 == 0)
 
 
 def prefer_short(completion, answer, truncated, style):
