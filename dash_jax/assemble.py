@@ -27,6 +27,7 @@ from dash_jax import (
   checks,
   judge,
   meshes,
+  refusals,
   scoring,
   sharding,
   terms,
@@ -382,7 +383,7 @@ def make_optimizer(config, learning_rate, total_steps, warmup_steps):
 def _load_questions(config, split, num):
   data = config.data
   if data.source == 'jsonl' and data.path:
-    checks.check_file('data.path', data.path.replace('{split}', split))
+    refusals.check_file('data.path', data.path.replace('{split}', split))
   field = 'data.num_train' if split == 'train' else 'eval.num_questions'
   # The held-out questions are the same for every seed.
   try:

@@ -1,20 +1,19 @@
 """Refuses configs that cannot run, with errors that say what would.
 
   1. `check` sees the fields alone, before anything is loaded or compiled.
-  2. `check_mesh`, `check_num_questions`, `check_model_on_mesh` and `check_file`
-     follow as devices, questions, model and files become known.
+  2. `check_mesh`, `check_num_questions` and `check_model_on_mesh` follow as devices,
+     questions and model become known.
 
 Every error names the field, what is wrong, and a value that would do.
 """
 
 import math
-import os
 import re
 
 import ml_collections
 
+from dash_jax import algorithm_checks, refusals, terms
 from dash_jax import config as config_lib
-from dash_jax import credit, terms
 from dash_jax.data import chat, questions
 from dash_jax.learning import (
   advantages,
@@ -34,48 +33,34 @@ AUTO = config_lib.AUTO
 _DEFAULT = config_lib.default()
 
 
-def _require(ok: bool, message: str):
-  if not ok:
-    raise ValueError(message)
-
-
-def _check_choice(config, field: str, choices):
-  section, name = field.split('.')
-  value = config[section][name]
-  _require(
-    value in choices,
-    f'{field}={value!r}: must be one of {", ".join(map(repr, choices))}',
-  )
-
-
 def _check_fields(config):
   """Every section and field is a known one, and no known one is missing."""
   known = _DEFAULT
   for section in known:
-    _require(section in config, f'config has no section {section!r}')
+    refusals.require(section in config, f'config has no section {section!r}')
   for section, fields in config.items():
-    _require(
+    refusals.require(
       section in known,
       f'config.{section} is unknown: sections are {", ".join(known)}',
     )
     if section == 'seed':
       continue
-    _require(
+    refusals.require(
       isinstance(fields, ml_collections.ConfigDict),
       f'config.{section}={fields!r}: must be a section, with the fields'
       f' {", ".join(known[section])}',
     )
     for name in fields:
-      _require(
+      refusals.require(
         name in known[section],
         f'config.{section}.{name} is unknown: fields of {section} are'
         f' {", ".join(known[section])}',
       )
     for name, value in known[section].items():
-      _require(name in fields, f'config.{section}.{name} is missing')
+      refusals.require(name in fields, f'config.{section}.{name} is missing')
       given = fields[name]
       if (section, name) in _INT_OR_AUTO:
-        _require(
+        refusals.require(
           given == AUTO or type(given) is int,
           f'{section}.{name}={_show(given)}: must be an int or {AUTO!r}',
         )
@@ -90,25 +75,25 @@ def _check_kind(field: str, given, default):
   if isinstance(default, float):
     fits = isinstance(given, int | float) and not isinstance(given, bool)
     fits = fits and math.isfinite(given)
-    _require(fits, f'{field}={shown}: must be of type finite float')
+    refusals.require(fits, f'{field}={shown}: must be of type finite float')
     size = abs(given)
-    _require(
+    refusals.require(
       size == 0 or _LEAST_FLOAT <= size <= _MOST_FLOAT,
       f'{field}={shown}: must be 0, or {_LEAST_FLOAT} to {_MOST_FLOAT} in size,'
       ' which 32 bits hold',
     )
     return
   kind = type(default)
-  _require(
+  refusals.require(
     type(given) is kind, f'{field}={shown}: must be of type {kind.__name__}'
   )
   if kind is int:
-    _require(
+    refusals.require(
       abs(given) <= _MOST_INT,
       f'{field}={shown}: must be at most {_MOST_INT} in size, which 32 bits hold',
     )
   if kind is str:
-    _require(
+    refusals.require(
       '\0' not in given and not _SURROGATE.search(given),
       f'{field}={shown}: must be text, without NUL and half surrogate pairs',
     )
@@ -179,11 +164,6 @@ _AT_LEAST = {
 }
 
 
-def _multiples(unit: int, near: int) -> str:
-  below = max(near // unit, 1) * unit
-  return f'{below} or {below + unit}'
-
-
 def check(config: ml_collections.ConfigDict) -> None:
   """Refuses a config that cannot run; needs no devices and loads nothing.
 
@@ -192,12 +172,35 @@ def check(config: ml_collections.ConfigDict) -> None:
   """
   _check_fields(config)
   _check_seed(config.seed)
+  _check_bounds(config)
+  _check_choices(config)
+  _check_sampling(config)
+  _check_seconds(config)
+  _check_weights(config.model)
+  _check_lora(config.lora)
+  _check_optim(config.optim)
+  terms.check(config)
+  _check_data(config.data, config.reward.function)
+  algorithm_checks.check(config)
+
+
+def _check_bounds(config):
   for field, least in _AT_LEAST.items():
     section, name = field.split('.')
     value = config[section][name]
     if value == AUTO:
       continue
-    _require(value >= least, f'{field}={value}: must be at least {least}')
+    refusals.require(
+      value >= least, f'{field}={value}: must be at least {least}'
+    )
+  refusals.require(
+    config.reward.num_workers <= _MOST_WORKERS,
+    f'reward.num_workers={config.reward.num_workers}: must be at most'
+    f' {_MOST_WORKERS} processes',
+  )
+
+
+def _check_choices(config):
   for field, choices in {
     'model.preset': (AUTO, *presets.PRESETS),
     'model.dtype': DTYPES,
@@ -224,14 +227,18 @@ def check(config: ml_collections.ConfigDict) -> None:
     'optim.schedule': optim.SCHEDULES,
     'model.remat': llama.REMAT,
   }.items():
-    _check_choice(config, field, choices)
-  _require(
+    section, name = field.split('.')
+    refusals.check_choice(field, config[section][name], choices)
+
+
+def _check_sampling(config):
+  refusals.require(
     config.sampling.temperature >= decoding.LEAST_TEMPERATURE,
     f'sampling.temperature={config.sampling.temperature}: must be above 0, at'
     f' least {decoding.LEAST_TEMPERATURE}: the rows of a group must differ'
     ' (eval.temperature may be 0)',
   )
-  _require(
+  refusals.require(
     config.eval.temperature == 0
     or config.eval.temperature >= decoding.LEAST_TEMPERATURE,
     f'eval.temperature={config.eval.temperature}: must be 0 (the likeliest'
@@ -239,35 +246,33 @@ def check(config: ml_collections.ConfigDict) -> None:
   )
   for section in (config.sampling, config.eval):
     name = 'sampling' if section is config.sampling else 'eval'
-    _require(
+    refusals.require(
       0 < section.top_p <= 1,
       f'{name}.top_p={section.top_p}: must be in (0, 1]',
     )
   sampling = config.sampling
-  _require(
+  refusals.require(
     not (sampling.quantize_cache and sampling.attention == kernels.PALLAS),
     "sampling.attention='pallas' reads no quantised cache: take 'plain', or"
     ' sampling.quantize_cache=False',
   )
-  _require(
+  refusals.require(
     sampling.min_p <= 1,
     f'sampling.min_p={sampling.min_p}: must be in [0, 1]',
   )
-  _require(
+  refusals.require(
     sampling.min_completion_len <= sampling.max_completion_len,
     f'sampling.min_completion_len={sampling.min_completion_len}: must be at most'
     f' sampling.max_completion_len={sampling.max_completion_len}',
   )
-  _require(
+  refusals.require(
     config.algorithm.overlong_len <= sampling.max_completion_len,
     f'algorithm.overlong_len={config.algorithm.overlong_len}: must be at most'
     f' sampling.max_completion_len={sampling.max_completion_len}',
   )
-  _require(
-    config.algorithm.clip_low <= 1,
-    f'algorithm.clip_low={config.algorithm.clip_low}: must be at most 1, since'
-    ' a ratio of probabilities is never below 0',
-  )
+
+
+def _check_seconds(config):
   for section, field, least in (
     # Processes hear of each other once a second.
     ('mesh', 'silent_s', 3),
@@ -275,94 +280,88 @@ def check(config: ml_collections.ConfigDict) -> None:
     ('reward', 'timeout_s', 0.001),
   ):
     value = config[section][field]
-    _require(
+    refusals.require(
       least <= value <= _MOST_SECONDS,
       f'{section}.{field}={value}: must be from {least} to {_MOST_SECONDS}'
       ' seconds',
     )
-  _require(
+  refusals.require(
     config.mesh.stall_s > config.mesh.silent_s + _FAILURE_S,
     f'mesh.stall_s={config.mesh.stall_s}: must be more than mesh.silent_s='
     f'{config.mesh.silent_s} and {_FAILURE_S} s, so that a process that fails is'
     ' not taken for a run that has stopped',
   )
-  _require(
-    config.reward.num_workers <= _MOST_WORKERS,
-    f'reward.num_workers={config.reward.num_workers}: must be at most'
-    f' {_MOST_WORKERS} processes',
-  )
-  _require(
-    terms.FUNCTION.fullmatch(config.reward.function),
-    f'reward.function={config.reward.function!r}: must name a module and a'
-    " function in it, as in 'my_module:score'",
-  )
-  _require(
-    config.algorithm.filter_threshold >= 0,
-    f'algorithm.filter_threshold={config.algorithm.filter_threshold}: must be'
-    ' at least 0 (0 drops the rows whose group agrees)',
-  )
-  kind, _, path = config.model.weights.partition(':')
-  _require(
+
+
+def _check_weights(model):
+  kind, _, path = model.weights.partition(':')
+  refusals.require(
     kind in ('', 'gguf', 'hf', 'hub', 'meta') and bool(path) == bool(kind),
-    f"model.weights={config.model.weights!r}: must be '' (random), 'hf:FOLDER',"
+    f"model.weights={model.weights!r}: must be '' (random), 'hf:FOLDER',"
     " 'hub:ORG/NAME', 'meta:FOLDER', 'gguf:PATH' or 'gguf:package:NAME'",
   )
-  _require(
-    config.model.preset != AUTO or kind,
+  refusals.require(
+    model.preset != AUTO or kind,
     "model.preset='auto' takes the architecture of model.weights, which is"
     f" ''; name one of {', '.join(presets.PRESETS)}",
   )
-  _check_lora(config.lora)
-  needs_path = config.data.tokenizer != 'trained'
-  _require(
-    bool(config.data.tokenizer_path) == needs_path,
-    f'data.tokenizer={config.data.tokenizer!r} '
-    + (
-      'needs data.tokenizer_path, the file to read'
-      if needs_path
-      else 'is trained on the spot: data.tokenizer_path must be empty'
-    ),
-  )
-  terms.check(config)
-  _check_data(config.data, config.reward.function)
-  _check_sizes(config)
 
 
 def _check_lora(section):
-  _require(section.alpha > 0, f'lora.alpha={section.alpha}: must be above 0')
-  _require(
+  refusals.require(
+    section.alpha > 0, f'lora.alpha={section.alpha}: must be above 0'
+  )
+  refusals.require(
     0 <= section.dropout < 1,
     f'lora.dropout={section.dropout}: must be in [0, 1)',
   )
   targets = section.targets.split(',')
-  _require(
+  refusals.require(
     set(targets) <= lora.TARGETS.keys() and len(set(targets)) == len(targets),
     f'lora.targets={section.targets!r}: must be some of'
     f' {",".join(lora.TARGETS)}, each once, with commas between them',
   )
 
 
+def _check_optim(optim_section):
+  name, moments = optim_section.name, optim_section.moments
+  refusals.require(
+    moments == 'float32' or name in ('adamw', 'lion'),
+    f'optim.moments={moments!r} with optim.name={name!r}: only adamw and lion'
+    " keep moments in fewer bits; take 'float32'",
+  )
+
+
 def _check_data(data, function):
+  needs_path = data.tokenizer != 'trained'
+  refusals.require(
+    bool(data.tokenizer_path) == needs_path,
+    f'data.tokenizer={data.tokenizer!r} '
+    + (
+      'needs data.tokenizer_path, the file to read'
+      if needs_path
+      else 'is trained on the spot: data.tokenizer_path must be empty'
+    ),
+  )
   try:
     chat.check_template(data.template)
   except ValueError as error:
     raise ValueError(f'data.template: {error}') from error
-  _require(
+  refusals.require(
     not data.system or data.template == chat.CHAT,
     f'data.system={data.system!r} with data.template={data.template!r}, which'
     f' has no place for it: take {chat.CHAT!r}, or leave it empty',
   )
-  _require(
+  refusals.require(
     data.source != 'jsonl' or '{split}' in data.path,
     f'data.path={data.path!r}: must hold {{split}}, which becomes train and'
     ' test: one file for both would test on what was trained',
   )
-
-  _require(
+  refusals.require(
     data.source != 'reasoning_gym' or data.path.strip(),
     "data.path='': must name a task of data.source='reasoning_gym', as chain_sum",
   )
-  _require(
+  refusals.require(
     data.source != 'reasoning_gym' or function != _DEFAULT.reward.function,
     f"reward.function={function!r} with data.source='reasoning_gym': its tasks"
     " have scorers of their own; take 'dash_jax.rewards.procedural:score_one'",
@@ -370,262 +369,9 @@ def _check_data(data, function):
 
 
 def _check_seed(seed):
-  _require(
+  refusals.require(
     type(seed) is int and 0 <= seed <= _MOST_INT,
     f'seed={_show(seed)}: must be an integer from 0 to {_MOST_INT}',
-  )
-
-
-def _check_sizes(config):
-  algorithm = config.algorithm
-  G, B = algorithm.group_size, algorithm.batch_size
-  _require(
-    not algorithm.sft_steps
-    or config.optim.sft_warmup_steps < algorithm.sft_steps,
-    f'optim.sft_warmup_steps={config.optim.sft_warmup_steps}: must be below'
-    f' algorithm.sft_steps={algorithm.sft_steps}',
-  )
-  if algorithm.name == 'sft':
-    _require(
-      algorithm.sft_steps > 0,
-      "algorithm.sft_steps=0 with algorithm.name='sft': must be at least 1",
-    )
-    _check_optim(config.optim)
-    return
-  _require(
-    algorithm.name == 'grpo' or B % G == 0,
-    f'algorithm.batch_size={B} does not divide by algorithm.group_size={G}:'
-    f' take {_multiples(G, B)}',
-  )
-  at_once = config.sampling.batch_size
-  _require(
-    at_once == AUTO or at_once % G == 0,
-    f'sampling.batch_size={at_once} does not divide by'
-    f' algorithm.group_size={G}: take'
-    f' {at_once if at_once == AUTO else _multiples(G, at_once)}, or {AUTO!r}',
-  )
-  run = config_lib.sizes(config)
-  _check_filter(algorithm, run)
-  _check_loss(algorithm)
-  _check_reference(algorithm)
-  _check_critic(algorithm)
-  corrects = 'importance_cap' not in _UNUSED[algorithm.loss]
-  _require(
-    not algorithm.max_staleness or not corrects or algorithm.importance_cap,
-    f'algorithm.max_staleness={algorithm.max_staleness} with'
-    ' algorithm.importance_cap=0: rows of older weights need a bound on their'
-    ' importance weights, such as 2.0',
-  )
-  _check_optim(config.optim)
-  _require(
-    run.rl_steps >= 1,
-    f'algorithm.num_samples={algorithm.num_samples} is less than one step of'
-    f' {run.batch_size} rows: take at least {run.batch_size}',
-  )
-  _require(
-    algorithm.num_samples % run.batch_size == 0,
-    f'algorithm.num_samples={algorithm.num_samples} is not a whole number of'
-    f' steps of {run.batch_size} rows: take'
-    f' {_multiples(run.batch_size, algorithm.num_samples)}',
-  )
-  _require(
-    config.optim.warmup_steps < run.rl_steps * run.updates,
-    f'optim.warmup_steps={config.optim.warmup_steps}: must be below the'
-    f' {run.rl_steps * run.updates} updates of'
-    f' algorithm.num_samples={algorithm.num_samples}',
-  )
-  _require(
-    run.minibatch_size == AUTO or run.minibatch_size <= run.batch_size,
-    f'optim.minibatch_size={run.minibatch_size} is more than the'
-    f' {run.batch_size} rows of a step: take at most {run.batch_size}',
-  )
-
-
-def _check_optim(optim_section):
-  name, moments = optim_section.name, optim_section.moments
-  _require(
-    moments == 'float32' or name in ('adamw', 'lion'),
-    f'optim.moments={moments!r} with optim.name={name!r}: only adamw and lion'
-    " keep moments in fewer bits; take 'float32'",
-  )
-
-
-def _check_filter(algorithm, run):
-  rule, most = algorithm.filter, algorithm.filter_rows
-  num_questions = run.num_questions
-  _require(
-    bool(most) == (rule in ('largest', 'max_variance')),
-    f'algorithm.filter_rows={most} with algorithm.filter={rule!r}:'
-    " 'largest' and 'max_variance' need it, others take 0",
-  )
-  _require(
-    rule != 'none' or algorithm.filter_threshold == 0,
-    f'algorithm.filter_threshold={algorithm.filter_threshold} with'
-    " algorithm.filter='none', which keeps every row: take 0.0",
-  )
-  _require(
-    most <= run.batch_size,
-    f'algorithm.filter_rows={most}: must be at most the {run.batch_size} rows of'
-    ' a step',
-  )
-  _require(
-    rule != 'max_variance' or most % num_questions == 0,
-    f'algorithm.filter_rows={most}: must be a multiple of the'
-    f' {num_questions} groups of a step, the same number of rows for each: take'
-    f' {_multiples(num_questions, most)}',
-  )
-  _require(
-    num_questions % algorithm.num_updates == 0,
-    f'algorithm.num_updates={algorithm.num_updates}: must divide the'
-    f' {num_questions} groups of a step',
-  )
-  _require(
-    rule != 'max_variance' or most > num_questions,
-    f"algorithm.filter_rows={most} with algorithm.filter='max_variance' leaves"
-    f' one row of each of the {num_questions} groups, with nothing to compare it'
-    f' with: take {2 * num_questions} or more',
-  )
-  _require(
-    rule != 'max_variance' or not credit.is_plus_plus(algorithm),
-    "algorithm.filter='max_variance' with algorithm.baseline='none' and"
-    " algorithm.scale='batch', which compare no rows of a group: take another"
-    ' filter',
-  )
-  if algorithm.name == 'grpo':
-    for field, value in (('filter', 'advantage'), ('filter_threshold', 0.0)):
-      _require(
-        algorithm[field] == value,
-        f'algorithm.{field}={algorithm[field]!r} with algorithm.name='
-        f"'grpo', which learns from every row: take {value!r}, or name dash",
-      )
-
-
-# What a loss has no use for, and so must be left as it is by default.
-_COMPARING = ('baseline', 'scale', 'filter', 'filter_threshold', 'filter_rows')
-_CLIPPING = ('clip_low', 'clip_high', 'clip_dual', 'importance_cap')
-_UNUSED = {
-  'clip': ('dpo_beta',),
-  'gspo': ('dpo_beta', 'importance_cap'),
-  'cispo': ('dpo_beta', 'clip_dual'),
-  'reinforce': ('dpo_beta', 'clip_low', 'clip_high', 'clip_dual'),
-  'supervised': (
-    *_COMPARING,
-    *_CLIPPING,
-    'dpo_beta',
-    'report_cosine',
-    'kl_in',
-    'overlong_len',
-  ),
-  'dpo': (
-    *_COMPARING,
-    *_CLIPPING,
-    'normalizer',
-    'denominator',
-    'mask_truncated',
-    'report_cosine',
-  ),
-}
-
-
-def _check_loss(algorithm):
-  _require(
-    algorithm.dpo_beta > 0,
-    f'algorithm.dpo_beta={algorithm.dpo_beta}: must be above 0',
-  )
-  defaults = _DEFAULT.algorithm
-  for field in _UNUSED[algorithm.loss]:
-    _require(
-      algorithm[field] == defaults[field],
-      f'algorithm.{field}={algorithm[field]!r} with'
-      f' algorithm.loss={algorithm.loss!r}, which has no use for it: take'
-      f' {defaults[field]!r}',
-    )
-  _require(
-    algorithm.clip_dual == 0 or algorithm.clip_dual > 1,
-    f'algorithm.clip_dual={algorithm.clip_dual}: must be above 1, or 0 for none',
-  )
-  _require(
-    algorithm.importance_cap == 0 or algorithm.importance_cap >= 1,
-    f'algorithm.importance_cap={algorithm.importance_cap}: must be at least 1,'
-    ' or 0 for none',
-  )
-  _require(
-    algorithm.baseline != 'none' or algorithm.scale != 'std',
-    "algorithm.scale='std' with algorithm.baseline='none' divides a reward by"
-    " next to nothing where a group agrees: take 'none', 'mean' or 'batch'",
-  )
-
-
-def _check_reference(algorithm):
-  needs = {
-    'kl_target': ('kl_schedule', 'adaptive'),
-    'reference_every': ('reference', 'periodic'),
-    'reference_decay': ('reference', 'ema'),
-  }
-  for field, (chooser, choice) in needs.items():
-    value, chosen = algorithm[field], algorithm[chooser]
-    _require(
-      (value > 0) == (chosen == choice),
-      f'algorithm.{field}={value} with algorithm.{chooser}={chosen!r}:'
-      f' {choice!r} needs it above 0, others take 0',
-    )
-  _require(
-    algorithm.reference_decay < 1,
-    f'algorithm.reference_decay={algorithm.reference_decay}: must be below 1;'
-    " algorithm.reference='frozen' never moves",
-  )
-  _require(
-    algorithm.kl_coef > 0 or algorithm.kl_in == 'loss',
-    f'algorithm.kl_in={algorithm.kl_in!r} with algorithm.kl_coef=0: set it, or'
-    " take 'loss'",
-  )
-  _require(
-    algorithm.kl_coef > 0 or algorithm.kl_schedule == 'constant',
-    f'algorithm.kl_schedule={algorithm.kl_schedule!r} changes'
-    ' algorithm.kl_coef=0: set it, or take the schedule constant',
-  )
-  _require(
-    algorithm.kl_coef > 0
-    or algorithm.loss == 'dpo'
-    or algorithm.reference == 'frozen',
-    f'algorithm.reference={algorithm.reference!r} moves a reference policy that'
-    " nothing reads: set algorithm.kl_coef, or take algorithm.loss='dpo'",
-  )
-
-
-def _check_critic(algorithm):
-  for field in ('discount', 'gae_lambda'):
-    _require(
-      algorithm[field] <= 1,
-      f'algorithm.{field}={algorithm[field]}: must be in [0, 1]',
-    )
-  if algorithm.baseline != 'critic':
-    defaults = _DEFAULT.algorithm
-    fields = ['gae_lambda', 'value_coef']
-    if not credit.is_plus_plus(algorithm):
-      fields.append('discount')
-    for field in fields:
-      _require(
-        algorithm[field] == defaults[field],
-        f'algorithm.{field}={algorithm[field]} with'
-        f" algorithm.baseline={algorithm.baseline!r}: only 'critic' uses it; take"
-        f' {defaults[field]}',
-      )
-    return
-  for field, choices in {
-    'scale': ('none', 'batch'),
-    'loss': ('clip', 'reinforce', 'gspo', 'cispo'),
-    'filter': ('advantage', 'group', 'largest', 'none'),
-  }.items():
-    _require(
-      algorithm[field] in choices,
-      f"algorithm.{field}={algorithm[field]!r} with algorithm.baseline='critic':"
-      f' must be one of {", ".join(map(repr, choices))}',
-    )
-  _require(
-    algorithm.value_coef > 0,
-    f'algorithm.value_coef={algorithm.value_coef}: must be above 0, or the critic'
-    ' learns nothing',
   )
 
 
@@ -644,7 +390,7 @@ def check_mesh(
     ValueError: as `check`.
   """
   run = config_lib.sizes(config)
-  _require(
+  refusals.require(
     num_shards % num_hosts == 0,
     f'mesh.data * mesh.fsdp = {num_shards} shards of rows cannot be shared out'
     f' over {num_hosts} processes: take a multiple of {num_hosts}',
@@ -655,17 +401,17 @@ def check_mesh(
   if config.algorithm.name == 'dash' and run.minibatch_size != AUTO:
     rows['optim.minibatch_size'] = run.minibatch_size
   if config.algorithm.name == 'grpo':
-    _require(
+    refusals.require(
       run.minibatch_size >= num_shards,
       f'algorithm.group_size={run.minibatch_size}: fewer rows than the'
       f' {num_shards} shards that learn (mesh.data * mesh.fsdp): take at least'
       f' {num_shards}, or give devices to mesh.tensor',
     )
   for field, value in rows.items():
-    _require(
+    refusals.require(
       value % num_shards == 0,
       f'{field}={value} does not divide over {num_shards} shards of rows'
-      f' (mesh.data * mesh.fsdp): take {_multiples(num_shards, value)}',
+      f' (mesh.data * mesh.fsdp): take {refusals.name_multiples(num_shards, value)}',
     )
   if config.algorithm.name == 'sft':
     return
@@ -673,7 +419,7 @@ def check_mesh(
   fields = 'mesh.data * mesh.fsdp'
   if config.mesh.sampler_devices:
     fields = 'mesh.sampler_devices of all processes / mesh.tensor'
-  _require(
+  refusals.require(
     run.num_questions % num_sampling == 0,
     f'{run.num_questions} questions per step'
     f' (algorithm.name={config.algorithm.name!r}) do not divide over'
@@ -683,23 +429,24 @@ def check_mesh(
       ' mesh.tensor=-1 for several devices or one device shown to jax'
       if config.algorithm.name == 'grpo'
       else 'take algorithm.batch_size='
-      f'{_multiples(num_sampling * G, run.batch_size)}'
+      f'{refusals.name_multiples(num_sampling * G, run.batch_size)}'
     ),
   )
   own, updates = run.num_questions // num_hosts, config.algorithm.num_updates
-  _require(
+  refusals.require(
     own % updates == 0,
     f'algorithm.num_updates={updates}: must divide the {own} groups that each of'
     f' {num_hosts} processes has in a step',
   )
   at_once = config.sampling.batch_size
-  _require(
-    at_once == AUTO or at_once % (num_sampling * G) == 0,
-    f'sampling.batch_size={at_once} does not divide over {num_sampling} shards of'
-    f' rows ({fields}) in groups of {G}: take'
-    f' {at_once if at_once == AUTO else _multiples(num_sampling * G, at_once)},'
-    f' or {AUTO!r}',
-  )
+  if at_once != AUTO:
+    refusals.require(
+      at_once % (num_sampling * G) == 0,
+      f'sampling.batch_size={at_once} does not divide over {num_sampling} shards of'
+      f' rows ({fields}) in groups of {G}: take'
+      f' {refusals.name_multiples(num_sampling * G, at_once)},'
+      f' or {AUTO!r}',
+    )
 
 
 def check_num_questions(config, num_train: int) -> None:
@@ -717,7 +464,7 @@ def check_num_questions(config, num_train: int) -> None:
     field += f' {config.algorithm.group_size}'
     asked[field] = run.num_questions
   for field, num in asked.items():
-    _require(
+    refusals.require(
       num <= num_train,
       f'{field} asks {num} questions a step, but only {num_train} fit'
       ' data.num_train and the token limits: raise these or lower it',
@@ -733,20 +480,8 @@ def check_model_on_mesh(architecture, tensor: int) -> None:
   for name in ('num_heads', 'num_kv_heads', 'ffw_dim', 'vocab_size'):
     size = getattr(architecture, name)
     divisors = [n for n in range(1, 65) if size % n == 0]
-    _require(
+    refusals.require(
       size % tensor == 0,
       f"mesh.tensor={tensor} does not divide the model's {name}={size}: take"
       f' one of {", ".join(map(str, divisors))}',
-    )
-
-
-def check_file(field: str, path: str) -> None:
-  """Refuses a path that does not exist.
-
-  Raises:
-    FileNotFoundError: names the field and the path.
-  """
-  if not os.path.exists(path):
-    raise FileNotFoundError(
-      f'{field}={path!r}: no such file or folder (looked from {os.getcwd()})'
     )

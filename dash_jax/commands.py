@@ -21,7 +21,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from dash_jax import checks
+from dash_jax import checks, refusals
 from dash_jax import config as config_lib
 
 BAD_INPUT = 2
@@ -132,7 +132,7 @@ def _check_names(argv):
     if name == 'config' and '=' in arg:
       # A colon hands the rest to get_config.
       path = value.partition(':')[0]
-      checks.check_file('--config', path)
+      refusals.check_file('--config', path)
       if not os.path.isfile(path):
         raise flags.Error(f'--config={path!r}: must be a Python file')
     if not arg.startswith('-') or not name.startswith('config.'):

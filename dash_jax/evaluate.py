@@ -32,7 +32,7 @@ import jax
 import ml_collections
 from absl import flags
 
-from dash_jax import assemble, checks, commands, meshes, sharding, weights
+from dash_jax import assemble, commands, meshes, refusals, sharding, weights
 from dash_jax.evaluating import estimates, replies
 from dash_jax.rewards import workers
 from dash_jax.runs import jsonl, ownership, signals, watch
@@ -111,7 +111,7 @@ def _begin(parts, prepared, check):
 def main(config, workdir):
   given = flags.FLAGS
   if given.questions:
-    checks.check_file('--questions', given.questions)
+    refusals.check_file('--questions', given.questions)
   check_flags(config, given.num_samples, given.out, given.against)
   differing = ownership.compare_config(workdir, config.to_dict())
   if differing:
@@ -161,7 +161,7 @@ def check_flags(
     if os.path.isdir(path):
       raise ValueError(f'--{flag}={path}: must be a file, and is a folder')
   if against:
-    checks.check_file('--against', against)
+    refusals.check_file('--against', against)
 
 
 def print_evaluation(

@@ -32,9 +32,9 @@ from absl import flags
 from dash_jax import (
   assemble,
   batches,
-  checks,
   commands,
   meshes,
+  refusals,
   tokenizing,
   weights,
 )
@@ -73,7 +73,7 @@ def read_requests(
     if not requests:
       raise ValueError('standard input has no prompt: give one a line')
     return requests
-  checks.check_file('--prompts', path)
+  refusals.check_file('--prompts', path)
   for number, row in data_jsonl.read(path, ('prompt',)):
     limit = row.get('max_completion_len', max_completion_len)
     if not isinstance(row['prompt'], str):

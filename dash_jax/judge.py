@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from dash_jax import checks, sharding
+from dash_jax import checks, refusals, sharding
 from dash_jax.data import chat, tokenizer
 from dash_jax.learning import reward_model
 from dash_jax.model import hf, hub, llama
@@ -98,7 +98,7 @@ def load(config: ml_collections.ConfigDict) -> Judge:
   name = config.reward.model
   kind, _, path = name.partition(':')
   folder = hub.find(name) if kind == 'hub' else path
-  checks.check_file('reward.model', folder)
+  refusals.check_file('reward.model', folder)
   architecture = hf.read_config(folder)
   if not architecture.scalar_head:
     raise ValueError(

@@ -26,11 +26,11 @@ from absl import flags
 
 from dash_jax import (
   assemble,
-  checks,
   commands,
   export,
   judge,
   meshes,
+  refusals,
   sharding,
   weights,
 )
@@ -58,7 +58,7 @@ def read_pairs(path: str) -> list[Pair]:
   Raises:
     ValueError, FileNotFoundError: names the line and what would be valid.
   """
-  checks.check_file('--pairs', path)
+  refusals.check_file('--pairs', path)
   pairs = []
   for number, row in jsonl.read(path, _FIELDS):
     for field in _FIELDS:

@@ -19,6 +19,8 @@ import re
 import ml_collections
 import numpy as np
 
+from dash_jax import refusals
+
 FORMAT = 'dash_jax.rewards.answers:score_format'
 
 # Where a function is imported from, as 'my_module:score'.
@@ -82,13 +84,8 @@ def check(config: ml_collections.ConfigDict) -> None:
     ValueError: names the field, and what would be valid.
   """
   section = config.reward
-
-  def require(ok, message):
-    if not ok:
-      raise ValueError(message)
-
   for field in ('weight', *(f'{name}_weight' for name in NAMES)):
-    require(
+    refusals.require(
       section[field] >= 0,
       f'reward.{field}={section[field]}: must be at least 0 (0 leaves the term'
       ' out, and length is below 0 as it is)',
@@ -98,24 +95,25 @@ def check(config: ml_collections.ConfigDict) -> None:
     ('model', "a reward model, as 'hf:FOLDER' or 'hub:ORG/NAME'"),
   ):
     weight = section[f'{name}_weight']
-    require(
+    refusals.require(
       bool(section[name]) == (weight > 0),
       f'reward.{name}={section[name]!r} with reward.{name}_weight={weight}:'
       f' set both, {example} and a weight above 0, or neither',
     )
-  require(
-    not section.extra or FUNCTION.fullmatch(section.extra),
-    f'reward.extra={section.extra!r}: must name a module and a function in it,'
-    " as in 'my_module:score'",
-  )
+  for field in ('function', 'extra') if section.extra else ('function',):
+    refusals.require(
+      FUNCTION.fullmatch(section[field]),
+      f'reward.{field}={section[field]!r}: must name a module and a function in'
+      " it, as in 'my_module:score'",
+    )
   kind, _, path = section.model.partition(':')
-  require(
+  refusals.require(
     not section.model or (kind in ('hf', 'hub') and path),
     f"reward.model={section.model!r}: must be '' (none), 'hf:FOLDER' or"
     " 'hub:ORG/NAME'",
   )
   used = list_weights(section)
-  require(
+  refusals.require(
     any(used.values()),
     'reward.weight=0.0 leaves no reward: set it, or one of '
     + ', '.join(f'reward.{name}_weight' for name in NAMES),
@@ -128,7 +126,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     "algorithm.kl_in='reward'": algorithm.kl_in == 'reward',
   }
   fields = [field for field, is_used in below.items() if is_used]
-  require(
+  refusals.require(
     algorithm.scale != 'mean' or not fields,
     f"algorithm.scale='mean' divides by a group's mean reward, which"
     f' {"".join(fields[:1])} lets fall to 0 and below: take'

@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from dash_jax import batches, checks, sharding, weights
+from dash_jax import batches, refusals, sharding, weights
 from dash_jax.data import chat, pieces, prompts, tokenizer
 from dash_jax.model import gguf, hub
 from dash_jax.runs import ownership, watch
@@ -115,7 +115,7 @@ def load_tokenizer(
 def find_tokenizer(config: ml_collections.ConfigDict) -> str:
   """Returns the file or folder of a tokenizer that is not trained."""
   path = gguf.resolve(hub.find(config.data.tokenizer_path))
-  checks.check_file('data.tokenizer_path', path)
+  refusals.check_file('data.tokenizer_path', path)
   return path
 
 

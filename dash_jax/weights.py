@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from dash_jax import checks
+from dash_jax import config as config_lib
+from dash_jax import refusals
 from dash_jax.model import fields, gguf, hf, hub, llama, lora, meta, presets
 from dash_jax.runs import checkpoint, checksums, jsonl
 
@@ -37,7 +38,7 @@ def find_weights(config: ml_collections.ConfigDict):
     return None, ''
   path = hub.find(config.model.weights if kind == 'hub' else path)
   path = gguf.resolve(path)
-  checks.check_file('model.weights', path)
+  refusals.check_file('model.weights', path)
   return _READERS[kind], path
 
 
@@ -66,7 +67,7 @@ def model_config(config: ml_collections.ConfigDict) -> llama.LlamaConfig:
         f'model.weights={config.model.weights!r} is a reward model, which cannot'
         ' continue a text: it goes to reward.model'
       )
-    if config.model.preset != checks.AUTO:
+    if config.model.preset != config_lib.AUTO:
       _compare(config.model, found, presets.PRESETS[config.model.preset])
   else:
     found = presets.PRESETS[config.model.preset]

@@ -190,9 +190,3 @@ def test_a_model_that_tensor_cannot_split_is_refused(preset, tensor, named):
   with pytest.raises(ValueError, match=f'mesh.tensor={tensor}.*{named}.*1, '):
     checks.check_model_on_mesh(architecture, tensor)
   checks.check_model_on_mesh(architecture, 1)
-
-
-def test_a_missing_file_is_named(tmp_path):
-  checks.check_file('data.path', str(tmp_path))
-  with pytest.raises(FileNotFoundError, match=r'data\.path=.*gone\.jsonl'):
-    checks.check_file('data.path', str(tmp_path / 'gone.jsonl'))

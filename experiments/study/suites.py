@@ -2,11 +2,11 @@
 
 `make_grid` is the study's grid, the same for every `Task`. Every run goes on
 from the seed's supervised start, which is made once, and changes the fields that
-are named with it; `dash` changes none. Seconds are medians of
-three seeds, of 2026-11-30 on two CPU cores (jobs that are not timed on one, beside
-another), divided by 2.8: as much slower was that machine than the one of
-2026-11-25, by the jobs that both have timed. run.py goes by what jobs have really
-taken.
+are named with it; `dash` changes none but how often it is evaluated. Seconds are
+medians of three seeds, of 2026-11-30 on two CPU cores (jobs that are not timed on
+one, beside another), divided by 2.8: as much slower was that machine than the one
+of 2026-11-25, by the jobs that both have timed. run.py goes by what jobs have
+really taken.
 """
 
 import dataclasses
