@@ -116,7 +116,7 @@ def find_programs(path: str | os.PathLike) -> dict[str, float]:
   Args:
     path: an .xplane.pb file; of several devices the mean is taken.
   """
-  by_device = []
+  by_device, by_host = [], []
   for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
     spans = collections.defaultdict(list)
     for line in plane.lines:
@@ -128,7 +128,10 @@ def find_programs(path: str | os.PathLike) -> dict[str, float]:
           span = event.start_ns, event.start_ns + event.duration_ns
           spans[name].append(span)
     if spans:
-      by_device.append({name: _measure(s) for name, s in spans.items()})
+      # Beside a device, the host's are of those who begin its programs.
+      found = by_device if plane.name.startswith('/device:') else by_host
+      found.append({name: _measure(s) for name, s in spans.items()})
+  by_device = by_device or by_host
   names = {name for seconds in by_device for name in seconds}
   means = {
     name: float(np.mean([seconds.get(name, 0.0) for seconds in by_device]))

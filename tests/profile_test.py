@@ -1,5 +1,7 @@
 """Steps are traced, and their seconds are told by part and by program."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -46,6 +48,26 @@ def test_the_last_step_tells_of_all_in_the_window(tmp_path):
   assert next(iter(programs)) == 'jit_long'
   assert 0 < programs['jit_short'] < programs['jit_long'] < 10
   assert found['program jit_long'][0] == f'{programs["jit_long"]:.3f}'
+
+
+def test_what_the_host_begins_is_not_what_a_device_runs(monkeypatch):
+  """On a GPU programs have no line of their own, and both name them."""
+
+  def make(name, seconds):
+    event = types.SimpleNamespace(
+      name='fusion', start_ns=0, duration_ns=seconds * 1e9,
+      stats=[(profile._PROGRAM_KEY, 'jit_long')],
+    )  # fmt: skip
+    line = types.SimpleNamespace(name='Stream #7', events=[event])
+    return types.SimpleNamespace(name=name, lines=[line])
+
+  planes = [make('/host:CPU', 1), make('/device:GPU:0', 3)]
+  monkeypatch.setattr(
+    jax.profiler.ProfileData,
+    'from_file',
+    lambda path: types.SimpleNamespace(planes=planes),
+  )
+  assert profile.find_programs('a.xplane.pb') == {'jit_long': 3.0}
 
 
 def test_a_run_that_goes_on_traces_what_is_left(tmp_path):

@@ -28,6 +28,19 @@ BLOCK = 128  # slots that the kernel reads at once
 _MASKED = -1e30
 
 
+def check(attention: str) -> None:
+  """Refuses what the devices here cannot run.
+
+  Raises:
+    ValueError: says what they can.
+  """
+  if attention == PALLAS and jax.default_backend() == 'gpu':
+    raise ValueError(
+      f'sampling.attention={PALLAS!r} is a kernel for TPUs, and these are GPUs:'
+      f' take {PLAIN!r} or {LIBRARY!r}'
+    )
+
+
 def attend_by_library(q, k, v, mask):
   """Returns what `attention.attend` returns.
 

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import gc
 import json
+import os
 import pathlib
 import sys
 import time
@@ -98,8 +99,11 @@ def run_part(
   if part == 'ceilings':
     yield from gpu_timings.measure_ceilings(tiny, deadline)
   elif part == 'correctness':
-    # Six layers compile faster than thirty, and still run as a loop.
-    smol = dataclasses.replace(presets.PRESETS['smollm2_135m'], num_layers=6)
+    # They compile faster than thirty, and still run as a loop.
+    num_layers = llama.UNROLLED_LAYERS + 1
+    smol = dataclasses.replace(
+      presets.PRESETS['smollm2_135m'], num_layers=num_layers
+    )
     yield from (
       gpu_checks.check_all(TINY, 2) if tiny else gpu_checks.check_all(smol, 8)
     )
@@ -135,6 +139,8 @@ def step_down(
     try:
       yield from attempt(case)
       return
+    except gpu_timings.FewerRowsError as error:
+      message = str(error)
     except jax.errors.JaxRuntimeError as error:
       if not memory.is_exhausted(error):
         raise
@@ -152,6 +158,7 @@ def describe_device() -> dict:
     'device': f'{device.platform} {device.device_kind}',
     'memory_bytes': gpu_timings.device_memory('bytes_limit'),
     'jax': jax.__version__,
+    'XLA_FLAGS': os.environ.get('XLA_FLAGS', ''),
     'python': sys.version.split()[0],
   }
 
@@ -161,12 +168,11 @@ def main(argv: list[str] | None = None) -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument('part')
   parser.add_argument('--rows_file', type=pathlib.Path, required=True)
-  parser.add_argument('--limit_s', type=float, required=True)
+  parser.add_argument('--end', type=float, required=True, help='time.time()')
   parser.add_argument('--ceilings', type=json.loads, default=None)
   parser.add_argument('--tiny', action='store_true')
   args = parser.parse_args(argv)
-  # What is left over writes the rows and ends the process.
-  deadline = time.monotonic() + 0.9 * args.limit_s - 2
+  deadline = time.monotonic() + args.end - time.time()
   limits = gpu_timings.Ceilings(**args.ceilings) if args.ceilings else None
   failed = False
   with args.rows_file.open('a') as file:

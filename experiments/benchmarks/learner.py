@@ -179,7 +179,11 @@ def main(argv: list[str] | None = None) -> None:
   def keep(result, text):
     print(text, flush=True)
     results.append(result)
+    if args.out:  # a run that is cut short keeps what it has
+      pathlib.Path(args.out).write_text(json.dumps(results, indent=1))
 
+  # Others use the device too.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   pythons = {'trl': args.trl, 'tunix': args.tunix}
   for path in args.workloads:
     workload = workloads.read(path)
@@ -197,8 +201,6 @@ def main(argv: list[str] | None = None) -> None:
   keep(row, learner_parts.describe(row))
   keep(step.versions() | {'cores': len(os.sched_getaffinity(0))}, '')
   print(', '.join(f'{k} {v}' for k, v in results[-1].items()))
-  if args.out:
-    pathlib.Path(args.out).write_text(json.dumps(results, indent=1))
 
 
 if __name__ == '__main__':

@@ -188,7 +188,13 @@ def main(argv: list[str] | None = None) -> None:
   def keep(result, text):
     print(text, flush=True)
     results.append(result)
+    if args.out:  # a run that is cut short keeps what it has
+      pathlib.Path(args.out).write_text(json.dumps(results, indent=1))
 
+  # Beside others that use the device too; alone, all of it that may be taken.
+  os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', '0.92')
+  if not args.config:
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
   if args.config:
     call = sampler_parts.read_call(args.config, args.tiny)
     if args.transformers:
@@ -216,8 +222,6 @@ def main(argv: list[str] | None = None) -> None:
       keep(row, sampler_parts.describe(row))
   keep(step.versions() | {'cores': len(os.sched_getaffinity(0))}, '')
   print(', '.join(f'{k} {v}' for k, v in results[-1].items()))
-  if args.out:
-    pathlib.Path(args.out).write_text(json.dumps(results, indent=1))
 
 
 if __name__ == '__main__':

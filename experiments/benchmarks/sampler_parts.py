@@ -105,9 +105,10 @@ def measure_host(workload: workloads.Workload, turns: int) -> dict:
   }
 
 
-# What a profile calls the run of a whole program, on CPU and on GPU or TPU.
+# What a profile calls the run of a whole program on a CPU, and the lines of what
+# runs on a TPU and on a GPU.
 _CPU_PROGRAM = 'ThunkExecutor::Execute'
-_DEVICE_LINE = 'XLA Modules'
+_DEVICE_LINES = ('XLA Modules', 'Stream')
 
 
 def _busy_s(folder) -> float:
@@ -119,8 +120,11 @@ def _busy_s(folder) -> float:
       spans += [
         (event.start_ns, event.start_ns + event.duration_ns)
         for event in line.events
-        if line.name == _DEVICE_LINE or event.name.startswith(_CPU_PROGRAM)
+        if line.name.startswith(_DEVICE_LINES)
+        or event.name.startswith(_CPU_PROGRAM)
       ]
+  if not spans:
+    raise RuntimeError(f'{path}: it names no program that ran')
   busy, end = 0.0, 0.0
   for start, stop in sorted(spans):
     busy += max(stop - max(start, end), 0.0)

@@ -6,11 +6,19 @@ machine disturbs all. sides/protocol.py is the other end.
 
 import contextlib
 import json
+import os
 import pathlib
 import subprocess
 from collections.abc import Iterator
 
 SIDES = pathlib.Path(__file__).parent / 'sides'
+
+# JAX's float32 products are TensorFloat-32 on GPUs, torch's are not; and each side
+# takes of a device's memory what it needs.
+_ENVIRONMENT = {
+  'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
+  'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
+}
 
 # Turns of each side before the timed ones.
 WARMUP = 2
@@ -37,6 +45,7 @@ class Side:
       stdout=subprocess.PIPE,
       text=True,
       bufsize=1,
+      env=_ENVIRONMENT | os.environ,
     )
 
   def wait(self) -> None:

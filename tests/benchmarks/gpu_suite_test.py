@@ -64,13 +64,14 @@ def test_the_suite_runs_with_jax_flax_optax_orbax_and_numpy_alone(tmp_path):
   assert result['environment']['jax'] == jax.__version__
   parts = result['parts']
   assert list(parts) == [
-    'ceilings', 'correctness', 'sampler', 'llama3_8b_learner',
+    'ceilings', 'correctness', 'llama3_8b_learner', 'sampler',
   ]  # fmt: skip
   assert all(part['status'] == 'ok' for part in parts.values())
   checks = parts['correctness']['rows']
-  assert len(checks) == 4
+  assert len(checks) == 5
   assert all(0 <= check['value'] <= check['limit'] for check in checks)
-  full, geometric = parts['sampler']['rows']
+  compiled, full, geometric = parts['sampler']['rows']
+  assert 'compiled in' in compiled['message']
   assert 0 < full['shares']['bandwidth floor'] < 1
   assert geometric['median'] > 0
   learned, half = parts['llama3_8b_learner']['rows']
@@ -174,6 +175,15 @@ def test_sizes_step_down_when_memory_runs_out():
   assert rows[1:] == [{'size': 8}]
   with pytest.raises(MemoryError):
     list(gpu_parts.step_down([huge], attempt))
+
+  def shrink(case):
+    if case is huge:
+      raise gpu_timings.FewerRowsError('there is room for 8 rows at once')
+    yield from attempt(case)
+
+  rows = list(gpu_parts.step_down([huge, small], shrink))
+  assert 'room for 8 rows' in rows[0]['message']
+  assert rows[1:] == [{'size': 8}]
 
   def broken(case):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')

@@ -51,6 +51,14 @@ def test_rings_that_the_kernel_cannot_read_are_refused(S, quantize, named):
     kernels.attend_ring(draw(1, 1, K, R, H), held, np.ones(1), jnp.int32(0))
 
 
+def test_the_kernel_is_refused_where_it_would_not_run(monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  for choice in (kernels.PLAIN, kernels.LIBRARY):
+    kernels.check(choice)
+  with pytest.raises(ValueError, match="take 'plain' or 'library'"):
+    kernels.check(kernels.PALLAS)
+
+
 def test_the_library_attends_as_the_plain_path_does():
   B, T = 3, 9
   q = draw(0, B, T, K, R, H)
