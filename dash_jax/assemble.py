@@ -5,8 +5,9 @@
   3. Questions that cannot fit are errors or counted.
   4. `Parts` samples and scores with what was made.
 
-Devices come from meshes.py, the model and its weights from weights.py.
-`train.py`, `steps.py` and `evaluate.py` use it; nothing below sees a ConfigDict.
+Devices come from meshes.py, the model and its weights from weights.py. `train.py`,
+`steps.py` and `evaluate.py` use it; nothing in data/, model/, sampling/ and learning/
+sees a ConfigDict.
 """
 
 import concurrent.futures
@@ -64,7 +65,7 @@ class Parts:
   encoding: tokenizing.Encoding
   model: llama.Llama
   stop_ids: tuple[int, ...]
-  find_end: Callable[[np.ndarray], int] | None
+  find_end: Callable[[np.ndarray, int], int] | None
   train_questions: batches.Questions
   test_questions: batches.Questions
   pool: workers.Pool
@@ -239,13 +240,13 @@ class Parts:
     return made
 
   @functools.cached_property
-  def sizes(self) -> sizes.Sizes:
+  def sizes(self) -> sizes.Found:
     """What 'auto' has found, of this process; cached."""
     section = self.config.mesh
     where = f'{sizes.describe_mesh()}, sampling: {section.sampler_devices}'
     # It may change, and other sizes fit with it.
     where += f', model.remat: {self.config.model.remat}'
-    return sizes.Sizes(self.own_folder, where)
+    return sizes.Found(self.own_folder, where)
 
   @property
   def own_folder(self) -> pathlib.Path:
@@ -408,24 +409,21 @@ def _fit(config, encoding, split, asked):
   process reads and checks its share of them. Those that SFT trains on have
   solutions, and fit with them."""
   with_solutions = split == 'train' and config.algorithm.sft_steps > 0
-  own = list(asked[jax.process_index() :: jax.process_count()])
+  of_process = slice(jax.process_index(), None, jax.process_count())
+  own = asked[of_process]
   if with_solutions and not all(q.solution for q in own):
     raise ValueError(
       f'algorithm.sft_steps={config.algorithm.sft_steps}, but some training'
       ' questions have no solution: set data.solution_field, or sft_steps=0'
     )
+  lengths = encoding.measure(own, with_solutions=with_solutions)
+  most = encoding.max_prompt_len, encoding.max_completion_len
   if config.data.too_long == 'error':
-    if with_solutions and own:
-      encoding.encode_solutions(own)
-    elif own:
-      encoding.encode(own)
+    lengths.check(*most)
     return asked
-  fitting = []
-  if own:
-    found, _ = encoding.drop_too_long(own, with_solutions=with_solutions)
-    fitting = [q.uid for q in found]
-  fits = sharding.gather_hosts(np.isin(asked.uids, fitting))
-  kept = asked[fits.any(axis=0)]
+  fits = np.zeros(len(asked), bool)
+  fits[of_process] = lengths.fit(*most)
+  kept = asked[sharding.gather_hosts(fits).any(axis=0)]
   num_dropped = len(asked) - len(kept)
   if num_dropped:
     logging.warning(

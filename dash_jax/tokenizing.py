@@ -9,7 +9,7 @@ import bisect
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import ml_collections
@@ -21,6 +21,10 @@ from dash_jax.model import gguf, hub
 from dash_jax.runs import ownership, watch
 
 TOKENIZER_NAME = 'tokenizer.model'
+
+# Of tokens from the middle of a text, so many letters at both ends may be others: a
+# space that is left out, and bytes of a letter of which the rest is elsewhere.
+_CUT = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,20 +64,16 @@ class Encoding:
       max_completion_len=self.max_completion_len,
     )
 
-  def drop_too_long(
-    self, asked: list[batches.Question], *, with_solutions: bool
-  ) -> tuple[list[batches.Question], int]:
-    """Returns the questions that fit P slots, and how many did not.
-
-    Args:
-      asked: questions.
-      with_solutions: whether their solutions must fit C slots too.
-    """
-    return prompts.drop_too_long(
+  def measure(
+    self, asked: Iterable[batches.Question], *, with_solutions: bool
+  ) -> prompts.Lengths:
+    """Returns how many tokens questions have; see `prompts.measure`."""
+    return prompts.measure(
       asked,
       self.tokenizer,
-      **self._options(),
-      max_completion_len=self.max_completion_len if with_solutions else None,
+      template=self.template,
+      system=self.system,
+      with_solutions=with_solutions,
     )
 
   def decode(self, tokens: np.ndarray) -> str:
@@ -164,18 +164,30 @@ def find_stop_ids(tok: tokenizer.Tokenizer, stop_text: str) -> tuple[int, ...]:
 
 def make_find_end(
   tok: tokenizer.Tokenizer, stop_text: str
-) -> Callable[[np.ndarray], int] | None:
-  """Returns what finds the end of a reply that holds `stop_text`, if there is
-  one: the number of tokens up to the one that completes the text, else 0."""
+) -> Callable[[np.ndarray, int], int] | None:
+  """Returns what finds the end of a reply that holds `stop_text`, as
+  `Sampler.stream` asks for it: behind the token that completes the text. None
+  without a text."""
   if not stop_text:
     return None
 
-  def find_end(tokens):
+  def find_end(tokens, seen):
+    # A reply is read once, and not anew at each look: a text that is complete by
+    # now has begun at most its own length before what is new.
+    begin = seen
+    while begin and _count_letters(tok, tokens[begin:seen]) < len(stop_text):
+      begin = max(begin - len(stop_text) - _CUT, 0)
+
     def holds(length):
-      return stop_text in tok.decode(tokens[:length].tolist())
+      return stop_text in tok.decode(tokens[begin:length].tolist())
 
     if not holds(len(tokens)):
       return 0
-    return bisect.bisect_left(range(len(tokens)), True, lo=1, key=holds)
+    return bisect.bisect_left(range(len(tokens)), True, lo=seen + 1, key=holds)
 
   return find_end
+
+
+def _count_letters(tok, tokens):
+  """Returns how many letters some tokens surely have in the middle of a text."""
+  return len(tok.decode(tokens.tolist())) - _CUT

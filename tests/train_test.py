@@ -196,10 +196,10 @@ def test_a_stop_text_ends_a_reply(config, tmp_path):
   parts.pool.close()
   tok = parts.encoding.tokenizer
   tokens = np.array(tok.encode('3 + 12 = 15 and 12 = 4'))
-  n = parts.find_end(tokens)
+  n = parts.find_end(tokens, 0)
   assert '12 = ' in tok.decode(tokens[:n].tolist())
   assert '12 = ' not in tok.decode(tokens[: n - 1].tolist())
-  assert parts.find_end(tokens[: n - 1]) == 0
+  assert parts.find_end(tokens[: n - 1], 0) == 0
   assert parts.stop_ids == tok.stop_ids
   digit = tok.encode('+')
   assert len(digit) == 1

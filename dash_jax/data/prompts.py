@@ -3,14 +3,15 @@
   1. Each question goes through `chat.encode_prompt`.
   2. A prompt that is longer than its slots is an error that says how many would
      do: a prompt that lost its beginning asks another question. A caller that
-     would rather lose questions asks `drop_too_long` first, and gets a count.
+     would rather lose questions asks `measure` first, which of them fit.
   3. `encode` pads prompts on the left; `encode_solutions` also puts each
      solution and EOS beside its prompt, as if the policy had sampled it.
 
 Padding is id 0 and means nothing: masks come from lengths.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -38,42 +39,92 @@ def encode(
   Raises:
     ValueError: a prompt is empty, or longer than P.
   """
-  prompts = _encode_prompts(questions, tokenizer, template, system)
-  _check_prompt_lengths(questions, prompts, max_prompt_len)
+  if not questions:
+    raise ValueError('there are no questions to encode')
+  prompts = [_encode_prompt(q, tokenizer, template, system) for q in questions]
+  uids = np.array([q.uid for q in questions], np.int32)
+  lengths = np.array([len(p) for p in prompts], np.int32)
+  Lengths(uids, lengths, 0 * lengths).check(max_prompt_len, 0)
   tokens = np.zeros((len(prompts), max_prompt_len), np.int32)
   for row, prompt in zip(tokens, prompts, strict=True):
     row[max_prompt_len - len(prompt) :] = prompt
-  return batches.PromptBatch(
-    tokens=tokens,
-    lengths=np.array([len(p) for p in prompts], np.int32),
-    uids=np.array([q.uid for q in questions], np.int32),
-  )
+  return batches.PromptBatch(tokens=tokens, lengths=lengths, uids=uids)
 
 
-def drop_too_long(
-  questions: Sequence[batches.Question],
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+  """How many tokens N questions have.
+
+  Attributes:
+    uids: i64[N], `Question.uid`.
+    prompts: i64[N].
+    completions: i64[N], of solutions with EOS; 0 where they were not measured.
+  """
+
+  uids: np.ndarray
+  prompts: np.ndarray
+  completions: np.ndarray
+
+  def fit(self, max_prompt_len: int, max_completion_len: int) -> np.ndarray:
+    """Returns bool[N], whether each fits in P and C slots."""
+    return (self.prompts <= max_prompt_len) & (
+      self.completions <= max_completion_len
+    )
+
+  def check(self, max_prompt_len: int, max_completion_len: int) -> None:
+    """Refuses questions that do not fit.
+
+    Raises:
+      ValueError: names the longest, the field, and a value that would do.
+    """
+    for lengths, most, what, tokens, field in (
+      (self.prompts, max_prompt_len, 'prompt', 'tokens', 'data.max_prompt_len'),
+      (
+        self.completions,
+        max_completion_len,
+        'solution',
+        'tokens with EOS',
+        'sampling.max_completion_len',
+      ),
+    ):
+      num_over = int((lengths > most).sum())
+      if num_over:
+        longest = int(lengths.argmax())
+        raise ValueError(
+          f'the {what} of question {self.uids[longest]} has {lengths[longest]}'
+          f' {tokens}, over {field} {most} ({num_over} of {len(lengths)} are'
+          f' over); {field}={lengths[longest]} would fit all'
+        )
+
+
+def measure(
+  questions: Iterable[batches.Question],
   tokenizer: tokenizer.Tokenizer,
   *,
   template: str,
-  max_prompt_len: int,
-  max_completion_len: int | None = None,
   system: str = '',
-) -> tuple[list[batches.Question], int]:
-  """Returns the questions that fit in P slots, and how many did not.
+  with_solutions: bool = False,
+) -> Lengths:
+  """Returns the lengths of questions, of which it holds one at a time.
 
-  With `max_completion_len`, their solutions with EOS fit in C slots too.
+  Args:
+    questions: N of them.
+    tokenizer: turns text into ids.
+    template, system: see `chat.encode_prompt`.
+    with_solutions: whether to measure their solutions too.
+
+  Raises:
+    ValueError: a prompt is empty, or a solution is missing.
   """
-  prompts = _encode_prompts(questions, tokenizer, template, system)
-
-  def fits(question, prompt):
-    if len(prompt) > max_prompt_len:
-      return False
-    if max_completion_len is None:
-      return True
-    return len(tokenizer.encode(question.solution)) < max_completion_len
-
-  kept = [q for q, p in zip(questions, prompts, strict=True) if fits(q, p)]
-  return kept, len(questions) - len(kept)
+  found = [
+    (
+      question.uid,
+      len(_encode_prompt(question, tokenizer, template, system)),
+      len(_encode_solution(question, tokenizer)) if with_solutions else 0,
+    )
+    for question in questions
+  ]
+  return Lengths(*np.array(found, np.int64).reshape(-1, 3).T)
 
 
 def encode_solutions(
@@ -101,26 +152,15 @@ def encode_solutions(
     max_prompt_len=max_prompt_len,
     system=system,
   )
-  for question in questions:
-    if not question.solution:
-      raise ValueError(f'question {question.uid} has no solution to train on')
-  completions = [
-    [*tokenizer.encode(q.solution), tokenizer.stop_ids[0]] for q in questions
-  ]
-  lengths = np.array([len(c) for c in completions])
-  longest = int(lengths.argmax())
-  if lengths[longest] > max_completion_len:
-    num_over = int((lengths > max_completion_len).sum())
-    raise ValueError(
-      f'the solution of question {questions[longest].uid} has '
-      f'{lengths[longest]} tokens with EOS, over sampling.max_completion_len '
-      f'{max_completion_len} ({num_over} of {len(questions)} are over); '
-      f'sampling.max_completion_len={lengths[longest]} would fit all'
-    )
+  completions = [_encode_solution(q, tokenizer) for q in questions]
+  lengths = np.array([len(c) for c in completions], np.int32)
+  Lengths(prompts.uids, prompts.lengths, lengths).check(
+    max_prompt_len, max_completion_len
+  )
   tokens = np.zeros((len(questions), 1, max_completion_len), np.int32)
   for row, completion in zip(tokens, completions, strict=True):
     row[0, : len(completion)] = completion
-  by_row = lengths[:, None].astype(np.int32)
+  by_row = lengths[:, None]
   return batches.Rollouts(
     prompts=prompts,
     tokens=tokens,
@@ -131,26 +171,16 @@ def encode_solutions(
   )
 
 
-def _encode_prompts(questions, tokenizer, template, system) -> list[list[int]]:
-  if not questions:
-    raise ValueError('there are no questions to encode')
-  prompts = [
-    chat.encode_prompt(q.prompt, tokenizer, template, system=system)
-    for q in questions
-  ]
-  for question, prompt in zip(questions, prompts, strict=True):
-    if not prompt:
-      raise ValueError(f'the prompt of question {question.uid} is empty')
-  return prompts
+def _encode_prompt(question, tokenizer, template, system) -> list[int]:
+  prompt = chat.encode_prompt(
+    question.prompt, tokenizer, template, system=system
+  )
+  if not prompt:
+    raise ValueError(f'the prompt of question {question.uid} is empty')
+  return prompt
 
 
-def _check_prompt_lengths(questions, prompts, max_prompt_len: int) -> None:
-  longest = max(range(len(prompts)), key=lambda i: len(prompts[i]))
-  length = len(prompts[longest])
-  if length > max_prompt_len:
-    num_over = sum(len(p) > max_prompt_len for p in prompts)
-    raise ValueError(
-      f'the prompt of question {questions[longest].uid} has {length} tokens, '
-      f'over data.max_prompt_len {max_prompt_len} ({num_over} of '
-      f'{len(prompts)} are over); data.max_prompt_len={length} would fit all'
-    )
+def _encode_solution(question, tokenizer) -> list[int]:
+  if not question.solution:
+    raise ValueError(f'question {question.uid} has no solution to train on')
+  return [*tokenizer.encode(question.solution), tokenizer.stop_ids[0]]

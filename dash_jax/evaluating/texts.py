@@ -178,8 +178,8 @@ def _make_find_end(tok, texts):
   if not finders:
     return None
 
-  def find_end(tokens):
-    ends = [end for end in (find(tokens) for find in finders) if end]
+  def find_end(tokens, seen):
+    ends = [end for end in (find(tokens, seen) for find in finders) if end]
     return min(ends, default=0)
 
   return find_end

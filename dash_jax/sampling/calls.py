@@ -30,7 +30,7 @@ class Request:
   key: jax.Array
   decoding: decoding_lib.Decoding
   limits: np.ndarray
-  find_end: Callable[[np.ndarray], int] | None
+  find_end: Callable[[np.ndarray, int], int] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,20 +178,20 @@ class Call:
       if rung is None:
         return
       if rung.rows == at.rung.rows:
-        self._rings = compiled.lengthen[at.rung](self._rings)
+        self._rings = compiled.lengthen(at.rung, self._rings)
         at.rung = rung
         continue
-      run = compiled.narrow[at.rung]
+      before = at.rung
       row, live, prompt = at.narrow(rung)
-      moved, self._rows, self._rings = run(
-        None if prompt is None else self._prompts,
+      self._prompts, self._rows, self._rings = compiled.narrow(
+        before,
+        self._prompts,
         self._rows,
         self._rings,
         sharding.put_rows(row),
         sharding.put_rows(live),
         None if prompt is None else sharding.put_rows(prompt),
       )
-      self._prompts = self._prompts if moved is None else moved
       self._where = None
 
   def _decode(self):
@@ -258,7 +258,8 @@ class Call:
     last = flat.tokens[row, after - 1]
     flat.truncated[row] = done & ~np.isin(last, self._request.decoding.stop_ids)
     if self._request.find_end:
-      cut = np.array([self._cut(flat, r) for r in row], bool)
+      looks = zip(row, before, strict=True)
+      cut = np.array([self._cut(flat, *look) for look in looks], bool)
       at.ended[changing] = cut
       done |= cut
     flat.finished[row] = done
@@ -276,9 +277,11 @@ class Call:
     it means nothing."""
     return self._made.finished.reshape(-1)[self._find_rows()]
 
-  def _cut(self, flat, row):
-    """Ends a row where its end is found; returns whether it is."""
-    length = self._request.find_end(flat.tokens[row, : flat.lengths[row]])
+  def _cut(self, flat, row, seen):
+    """Ends a row where its end is found behind the tokens that were seen before;
+    returns whether it is."""
+    tokens = flat.tokens[row, : flat.lengths[row]]
+    length = self._request.find_end(tokens, int(seen))
     if not length:
       return False
     flat.tokens[row, length:] = 0

@@ -5,6 +5,7 @@ can compile one: an argument of another shape would be an error.
 """
 
 import concurrent.futures
+import dataclasses
 import functools
 import os
 
@@ -27,7 +28,7 @@ class Compiled:
     prepare, start: callables; `prepare` runs where the model's weights are, which
       may be on another mesh, `start` is of the first rung.
     admit: {number of prompts of a shard: callable}.
-    decode, lengthen, narrow: {rung: callable}; the latter two lead away from it.
+    decode: {rung: callable}.
   """
 
   def __init__(
@@ -68,9 +69,11 @@ class Compiled:
     for rung, more in rungs.longer.items():
       run_longer = functools.partial(run.lengthen, num_slots=more.slots)
       rings = self._arrays[rung][2]
-      self._lowered['lengthen', rung] = _trace(run_longer, (rings,))
+      self._lowered['lengthen', rung] = _trace(
+        run_longer, (rings.caches[0], rings.slot)
+      )
     for rung, fewer in rungs.narrower.items():
-      self._lowered['narrow', rung] = self._trace_narrow(rung, fewer)
+      self._trace_narrow(rung, fewer)
     self._compiled = {}
 
   @property
@@ -103,14 +106,23 @@ class Compiled:
     )
 
   def _measure_move(self, rung, other):
-    """Returns the bytes of the weights and of the arrays of both rungs."""
-    prompts, _, rings = self._arrays[rung]
-    new_prompts, _, new_rings = self._arrays[other]
-    if keeps_prompts(rung, other):
-      new_prompts = ()
-    return sharding.count_bytes(
-      (self._weights, prompts, rings, new_prompts, new_rings)
+    """Returns the bytes of the weights and of the caches of a rung, while these
+    become those of another one."""
+    (prompts, _, rings), (new_prompts, _, new_rings) = (
+      self._arrays[rung],
+      self._arrays[other],
     )
+    count = sharding.count_bytes
+
+    def count_both(old, new):
+      layers = count(old[0]), count(new[0])
+      return len(old) * max(layers) + min(layers)
+
+    held = count(prompts) + count_both(rings.caches, new_rings.caches)
+    if not keeps_prompts(rung, other):
+      both = count_both(prompts.caches, new_prompts.caches)
+      held = max(held, both + count(new_rings))
+    return self.weight_bytes + held
 
   def lower(self, kind: str) -> dict:
     """Returns the lowered programs of a kind that are not compiled, by name."""
@@ -148,12 +160,58 @@ class Compiled:
 
   def _trace_narrow(self, rung, fewer):
     prompts, rows, rings = self._arrays[rung]
-    places, live = _rows(fewer.rows), _rows(fewer.rows, dtype=bool)
-    if keeps_prompts(rung, fewer):
-      args = (None, rows, rings, places, live, None)
-    else:
-      args = (prompts, rows, rings, places, live, _rows(fewer.prompts))
-    return _trace(self._run.narrow, args)
+    run, places = self._run, _rows(fewer.rows)
+    found = {
+      'narrow': (run.narrow, rows, places, _rows(fewer.rows, dtype=bool)),
+      'pick_rings': (run.pick, rings.caches[0], places),
+    }
+    if not keeps_prompts(rung, fewer):
+      places = _rows(fewer.prompts)
+      found |= {
+        'pick_lengths': (run.pick_lengths, prompts.lengths, places),
+        'pick_prompts': (run.pick, prompts.caches[0], places),
+      }
+    for name, (program, *args) in found.items():
+      self._lowered[name, rung] = _trace(program, args)
+
+  def lengthen(
+    self, rung: ladder.Rung, rings: programs.Rings
+  ) -> programs.Rings:
+    """Returns the rings of the next longer rung, and deletes those of `rung`."""
+    caches = _change(rings.caches, self._compiled['lengthen', rung], rings.slot)
+    return dataclasses.replace(rings, caches=caches)
+
+  def narrow(
+    self,
+    rung: ladder.Rung,
+    prompts: programs.Prompts,
+    rows: programs.Rows,
+    rings: programs.Rings,
+    row: jax.Array,
+    live: jax.Array,
+    prompt: jax.Array | None,
+  ) -> tuple[programs.Prompts, programs.Rows, programs.Rings]:
+    """Returns the arrays of the next narrower rung, and deletes the caches that
+    become others.
+
+    Args:
+      rung: that of the arrays.
+      prompts, rows, rings: the arrays.
+      row: i32[B], for each place the place it had.
+      live: bool[B], whether it holds a row that goes on.
+      prompt: i32[B], the place of its prompt, of which each row gets a copy; None
+        if prompts stay.
+    """
+    run = self._compiled
+    rows = run['narrow', rung](rows, row, live)
+    caches = _change(rings.caches, run['pick_rings', rung], row)
+    rings = dataclasses.replace(rings, caches=caches)
+    if prompt is not None:
+      prompts = programs.Prompts(
+        run['pick_lengths', rung](prompts.lengths, prompt),
+        _change(prompts.caches, run['pick_prompts', rung], prompt),
+      )
+    return prompts, rows, rings
 
   def compile(self) -> None:
     """Compiles the rest."""
@@ -165,12 +223,22 @@ class Compiled:
     self.prepare = self._compiled['prepare',]
     self.start = self._compiled['start',]
     self.admit, self.decode = self._of('admit'), self._of('decode')
-    self.lengthen, self.narrow = self._of('lengthen'), self._of('narrow')
 
   def _of(self, kind):
     return {
       name[1]: run for name, run in self._compiled.items() if name[0] == kind
     }
+
+
+def _change(caches, run, *args):
+  """Returns the caches of all layers that a program makes of others. These are
+  deleted one by one, so that no more than one layer is there twice."""
+  made = []
+  for cache in caches:
+    made.append(jax.block_until_ready(run(cache, *args)))
+    for x in jax.tree.leaves(cache):
+      x.delete()
+  return tuple(made)
 
 
 def keeps_prompts(rung: ladder.Rung, fewer: ladder.Rung) -> bool:

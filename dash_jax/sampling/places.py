@@ -81,7 +81,7 @@ class Places:
     """Moves the live rows to a rung of fewer.
 
     Returns:
-      i32 and bool[shards * rows], as `programs.narrow` takes them, and i32
+      i32 and bool[shards * rows], as `Compiled.narrow` takes them, and i32
       [shards * rows] or None.
     """
     order = np.argsort(~self.live, axis=1, kind='stable')[:, : fewer.rows]

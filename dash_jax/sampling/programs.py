@@ -305,36 +305,41 @@ class Programs:
     drawn = Drawn(tokens, logprobs, rows.lengths, rows.stopped)
     return rows, rings, drawn
 
-  def lengthen(self, rings: Rings, num_slots: int) -> Rings:
-    """Returns rings with more slots."""
+  def lengthen(
+    self, cache: cache_lib.Cache, slot, num_slots: int
+  ) -> cache_lib.Cache:
+    """Returns a layer's ring with more slots.
+
+    Args:
+      cache: the ring.
+      slot: i32[], `Rings.slot`.
+      num_slots: the new S.
+    """
 
     def resize(cache, slot):
       return cache_lib.resize(cache, slot, num_slots)
 
-    run = jax.shard_map(
+    return jax.shard_map(
       resize, in_specs=(_HEADS, sharding.SAMPLE.spec()), out_specs=_HEADS
-    )
-    caches = tuple(run(cache, rings.slot) for cache in rings.caches)
-    return dataclasses.replace(rings, caches=caches)
+    )(cache, slot)
 
-  def narrow(
-    self, prompts: Prompts | None, rows: Rows, rings: Rings, row, live, prompt
-  ) -> tuple[Prompts | None, Rows, Rings]:
-    """Returns the arrays of fewer rows.
+  def narrow(self, rows: Rows, row, live) -> Rows:
+    """Returns fewer rows.
 
     Args:
-      prompts: None if they stay as they are.
-      rows, rings: of more rows.
+      rows: of more.
       row: i32[B], for each place the place it had.
       live: bool[B], whether it holds a row that goes on.
-      prompt: i32[B], the place of its prompt, of which each row gets a copy, if
-        prompts do not stay.
     """
-    rows = dataclasses.replace(_take(rows, row, _BATCH), stopped=~live)
-    rings = dataclasses.replace(rings, caches=_take(rings.caches, row, _HEADS))
-    if prompts is not None:
-      prompts = _take(prompts, prompt, _PROMPT_SPECS)
-    return prompts, rows, rings
+    return dataclasses.replace(_take(rows, row, _BATCH), stopped=~live)
+
+  def pick(self, cache: cache_lib.Cache, places) -> cache_lib.Cache:
+    """Returns what a layer's cache has at `places`, i32[n], of each shard."""
+    return _take(cache, places, _HEADS)
+
+  def pick_lengths(self, lengths, places):
+    """Returns `Prompts.lengths` at `places`, i32[n], of each shard."""
+    return _take(lengths, places, _BATCH)
 
   def _attend_prompts(self, q, k, v, mask):
     """Runs attention of whole prompts in each shard of rows and heads."""

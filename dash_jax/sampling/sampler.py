@@ -112,8 +112,10 @@ class Sampler:
 
     Raises:
       ValueError: `batch_size` does not divide by G times the mesh's shards of
-        rows, or not even one prompt a shard fits the memory.
+        rows, not even one prompt a shard fits the memory, or the devices do not
+        run such attention.
     """
+    kernels.check(attention)
     self._mesh = jax.sharding.get_mesh()
     source = compiled_lib.find_mesh(params)
     self._moves = source != self._mesh
@@ -178,7 +180,7 @@ class Sampler:
     decoding: decoding_lib.Decoding,
     *,
     limits: np.ndarray | None = None,
-    find_end: Callable[[np.ndarray], int] | None = None,
+    find_end: Callable[[np.ndarray, int], int] | None = None,
   ) -> Iterator[tuple[np.ndarray, calls.Completions]]:
     """Samples G completions for every prompt, and hands out rows that finish.
 
@@ -189,9 +191,10 @@ class Sampler:
       key: the noise of this call; a new one for every optimizer step.
       decoding: how to draw, stop ids included.
       limits: i32[Q, G], tokens of each completion, at most; None is C.
-      find_end: takes a row's tokens so far, and returns how many of them are
-        the completion if its end is among them, else 0. It looks for what is
-        no stop id, such as a text.
+      find_end: takes a row's tokens so far, and how many of these it was asked
+        about before, in vain; returns how many of them are the completion if its
+        end is among them, else 0. It looks for what is no stop id, such as a
+        text.
 
     Yields:
       i64[n], the rows q * G + g that have just finished, and all Completions:

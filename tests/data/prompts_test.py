@@ -113,27 +113,30 @@ def test_a_solution_that_is_too_long_names_a_length_that_is_not():
   assert rows.lengths.max() == fits
 
 
-def test_drop_too_long_drops_only_those_and_counts_them():
-  kept, num_dropped = prompts.drop_too_long(
-    QUESTIONS, Letters(), template='{question}', max_prompt_len=3
+def test_lengths_are_those_of_the_encoded():
+  """So that what fits by them is what `encode` and `encode_solutions` take."""
+  found = prompts.measure(
+    iter(QUESTIONS), Letters(), template='{question}', with_solutions=True
   )
-  assert kept == QUESTIONS[:2]
-  assert num_dropped == 1
-  assert encode(kept, max_prompt_len=3).lengths.tolist() == [3, 1]
+  rows = encode_solutions()
+  assert found.uids.tolist() == rows.prompts.uids.tolist()
+  assert found.prompts.tolist() == rows.prompts.lengths.tolist()
+  assert found.completions.tolist() == rows.lengths[:, 0].tolist()
+  assert found.fit(3, 4).tolist() == [True, True, False]
+  assert found.fit(5, 3).tolist() == [True, False, True]
 
 
-def test_drop_too_long_makes_room_for_eos_behind_solutions():
-  """The longest solution kept must pass `encode_solutions`, which adds EOS."""
-  asked = [batches.Question('q', 'a', uid=n, solution='x' * n) for n in (2, 3)]
-  options = {
-    'template': '{question}',
-    'max_prompt_len': 1,
-    'max_completion_len': 3,
-  }
-  kept, num_dropped = prompts.drop_too_long(asked, Letters(), **options)
-  assert (kept, num_dropped) == (asked[:1], 1)
-  rows = prompts.encode_solutions(kept, Letters(), **options)
-  assert rows.lengths.sum() == 3
+def test_solutions_that_nobody_trains_on_fit():
+  found = prompts.measure(QUESTIONS, Letters(), template='{question}')
+  found.check(max_prompt_len=5, max_completion_len=1)
+  assert found.fit(5, 1).all()
+
+
+def test_no_questions_have_no_lengths():
+  """A process's share may be none."""
+  found = prompts.measure([], Letters(), template='{question}')
+  found.check(max_prompt_len=1, max_completion_len=1)
+  assert found.fit(1, 1).shape == (0,)
 
 
 def test_nothing_to_read_is_an_error():

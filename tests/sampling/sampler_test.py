@@ -3,6 +3,7 @@ against a plain one."""
 
 import copy
 import dataclasses
+import gc
 import logging
 
 import jax
@@ -115,10 +116,13 @@ def test_greedy_decode_equals_argmax_of_full_forwards(params, tiny):
     np.testing.assert_array_equal(rows.tokens[:, sample], expected)
 
 
-def find_pair(tokens):
-  """Returns where the first two neighbours below 75 end, 0 without them."""
-  pairs = (tokens[:-1] < 75) & (tokens[1:] < 75)
-  return int(pairs.argmax()) + 2 if pairs.any() else 0
+def find_pair(tokens, seen=0):
+  """Returns where the first two neighbours below 75 end, 0 without them. Of what
+  was seen before it looks at the last token alone."""
+  begin = max(seen - 1, 0)
+  low = tokens[begin:] < 75
+  pairs = low[:-1] & low[1:]
+  return begin + int(pairs.argmax()) + 2 if pairs.any() else 0
 
 
 WAYS = (
@@ -174,7 +178,7 @@ def test_rows_are_those_of_a_plain_sampler(params, tiny, seed):
       host, tiny, prompts.tokens[q, P - prompts.lengths[q] :],
       jax.random.key(seed), prompts.uids[q], g, limits[q, g], settings,
     )  # fmt: skip
-    end = find_end(np.array(tokens)) if find_end else 0
+    end = find_end(np.array(tokens), 0) if find_end else 0
     n = end or len(tokens)
     for rows in both:
       assert rows.lengths[q, g] == n
@@ -527,13 +531,51 @@ def test_the_peak_is_that_of_the_caches_and_more(params, tiny, sizes):
   assert many - few > 16 * ring
 
 
-def test_a_move_is_measured_with_the_copies_that_it_makes(params, tiny):
-  """Of rings, and of prompts where each row that is left gets its own."""
+def test_a_move_has_but_one_layer_twice_and_is_measured_so(
+  params, tiny, monkeypatch
+):
+  """Rings that get longer, rows that become fewer, and prompts of which each row
+  that is left gets its own."""
+  wait, peaks = jax.block_until_ready, []
+
+  def count_live():
+    gc.collect()
+    return sum(x.nbytes for x in jax.live_arrays())
+
+  def record(x):
+    peaks.append(count_live())
+    return wait(x)
+
+  def put(x):
+    return jax.device_put(np.zeros(x.shape, x.dtype), x.sharding)
+
+  monkeypatch.setattr(jax, 'block_until_ready', record)
   for options in (AT_ONCE, WAVES):
     made = get_sampler(params, tiny, **options)._compiled
-    for rung, fewer in made.ladder.narrower.items():
-      held = compiled.count_bytes(made.narrow[rung]) + made.weight_bytes
-      assert made._measure_move(rung, fewer) > 0.98 * held
+    for rung, other in (
+      *made.ladder.longer.items(), *made.ladder.narrower.items()
+    ):  # fmt: skip
+      before = count_live()
+      prompts, rows, rings = jax.tree.map(put, made._arrays[rung])
+      peaks.clear()
+      if other.slots > rung.slots:
+        found = prompts, rows, made.lengthen(rung, rings)
+      else:
+        of_prompts = None
+        if not compiled.keeps_prompts(rung, other):
+          of_prompts = jnp.zeros(other.prompts, jnp.int32)
+        places = jnp.zeros(other.rows, jnp.int32)
+        found = made.narrow(
+          rung, prompts, rows, rings, places, places > 0, of_prompts
+        )
+      caches = made._measure_move(rung, other) - made.weight_bytes
+      small = sum(x.nbytes for x in jax.tree.leaves((rows, prompts.lengths)))
+      assert caches <= max(peaks) - before <= caches + 3 * small
+      for x, like in zip(
+        *map(jax.tree.leaves, (found, made._arrays[other])), strict=True
+      ):
+        assert (x.shape, x.dtype) == (like.shape, like.dtype)
+      del found, prompts, rows, rings
 
 
 def test_prompts_are_kept_once_for_their_rows(params, tiny):
