@@ -217,6 +217,14 @@ def _check_reference(algorithm):
     " take 'loss'",
   )
   refusals.require(
+    algorithm.kl_coef == 0
+    or algorithm.kl_in == 'reward'
+    or algorithm.kl_estimator != 'k1',
+    "algorithm.kl_estimator='k1' with algorithm.kl_in='loss': its gradient is 0"
+    " in the mean, whatever the reference; take 'k2', 'k3' or"
+    " algorithm.kl_in='reward'",
+  )
+  refusals.require(
     algorithm.kl_coef > 0 or algorithm.kl_schedule == 'constant',
     f'algorithm.kl_schedule={algorithm.kl_schedule!r} changes'
     ' algorithm.kl_coef=0: set it, or take the schedule constant',
@@ -245,8 +253,8 @@ def _check_critic(algorithm):
       refusals.require(
         algorithm[field] == defaults[field],
         f'algorithm.{field}={algorithm[field]} with'
-        f" algorithm.baseline={algorithm.baseline!r}: only 'critic' uses it; take"
-        f' {defaults[field]}',
+        f' algorithm.baseline={algorithm.baseline!r}, which has no use for it:'
+        f' take {defaults[field]}',
       )
     return
   for field, choices in {

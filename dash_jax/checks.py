@@ -398,8 +398,12 @@ def check_mesh(
   rows = {
     'optim.sft_batch_size': config.optim.sft_batch_size,
   }
-  if config.algorithm.name == 'dash' and run.minibatch_size != AUTO:
-    rows['optim.minibatch_size'] = run.minibatch_size
+  minibatch_size = config.optim.minibatch_size
+  if minibatch_size != AUTO and (
+    config.algorithm.name == 'dash'
+    or minibatch_size < config.optim.sft_batch_size
+  ):
+    rows['optim.minibatch_size'] = minibatch_size
   if config.algorithm.name == 'grpo':
     refusals.require(
       run.minibatch_size >= num_shards,

@@ -130,7 +130,7 @@ def default() -> ml_collections.ConfigDict:
           'refill_rounds': 0,  # sampled again where groups carry no signal
           'mask_truncated': False,
           'overlong_len': 0,  # last tokens over which a penalty grows to 1
-          'report_cosine': False,  # of filtered and full gradient; costs both
+          'report_cosine': False,  # of filtered and full gradient, at their cost
           'kl_coef': 0.0,
           'kl_estimator': 'k3',
           'kl_in': 'loss',
@@ -140,7 +140,8 @@ def default() -> ml_collections.ConfigDict:
           'reference': 'frozen',
           'reference_every': 0,  # steps, for 'periodic'
           'reference_decay': 0.0,  # for 'ema'
-          # Of a critic: what later rewards and later errors count, a token on.
+          # What later rewards count, a token on, of a critic and REINFORCE++; and
+          # later errors of a critic.
           'discount': 1.0,
           'gae_lambda': 1.0,
           'value_coef': 0.5,

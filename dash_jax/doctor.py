@@ -155,7 +155,7 @@ def _check_files(workdir):
   problems = []
   for path in sorted(workdir.glob(f'**/{sizes.SIZES_NAME}')):
     try:
-      sizes.Sizes(path.parent, '')
+      sizes.Found(path.parent, '')
     except ValueError as error:
       problems.append(str(error))
   aside = workdir / checkpoint.TORN_NAME

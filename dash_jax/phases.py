@@ -64,14 +64,17 @@ def phases(config, stop_ids: tuple[int, ...]) -> tuple[Phase, ...]:
   """
   sizes, algorithm = config_lib.sizes(config), config.algorithm
   in_reward = algorithm.kl_in == 'reward' and algorithm.kl_coef > 0
+  sft_rows, in_minibatch = config.optim.sft_batch_size, config_lib.AUTO
+  if config.optim.minibatch_size != config_lib.AUTO:
+    in_minibatch = min(config.optim.minibatch_size, sft_rows)
   sft = Phase(
     name='sft',
     title='SFT',
     first_step=0,
     num_steps=algorithm.sft_steps,
-    rows_per_step=config.optim.sft_batch_size,
+    rows_per_step=sft_rows,
     group_size=1,
-    minibatch_size=config.optim.sft_batch_size,
+    minibatch_size=in_minibatch,
     updates=1,
     optimizer=assemble.make_optimizer(
       config,
@@ -79,7 +82,7 @@ def phases(config, stop_ids: tuple[int, ...]) -> tuple[Phase, ...]:
       algorithm.sft_steps,
       config.optim.sft_warmup_steps,
     ),
-    objective=losses.Objective(loss='supervised'),
+    objective=losses.Objective(loss='supervised', is_sampled=False),
     rule=reference.Rule(),
     decoding=decoding.make_decoding(1.0),
   )

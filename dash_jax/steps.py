@@ -92,6 +92,14 @@ def rl_step(
   start = time.perf_counter()
   watch.mark(f'waiting for the rows of step {step + 1}')
   sampled, num_rounds = fed.take(state, step)
+  # None learns before the last has its rows.
+  slowest = sharding.max_over_hosts(
+    {
+      'sample_s': sampled.sample_s,
+      'reward_s': sampled.reward_s,
+      'rounds': num_rounds,
+    }
+  )
   rows, scores = sampled.rows, sampled.scores
   rewards = sampled.rewards
   verified = scores.rewards.reshape(rewards.shape)
@@ -104,12 +112,13 @@ def rl_step(
       lora.join(state.reference, state.frozen),
       rows,
       phase.decoding,
+      room=room,
     )
     kl = credit_lib.find_kl(config, rows, reference)
     penalty = float(state.kl_scale) * config.algorithm.kl_coef * kl
   if phase.objective.value_coef:
     expected = reading.completion_values(
-      parts.model, lora.join(state.params, state.frozen), rows
+      parts.model, lora.join(state.params, state.frozen), rows, room
     )
   shaped = credit_lib.shape_rewards(config, rewards, rows)
   credit = credit_lib.assign(config, shaped, verified, rows, penalty, expected)
@@ -127,7 +136,7 @@ def rl_step(
       'tokens': rows.lengths.sum(),
       'trained_tokens': rows.lengths[keep].sum(),
       'truncated': rows.truncated.sum(),
-      'no_signal': (credit.gain == 0).sum(),
+      'no_signal': (credit.gain == 0).all(axis=1).sum() * keep.shape[1],
       'timeouts': scores.timeouts,
       'errors': scores.errors,
       'staleness': (step - rows.policy_step).sum(),
@@ -150,15 +159,13 @@ def rl_step(
       rewards=rewards, advantages=credit.gain, kept=keep, terms=sampled.terms,
     )  # fmt: skip
   seconds = {
-    'sample_s': sampled.sample_s,
-    'reward_s': sampled.reward_s,
+    'sample_s': slowest['sample_s'],
+    'reward_s': slowest['reward_s'],
     'learn_s': learned_at - scored_at,
     'step_s': learned_at - start,
   }
   if config.algorithm.refill_rounds:
-    values['sampling_rounds'] = sharding.max_over_hosts({'rounds': num_rounds})[
-      'rounds'
-    ]
+    values['sampling_rounds'] = slowest['rounds']
   if config.algorithm.max_staleness:
     values |= {
       'wait_s': scored_at - start,

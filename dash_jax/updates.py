@@ -66,6 +66,8 @@ def make_ready(
   size = phase.minibatch_size
   if size == config_lib.AUTO:
     name = 'optim.minibatch_size'
+    if phase.name == 'sft':  # whose lines are others
+      name += ', SFT'
     known = parts.sizes.recall(name) or 0
     # 0 if any process has none.
     size = -int(sharding.max_over_hosts({'size': -known})['size'])
@@ -104,7 +106,7 @@ def find_minibatch_size(
     except jax.errors.JaxRuntimeError as error:
       if not memory.is_exhausted(error):
         raise
-      need = 2 * room  # that much is not known
+      need = 2 * max(room, 1)  # that much is not known
     if need <= room:
       return size
     if size == unit:
@@ -142,10 +144,10 @@ def learn(
   program = {'model': parts.model, 'objective': phase.objective}
   old, reference = rows.logprobs, None
   if phase.objective.importance_cap:
-    old = _find_logprobs(parts, phase, state, state.params, rows, credit)
+    old = _find_logprobs(parts, phase, room, state, state.params, rows, credit)
   elif phase.objective.loss == 'dpo':
     reference = _find_logprobs(
-      parts, phase, state, state.reference, rows, credit
+      parts, phase, room, state, state.reference, rows, credit
     )
   by_part = np.array_split(np.arange(len(rows.lengths)), phase.updates_a_pass)
   taken, skipped = [], 0
@@ -237,10 +239,10 @@ def _prepare(parts, phase, room, state, rows, credit, old, reference):
   their advantages and which to keep; and their advantages."""
   gain = credit.gain if credit.by_token is None else credit.by_token
   if phase.objective.loss == 'gspo':
-    now = _find_logprobs(parts, phase, state, state.params, rows, credit)
+    now = _find_logprobs(parts, phase, room, state, state.params, rows, credit)
     old = losses.gspo_old_logprobs(now, old, rows.lengths)
   elif phase.objective.loss == 'dpo':
-    now = _find_logprobs(parts, phase, state, state.params, rows, credit)
+    now = _find_logprobs(parts, phase, room, state, state.params, rows, credit)
     beta = parts.config.algorithm.dpo_beta
     gain = losses.dpo_advantages(gain, now, reference, beta)
   pack = functools.partial(
@@ -255,7 +257,7 @@ def _prepare(parts, phase, room, state, rows, credit, old, reference):
   return pack, gain
 
 
-def _find_logprobs(parts, phase, state, trained, rows, credit):
+def _find_logprobs(parts, phase, room, state, trained, rows, credit):
   """Returns f32[Q, G, C] of the rows that are learned from, under the policy as
   it is or the reference."""
   return reading.completion_logprobs(
@@ -263,6 +265,7 @@ def _find_logprobs(parts, phase, state, trained, rows, credit):
     lora.join(trained, state.frozen),
     rows,
     phase.decoding,
+    room=room,
     keep=None if phase.reports_cosine else credit.keep,
   )
 

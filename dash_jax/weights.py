@@ -156,7 +156,8 @@ def load_params(config: ml_collections.ConfigDict, model: llama.Llama) -> dict:
     params = llama.init_params(base, key, dtype)
   if base == model.config:
     return params
-  return lora.join(_make_added(model, key), params)
+  # No key is used twice.
+  return lora.join(_make_added(model, jax.random.fold_in(key, 1)), params)
 
 
 def abstract_params(model: llama.Llama) -> dict:

@@ -126,6 +126,17 @@ def test_sft_has_no_rl_steps():
     ({'sampling__batch_size': 96}, 8, 1, 'sampling.batch_size', '64 or 128'),
     ({'optim__sft_batch_size': 4}, 8, 1, 'sft_batch_size', 'take 8 or 16'),
     ({'optim__minibatch_size': 12}, 8, 1, 'minibatch_size', 'take 8 or 16'),
+    (
+      {
+        'algorithm__name': 'sft',
+        'algorithm__sft_steps': 21,
+        'optim__minibatch_size': 12,
+      },
+      8,
+      1,
+      'optim.minibatch_size',
+      'take 8 or 16',
+    ),
     # 20 questions on 8 shards: 16 or 24 questions of 8 samples.
     ({'algorithm__batch_size': 160}, 8, 1, 'batch_size', '=128 or 192'),
     (

@@ -130,6 +130,9 @@ def test_auto_takes_the_most_rows_that_fit():
   assert updates.find_minibatch_size(measure, 1000, most=7, unit=4) == 8
   with pytest.raises(ValueError, match=r"'auto': .* set model\.remat='layer'"):
     updates.find_minibatch_size(measure, 100, most=64, unit=4)
+  # A device that is full.
+  with pytest.raises(ValueError, match=r"'auto': .* room for 0\.0"):
+    updates.find_minibatch_size(measure, 0, most=64, unit=4)
 
 
 def test_auto_takes_what_fits_and_when_it_goes_on_the_same(
@@ -169,6 +172,28 @@ def test_auto_takes_what_fits_and_when_it_goes_on_the_same(
   (tmp_path / 'sizes.json').write_text('{"here": {"optim.minibatch_size": 0}}')
   with pytest.raises(ValueError, match=r'sizes\.json: .*: remove the file'):
     fit(32)
+
+
+def test_sft_adds_minibatches_up(config, tmp_path):
+  """What is no room for at once is the same step in parts."""
+  config.algorithm.name = 'sft'
+  config.algorithm.sft_steps = 1
+  config.optim.sft_batch_size = 8
+  config.data.max_prompt_len = 40
+  found = []
+  for size in (8, 2):
+    config.optim.minibatch_size = size
+    parts = assemble.build(config, str(tmp_path))
+    with parts.pool:
+      phase, state, room = make_ready(parts, config)
+      assert phase.minibatch_size == size
+      assert room.shapes[0] == (
+        size // 2,
+        96,
+      )  # lines of two rows of 40 + 6 slots
+      _, metrics = steps.sft_step(parts, phase, room, state, 0)
+      found.append([metrics[name] for name in ('loss', 'grad_norm', 'entropy')])
+  assert found[1] == pytest.approx(found[0], rel=1e-4)
 
 
 VARIANTS = {
@@ -257,14 +282,18 @@ def test_every_variant_takes_a_step(config, tmp_path, monkeypatch, name):
     assert kept <= 32 * (1 - truncated)
   elif name == 'dpo':
     assert kept in range(2, 17, 2)  # pairs of at most eight groups
+    assert metrics['zero_signal_fraction'] == 1 - kept / 16
   elif name == 'pods':
     assert kept <= 16
+    # Two rows are taken of each group, and both learned from if any differ.
+    assert metrics['zero_signal_fraction'] == 1 - kept / 16
     assert 0.1 < metrics['gradient_cosine'] < 0.999
   elif name == 'largest':
     assert kept == 5
     assert 0.1 < metrics['gradient_cosine'] < 0.999
   elif name == 'rejection':
     assert kept == round(metrics['accuracy'] * 32)
+    assert 0 < metrics['logprob_gap'] < 1e-5
   elif name == 'refill':
     assert 1 <= metrics['sampling_rounds'] <= 4
     assert metrics['sampled_rows'] == 32 * metrics['sampling_rounds']

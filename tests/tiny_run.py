@@ -99,12 +99,14 @@ def find_port():
 
 def count_bytes(completion, answer, truncated, style):
   """A reward that a model of noise earns, so that there is something to learn:
-  1 for an even number of bytes. With SLOW set it takes its time; while there is a
-  file HOLD it does not end."""
+  1 for an even number of bytes. With SLOW=seconds it takes its time, and with
+  SLOW=seconds@i in process i alone; while there is a file HOLD it does not end."""
   del answer, truncated, style
   while os.path.exists(os.environ.get('HOLD', '')):
     time.sleep(0.01)
-  time.sleep(float(os.environ.get('SLOW', '0')))
+  seconds, _, process = os.environ.get('SLOW', '0').partition('@')
+  if process in ('', os.environ.get('PROCESS_ID')):
+    time.sleep(float(seconds))
   return float(len(completion.encode()) % 2 == 0)
 
 

@@ -162,7 +162,7 @@ def _sum_losses(config, objective, x, weights, values, shared):
     return jnp.sum(jnp.where(mask, x, 0.0))
 
   gap = jnp.abs(logprobs - values['sampled'])
-  if objective.loss == 'supervised':  # solutions of SFT were sampled by nobody
+  if not objective.is_sampled:
     gap = jnp.zeros_like(gap)
   return total(loss * values['weight']), {
     'tokens': total(1.0),

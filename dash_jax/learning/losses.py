@@ -27,6 +27,8 @@ class Objective:
 
   Attributes:
     loss: of LOSSES; see `policy_loss`.
+    is_sampled: whether the rows were; solutions are by nobody, and no gap to a
+      sampler's probabilities is measured.
     clip_low, clip_high: the ratio is clipped to [1 - low, 1 + high].
     clip_dual: where A < 0, the loss is at most this times -A; 0 bounds nothing.
     importance_cap: the loss is multiplied by min(pi_old / pi_sampler, cap), with
@@ -43,6 +45,7 @@ class Objective:
   """
 
   loss: str = 'clip'
+  is_sampled: bool = True
   clip_low: float = 0.2
   clip_high: float = 0.2
   clip_dual: float = 0.0

@@ -68,7 +68,8 @@ def make_room(
   max_completion_len: int,
 ) -> Room:
   """Returns room for `minibatch_size` rows of full length, with a prompt for
-  each group of them; of shorter rows it holds more.
+  each group of them; of shorter rows it holds more. Lines are alike, so that
+  there may be room for a few more.
 
   Args:
     minibatch_size: of all processes; the mesh in use splits its lines.
@@ -79,9 +80,9 @@ def make_room(
   num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
   num_local = len(sharding.local_shards())
   rows = minibatch_size // num_shards
-  in_line = min(rows, max(group_size, _ROWS_A_LINE))
+  num_lines = -(-rows // max(group_size, _ROWS_A_LINE))
+  in_line = -(-rows // num_lines)
   prompts = -(-in_line // group_size)
-  num_lines = rows // in_line
   slots = prompts * max_prompt_len + in_line * max_completion_len
   shapes = [(num_lines, slots)]
   while len(shapes) < _MOST_SHAPES:

@@ -23,6 +23,7 @@ def completion_logprobs(
   rollouts: batches.Rollouts,
   decoding: decoding_lib.Decoding,
   *,
+  room: packing.Room | None = None,
   keep: np.ndarray | None = None,
 ) -> np.ndarray:
   """Returns f32[Q, G, C], log-probabilities of the completions' tokens as the
@@ -33,17 +34,21 @@ def completion_logprobs(
     params: its weights.
     rollouts: NumPy; this process's share.
     decoding: the distribution the rows were sampled from.
+    room: of a minibatch, the learner's; None is the least, a full row a device.
     keep: bool[Q, G], rows to compute; others get 0. None is all.
   """
   if keep is None:
     keep = np.ones(rollouts.lengths.shape, bool)
   return _read_rows(
-    lambda m: _logprobs(model, params, m, decoding), rollouts, keep
+    lambda m: _logprobs(model, params, m, decoding), rollouts, room, keep
   )
 
 
 def completion_values(
-  model: llama.Llama, params: dict, rollouts: batches.Rollouts
+  model: llama.Llama,
+  params: dict,
+  rollouts: batches.Rollouts,
+  room: packing.Room | None = None,
 ) -> np.ndarray:
   """Returns f32[Q, G, C], what the scalar head says before each token of the
   completions; 0 behind a row's end.
@@ -51,15 +56,16 @@ def completion_values(
   Args: as `completion_logprobs`'s.
   """
   keep = np.ones(rollouts.lengths.shape, bool)
-  return _read_rows(lambda m: _values(model, params, m), rollouts, keep)
+  return _read_rows(lambda m: _values(model, params, m), rollouts, room, keep)
 
 
-def _read_rows(find, rollouts, keep):
+def _read_rows(find, rollouts, room, keep):
   """Returns f32[Q, G, C] of what `find` finds in packed minibatches."""
-  _, G, C = rollouts.tokens.shape
-  P = rollouts.prompts.tokens.shape[1]
-  num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
-  room = packing.make_room(num_shards * G, G, P, C)
+  if room is None:
+    _, G, C = rollouts.tokens.shape
+    P = rollouts.prompts.tokens.shape[1]
+    num_shards = sharding.num_batch_shards(jax.sharding.get_mesh())
+    room = packing.make_room(num_shards, G, P, C)
   # One shape, so that nothing compiles after the first call.
   room = dataclasses.replace(room, shapes=room.shapes[:1])
   laid_out = packing.lay_out(rollouts, keep, room)

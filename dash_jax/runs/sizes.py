@@ -17,7 +17,7 @@ from dash_jax.runs import jsonl
 SIZES_NAME = 'sizes.json'
 
 
-class Sizes:
+class Found:
   """The sizes of one process on one mesh, by their names."""
 
   def __init__(self, folder: str | os.PathLike, where: str):

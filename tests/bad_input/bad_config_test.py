@@ -415,8 +415,8 @@ BAD = [
   ),
   (
     {'algorithm.gae_lambda': 0.9},
-    "algorithm.gae_lambda=0.9 with algorithm.baseline='group_mean': only "
-    "'critic' uses it; take 1.0",
+    "algorithm.gae_lambda=0.9 with algorithm.baseline='group_mean', which has no"
+    ' use for it: take 1.0',
   ),
   (
     {'algorithm.kl_in': 'reward'},
@@ -448,6 +448,12 @@ BAD = [
     },
     "optim.moments='int8' with optim.name='muon': only adamw and lion keep "
     "moments in fewer bits; take 'float32'",
+  ),
+  (
+    {'algorithm.kl_coef': 0.1, 'algorithm.kl_estimator': 'k1'},
+    "algorithm.kl_estimator='k1' with algorithm.kl_in='loss': its gradient is 0"
+    " in the mean, whatever the reference; take 'k2', 'k3' or"
+    " algorithm.kl_in='reward'",
   ),
   (
     {'algorithm.kl_in': 'both'},

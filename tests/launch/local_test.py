@@ -68,7 +68,7 @@ def _is_alive(process_id):
 
 def test_four_processes_train_as_one(tmp_path):
   """The same metrics as one process of one device, whose rows four processes
-  share; one of them evaluates nothing."""
+  share; one of them evaluates nothing, and one is slow: a step's seconds are its."""
   alone, together = tmp_path / 'alone', tmp_path / 'together'
   one = tiny_run.start(alone, *_OPTIONS)
   four = tiny_run.start(
@@ -77,6 +77,7 @@ def test_four_processes_train_as_one(tmp_path):
     'mesh.fsdp=4',
     'mesh.multi_host=True',
     launcher=[_SCRIPT, '--processes=4', '--', sys.executable],
+    SLOW='0.3@3',
   )
   for process in (one, four):
     code, output = tiny_run.finish(process)
@@ -90,6 +91,8 @@ def test_four_processes_train_as_one(tmp_path):
     assert [len(r) for r in rows] == [num_rows, num_rows]
     for a, b in zip(*rows, strict=True):
       assert b == pytest.approx(a, abs=1e-5)
+  for row in jsonl.read(together / 'metrics.jsonl'):
+    assert row['reward_s'] > 0.2
   step = 'rollouts/step_000002.jsonl'
   whole, *shares = (
     [(row['uid'], row['completion']) for row in jsonl.read(folder / step)]

@@ -12,7 +12,7 @@ import pytest
 import tiny_rows
 
 from dash_jax import sharding
-from dash_jax.learning import learner, losses, optim, reading
+from dash_jax.learning import learner, losses, optim, packing, reading
 from dash_jax.model import llama
 from dash_jax.sampling import decoding
 
@@ -275,6 +275,37 @@ def test_packed_rows_have_the_gradient_of_rows_apart(mesh, shallow, family):
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), packed, apart
   )
   assert min(np.abs(x).max() for x in jax.tree.leaves(apart)) > 1e-3
+
+
+def test_rows_are_read_a_full_row_at_a_time_or_as_the_learner_learns(
+  mesh, shallow, monkeypatch
+):
+  """A learner that has room for less than a group must not read a whole one."""
+  read, shapes = reading._logprobs, []
+
+  def record(model, params, minibatch, settings):
+    shapes.append(minibatch.slots.shape)
+    return read(model, params, minibatch, settings)
+
+  monkeypatch.setattr(reading, '_logprobs', record)
+  params = tiny_rows.draw_params(shallow)
+  P, C = tiny_rows.P, tiny_rows.C
+  G = ROLLOUTS.lengths.shape[1]
+  for room in (None, packing.make_room(2 * G, G, P, C)):
+    shapes.clear()
+    found = reading.completion_logprobs(
+      llama.Llama(shallow),
+      tiny_rows.put_params(shallow, params),
+      ROLLOUTS,
+      decoding.make_decoding(1.0),
+      room=room,
+    )
+    assert set(shapes) == {room.shapes[0] if room else (1, 16)}  # P + C, of 8s
+    for row in np.ndindex(ROLLOUTS.lengths.shape):
+      expected, _ = plain_logprobs(params, shallow, ROLLOUTS, row)
+      n = ROLLOUTS.lengths[row]
+      np.testing.assert_allclose(found[row][:n], expected, atol=1e-5)
+      assert not found[row][n:].any()
 
 
 @pytest.mark.parametrize('name', ['reinforce', 'cispo', 'gspo', 'dpo'])

@@ -126,6 +126,21 @@ def test_little_of_what_is_computed_is_padding(mesh):
   assert tokens / (Q * (P + G * C)) < 0.4
 
 
+@pytest.mark.parametrize('group_size', [1, 4, 8])
+def test_there_is_room_for_as_many_full_rows_as_asked(mesh, group_size):
+  """Or for a few more, since lines are alike; in no line for more than a group, or
+  two."""
+  P, C = 16, 64
+  for size in range(1, 40):
+    room = packing.make_room(size, group_size, P, C)
+    num_lines, slots = room.shapes[0]
+    in_line = max(
+      n for n in range(9) if -(-n // group_size) * P + n * C <= slots
+    )
+    assert size <= num_lines * in_line < size + num_lines
+    assert in_line <= max(group_size, 2)
+
+
 def test_minibatches_are_of_the_shapes_that_were_made_ready(mesh):
   Q, G, P, C = 5, 4, 16, 64
   room = packing.make_room(16, G, P, C)

@@ -8,18 +8,18 @@ from dash_jax.runs import sizes
 
 
 def test_what_is_written_comes_back_and_elsewhere_nothing_does(tmp_path):
-  found = sizes.Sizes(tmp_path, 'here')
+  found = sizes.Found(tmp_path, 'here')
   found.note('rows', 8)
-  assert sizes.Sizes(tmp_path, 'here').recall('rows') is None
+  assert sizes.Found(tmp_path, 'here').recall('rows') is None
   found.write()
-  again = sizes.Sizes(tmp_path, 'here')
+  again = sizes.Found(tmp_path, 'here')
   assert (again.recall('rows'), again.recall('others')) == (8, None)
-  other = sizes.Sizes(tmp_path, 'there')
+  other = sizes.Found(tmp_path, 'there')
   assert other.recall('rows') is None
   other.note('rows', 4)
   other.write()
-  assert sizes.Sizes(tmp_path, 'here').recall('rows') == 8
-  assert sizes.Sizes(tmp_path, 'there').recall('rows') == 4
+  assert sizes.Found(tmp_path, 'here').recall('rows') == 8
+  assert sizes.Found(tmp_path, 'there').recall('rows') == 4
 
 
 def test_meshes_of_other_shapes_have_other_names():
@@ -37,4 +37,4 @@ def test_meshes_of_other_shapes_have_other_names():
 def test_what_is_damaged_is_refused_with_a_way_out(tmp_path, text):
   (tmp_path / sizes.SIZES_NAME).write_text(text)
   with pytest.raises(ValueError, match=r'sizes\.json: .*: remove the file'):
-    sizes.Sizes(tmp_path, 'a')
+    sizes.Found(tmp_path, 'a')
