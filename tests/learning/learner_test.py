@@ -116,7 +116,7 @@ def plain_step(params, config, *, ref=None, temperature=1.0, objective=None):
       ),
       1.3,
     ),
-    (losses.Objective(loss='supervised'), 1.0),
+    (losses.Objective(loss='supervised', is_sampled=False), 1.0),
     (losses.Objective(value_coef=0.7), 1.0),
     (losses.Objective(importance_cap=1.2, kl_coef=0.2), 1.0),
   ],
