@@ -6,6 +6,8 @@ import ml_collections
 from dash_jax import config as config_lib
 from dash_jax import credit, refusals
 
+_DEFAULT = config_lib.default().algorithm
+
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Refuses an algorithm that cannot run, or fields that it would not use.
@@ -169,13 +171,12 @@ def _check_loss(algorithm):
     algorithm.dpo_beta > 0,
     f'algorithm.dpo_beta={algorithm.dpo_beta}: must be above 0',
   )
-  defaults = config_lib.default().algorithm
   for field in _UNUSED[algorithm.loss]:
     refusals.require(
-      algorithm[field] == defaults[field],
+      algorithm[field] == _DEFAULT[field],
       f'algorithm.{field}={algorithm[field]!r} with'
       f' algorithm.loss={algorithm.loss!r}, which has no use for it: take'
-      f' {defaults[field]!r}',
+      f' {_DEFAULT[field]!r}',
     )
   refusals.require(
     algorithm.clip_dual == 0 or algorithm.clip_dual > 1,
@@ -245,16 +246,15 @@ def _check_critic(algorithm):
       f'algorithm.{field}={algorithm[field]}: must be in [0, 1]',
     )
   if algorithm.baseline != 'critic':
-    defaults = config_lib.default().algorithm
     fields = ['gae_lambda', 'value_coef']
     if not credit.is_plus_plus(algorithm):
       fields.append('discount')
     for field in fields:
       refusals.require(
-        algorithm[field] == defaults[field],
+        algorithm[field] == _DEFAULT[field],
         f'algorithm.{field}={algorithm[field]} with'
         f' algorithm.baseline={algorithm.baseline!r}, which has no use for it:'
-        f' take {defaults[field]}',
+        f' take {_DEFAULT[field]}',
       )
     return
   for field, choices in {

@@ -411,12 +411,17 @@ def _fit(config, encoding, split, asked):
   with_solutions = split == 'train' and config.algorithm.sft_steps > 0
   of_process = slice(jax.process_index(), None, jax.process_count())
   own = asked[of_process]
-  if with_solutions and not all(q.solution for q in own):
-    raise ValueError(
-      f'algorithm.sft_steps={config.algorithm.sft_steps}, but some training'
-      ' questions have no solution: set data.solution_field, or sft_steps=0'
-    )
-  lengths = encoding.measure(own, with_solutions=with_solutions)
+
+  def check(question):
+    if with_solutions and not question.solution:
+      raise ValueError(
+        f'algorithm.sft_steps={config.algorithm.sft_steps}, but some training'
+        ' questions have no solution: set data.solution_field, or sft_steps=0'
+      )
+    return question
+
+  # A file of them is read once.
+  lengths = encoding.measure(map(check, own), with_solutions=with_solutions)
   most = encoding.max_prompt_len, encoding.max_completion_len
   if config.data.too_long == 'error':
     lengths.check(*most)

@@ -13,6 +13,7 @@ import glob
 import os
 import pathlib
 import re
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -130,7 +131,7 @@ def find_programs(path: str | os.PathLike) -> dict[str, float]:
     if spans:
       # Beside a device, the host's are of those who begin its programs.
       found = by_device if plane.name.startswith('/device:') else by_host
-      found.append({name: _measure(s) for name, s in spans.items()})
+      found.append({name: measure(s) for name, s in spans.items()})
   by_device = by_device or by_host
   names = {name for seconds in by_device for name in seconds}
   means = {
@@ -140,7 +141,7 @@ def find_programs(path: str | os.PathLike) -> dict[str, float]:
   return dict(sorted(means.items(), key=lambda item: -item[1]))
 
 
-def _measure(spans):
+def measure(spans: Iterable[tuple[float, float]]) -> float:
   """Returns the seconds that at least one of some spans covers, in ns."""
   covered, end = 0.0, 0.0
   for start, stop in sorted(spans):

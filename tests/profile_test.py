@@ -102,4 +102,4 @@ def test_a_supervised_step_samples_nothing():
 
 
 def test_spans_that_overlap_count_once():
-  assert profile._measure([(0, 4e9), (1e9, 2e9), (3e9, 6e9), (8e9, 9e9)]) == 7
+  assert profile.measure([(0, 4e9), (1e9, 2e9), (3e9, 6e9), (8e9, 9e9)]) == 7

@@ -187,10 +187,8 @@ def test_sft_adds_minibatches_up(config, tmp_path):
     with parts.pool:
       phase, state, room = make_ready(parts, config)
       assert phase.minibatch_size == size
-      assert room.shapes[0] == (
-        size // 2,
-        96,
-      )  # lines of two rows of 40 + 6 slots
+      # Lines of two rows of 40 + 6 slots.
+      assert room.shapes[0] == (size // 2, 96)
       _, metrics = steps.sft_step(parts, phase, room, state, 0)
       found.append([metrics[name] for name in ('loss', 'grad_norm', 'entropy')])
   assert found[1] == pytest.approx(found[0], rel=1e-4)

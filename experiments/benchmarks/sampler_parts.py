@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dash_jax import sharding
+from dash_jax import profile, sharding
 from dash_jax.model import llama, presets
 from dash_jax.planning import work
 from dash_jax.sampling import decoding, sampler
@@ -125,11 +125,7 @@ def _busy_s(folder) -> float:
       ]
   if not spans:
     raise RuntimeError(f'{path}: it names no program that ran')
-  busy, end = 0.0, 0.0
-  for start, stop in sorted(spans):
-    busy += max(stop - max(start, end), 0.0)
-    end = max(end, stop)
-  return busy / 1e9
+  return profile.measure(spans)
 
 
 @dataclasses.dataclass(frozen=True)
